@@ -1,0 +1,149 @@
+"""The command ``dlrm-mtl``. Heavy imports happen inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlrm_mtl.errors import EXIT_CODE, UserError
+
+app = typer.Typer(
+    help="Train and use multitask ranking models on sharded embedding tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Check configuration files, and print their schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as configs/kuairand_mmoe.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=3. May be repeated."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe.")]
+CheckpointName = Annotated[str, typer.Option("--checkpoint", help="`best`, `latest` or `step_N`.")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME, from the configuration.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the run's folder, if any.")] = False,
+) -> None:
+    """Train a model and evaluate its best checkpoint on the test split.
+
+    Alone it uses one process. For several: torchrun --nproc-per-node 2 -m dlrm_mtl train CONFIG, or torchx run
+    launchers/train.py:ddp, on one host or many.
+    """
+    from dlrm_mtl.config.load import load_config
+    from dlrm_mtl.doctor import check_or_raise
+
+    check_or_raise()
+    loaded = load_config(config, overrides)
+    from dlrm_mtl.training.interruption import Interrupted
+    from dlrm_mtl.training.run import run_training
+
+    folder = output or Path("runs") / loaded.name
+    try:
+        run_training(loaded, folder, resume)
+    except Interrupted as stopped:
+        if _speaks():
+            print(f"{stopped}; go on with --output {folder} --resume", flush=True)
+        raise SystemExit(128 + stopped.number) from None
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(help="The split of the data set to evaluate on.")] = "test",
+    checkpoint: CheckpointName = "best",
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a trained run on a split of its data set."""
+    from dlrm_mtl.training.use import evaluate_run
+
+    evaluate_run(run, split, checkpoint, overrides)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    input: Annotated[Path, typer.Option(help="Parquet file, or folder of them, with the columns of the run's features.")],
+    output: Annotated[Path, typer.Option(help="Parquet file to write: one row per input row, in the same order.")],
+    carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
+    checkpoint: CheckpointName = "best",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows that are in memory at a time.")] = 8192,
+) -> None:
+    """Predict every task's probability for the rows of Parquet files, in constant memory."""
+    from dlrm_mtl.training.use import predict_run
+
+    predict_run(run, input, output, carry or [], checkpoint, batch_size)
+
+
+@app.command()
+def prepare(
+    adapter: Annotated[str, typer.Argument(metavar="DATASET", help="The published data set; `kuairand` is KuaiRand-Pure.")],
+    input: Annotated[Path, typer.Option(help="Folder with the published raw files.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+) -> None:
+    """Turn a published data set into Parquet files and dataset.yaml."""
+    from dlrm_mtl.data.prepare import prepare_dataset
+
+    prepare_dataset(adapter, input, output)
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, devices and backends, and check that they fit together; exit code 1 if they don't."""
+    from rich.console import Console
+
+    from dlrm_mtl.doctor import problems, report
+
+    console = Console(highlight=False)
+    console.print(report())
+    found = problems(thorough=True)
+    for problem in found:
+        console.print(f"problem: {problem}", soft_wrap=True)
+    if found:
+        raise SystemExit(1)
+    console.print("All is well.")
+
+
+@config_app.command("check")
+def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a configuration file and say what is wrong with it."""
+    from dlrm_mtl.config.load import load_config
+
+    loaded = load_config(file, overrides)
+    tasks = ", ".join(task.name for task in loaded.tasks)
+    print(f"{file}: valid; run {loaded.name!r}, tasks {tasks}, {loaded.model.multitask.name} on {loaded.data.path}")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configuration files, for editors."""
+    from dlrm_mtl.config.load import json_schema
+
+    print(json_schema())
+
+
+def _speaks() -> bool:
+    """Whether this process prints what all processes of its host have to say."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is printed as it is and leaves with exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        if _speaks() or error.local:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CODE)

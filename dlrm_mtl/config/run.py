@@ -1,0 +1,45 @@
+"""What a run is: the root of its configuration."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.data.config import DataConfig
+from dlrm_mtl.embeddings.config import ShardingConfig
+from dlrm_mtl.models.config import ModelConfig
+from dlrm_mtl.optim.config import OptimizerConfig
+from dlrm_mtl.tasks.config import TaskConfig
+from dlrm_mtl.training.config import TrainingConfig
+
+
+class RunConfig(Strict):
+    """Everything that determines a run. Two runs with the same configuration give the same model."""
+
+    name: str
+    """Name of the run; its folder is runs/NAME unless `--output` says otherwise."""
+    seed: int = Field(default=1, ge=0)
+    """Determines initial weights, the order of rows and dropout."""
+    data: DataConfig
+    """Which rows and columns are read, and in which order."""
+    tasks: list[TaskConfig] = Field(min_length=1)
+    """What the model predicts."""
+    model: ModelConfig = ModelConfig()
+    """Tables, interaction, multitask architecture and towers."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """What trains the tables and everything else."""
+    sharding: ShardingConfig = ShardingConfig()
+    """How the tables are spread over processes."""
+    training: TrainingConfig = TrainingConfig()
+    """How long to train, and what to do on the way."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: list[TaskConfig]) -> list[TaskConfig]:
+        names = [task.name for task in tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the task {twice[0]!r} is listed twice; give every task its own name.")
+        if "mean" in names:
+            raise ValueError("no task may be called 'mean', which stands for the mean over tasks; rename it.")
+        return tasks

@@ -1,0 +1,67 @@
+"""The ``model.embeddings`` and ``sharding`` parts of a run's configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dlrm_mtl.config.strict import Strict
+
+Pooling = Literal["sum", "mean"]
+
+ShardingType = Literal[
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+
+
+class TableOverride(Strict):
+    """What one table does differently from the others."""
+
+    dim: int | None = Field(default=None, gt=0, multiple_of=4)
+    """Columns of the table; a multiple of 4."""
+    pooling: Pooling | None = None
+    """How the rows of a bag become one vector."""
+    init_std: float | None = Field(default=None, ge=0)
+    """Standard deviation of the initial weights."""
+
+
+class EmbeddingsConfig(Strict):
+    """The embedding tables: one per vocabulary, shared by all features with that vocabulary."""
+
+    dim: int = Field(default=16, gt=0, multiple_of=4)
+    """Columns of every table; a multiple of 4."""
+    pooling: Pooling = "mean"
+    """How the rows of a bag become one vector; the same thing for features with one id a row."""
+    init_std: float = Field(default=0.01, ge=0)
+    """Standard deviation of the initial weights (normal, mean 0)."""
+    tables: dict[str, TableOverride] = {}
+    """Exceptions, by name of the table: that of the feature which owns its vocabulary."""
+
+
+class TableSharding(Strict):
+    """How one table is spread over processes."""
+
+    type: ShardingType | Literal["auto"] = "auto"
+    """The sharding type; `auto` leaves it to the planner."""
+    column_shards: int | None = Field(default=None, gt=0)
+    """Parts the columns are cut into (column_wise, table_column_wise, grid_shard); each is a multiple of 4 wide.
+    Default: one per process (column_wise), per process of a host (table_column_wise) or per host (grid_shard)."""
+
+
+class ShardingConfig(Strict):
+    """How the tables are spread over processes, hosts and devices. No choice here changes the trained model."""
+
+    default: ShardingType | Literal["auto"] = "auto"
+    """The sharding type of tables without an entry in `tables`; `auto` leaves it to TorchRec's planner."""
+    tables: dict[str, ShardingType | TableSharding] = {}
+    """Exceptions, by name of the table."""
+    processes_per_host: int | None = Field(default=None, gt=0)
+    """Processes that count as one host for table_row_wise, table_column_wise and grid_shard. Default: what the launcher says
+    (LOCAL_WORLD_SIZE); a smaller number lets one machine stand for several hosts."""

@@ -1,0 +1,116 @@
+"""From features to tables: which tables there are, and their initial weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
+
+from dlrm_mtl.data.spec import DatasetSpec, suggest
+from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
+from dlrm_mtl.errors import UserError
+
+INIT_BLOCK_ROWS = 4096
+"""Rows that share one random generator. Part of what a seed means: changing it changes every model."""
+
+
+def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[EmbeddingBagConfig]:
+    """One table per vocabulary that ``features`` use, named after its owner, in the order of first use.
+
+    Raises:
+        UserError: an entry of ``config.tables`` names no table.
+    """
+    members: dict[str, list[str]] = {}
+    for feature in features:
+        members.setdefault(spec.vocabulary_owner(feature), []).append(feature)
+    for name in config.tables:
+        if name not in members:
+            raise UserError(f"model.embeddings.tables.{name}: there is no such table; {suggest(name, members)}.")
+    overrides = {name: config.tables.get(name, TableOverride()) for name in members}
+    return [
+        EmbeddingBagConfig(
+            name=name,
+            num_embeddings=spec.vocabulary_size(name),
+            embedding_dim=overrides[name].dim or config.dim,
+            feature_names=names,
+            # Means are taken in the model: TorchRec's own adds 1e-6 to the divisor under some sharding types and forgets
+            # to divide under grid_shard, so its result depends on the plan.
+            pooling=PoolingType.SUM,
+        )
+        for name, names in members.items()
+    ]
+
+
+def build_tables(tables: list[EmbeddingBagConfig]) -> EmbeddingBagCollection:
+    """The collection on the meta device: no memory is taken before it is sharded."""
+    return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+
+
+def mean_features(tables: list[EmbeddingBagConfig], config: EmbeddingsConfig) -> set[str]:
+    """The features whose bags become the mean of their rows; the others become the sum."""
+    return {
+        feature
+        for table in tables
+        for feature in table.feature_names
+        if (table.name in config.tables and config.tables[table.name].pooling or config.pooling) == "mean"
+    }
+
+
+def init_std(table: str, config: EmbeddingsConfig) -> float:
+    """The standard deviation of the initial weights of ``table``."""
+    override = config.tables.get(table)
+    return config.init_std if override is None or override.init_std is None else override.init_std
+
+
+def table_weights(model: nn.Module) -> dict[str, Any]:
+    """Weights [rows, dim] of every table in ``model``, by name of the table.
+
+    A sharded table is a ShardedTensor; one of which every process holds a full copy is a Tensor.
+    """
+    return {table_name(key): value for key, value in model.state_dict().items() if is_table(key)}
+
+
+def is_table(parameter: str) -> bool:
+    """Whether the name of a parameter is that of a table."""
+    return ".embedding_bags." in parameter
+
+
+def table_name(parameter: str) -> str:
+    """The table that the parameter of this name belongs to."""
+    return parameter.split(".")[-2]
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, config: EmbeddingsConfig, seed: int) -> None:
+    """Fill the local shards of every table of a sharded model.
+
+    The weights of a row depend on the seed, the table's name and the row only, so they are the same under every sharding
+    plan and world size.
+    """
+    for table, weight in table_weights(model).items():
+        std, key = init_std(table, config), f"{seed}/{table}"
+        if isinstance(weight, ShardedTensor):
+            for shard in weight.local_shards():
+                row, column = shard.metadata.shard_offsets
+                fill_rows(shard.tensor, row, column, int(weight.size(1)), std, key)
+        else:
+            fill_rows(weight, 0, 0, weight.shape[1], std, key)
+
+
+def fill_rows(weight: Tensor, row: int, column: int, columns: int, std: float, key: str) -> None:
+    """Fill ``weight`` [rows, n], the part at (``row``, ``column``) of a table with ``columns`` columns, from N(0, std^2).
+
+    Every block of rows has a generator of its own, seeded by ``key`` and the block's number.
+    """
+    rows, width = weight.shape
+    for block in range(row // INIT_BLOCK_ROWS, -(-(row + rows) // INIT_BLOCK_ROWS)):
+        start = block * INIT_BLOCK_ROWS
+        digest = hashlib.blake2b(f"{key}/{block}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        values = torch.empty(INIT_BLOCK_ROWS, columns).normal_(0.0, 1.0, generator=generator).mul_(std)
+        first, last = max(row, start), min(row + rows, start + INIT_BLOCK_ROWS)
+        weight[first - row : last - row].copy_(values[first - start : last - start, column : column + width])

@@ -1,0 +1,71 @@
+"""Dropout that does not depend on the number of processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_MIX = 0x9E3779B97F4A7C15
+_MASK = (1 << 63) - 1
+
+
+class DropoutStream:
+    """Where the masks of a model's :class:`LaneDropout` layers come from: the seed, the step and the local lanes.
+
+    A global batch is the concatenation of equal slices of all lanes, and a process holds the slices of its own lanes. Masks
+    are drawn per (seed, layer, step, lane), so a row gets the same mask on any number of processes, and a resumed run needs
+    no state of a random generator.
+    """
+
+    def __init__(self, seed: int, lanes: range) -> None:
+        self.seed = seed
+        self.lanes = lanes
+        self.step = 0
+
+    def uniform(self, layer: int, rows: int, width: int, device: torch.device) -> Tensor:
+        """Random numbers in [0, 1) of shape [rows, width] for one layer at the current step."""
+        per_lane = rows // len(self.lanes)
+        draws = []
+        for lane in self.lanes:
+            key = 0
+            for part in (self.seed, layer, self.step, lane):
+                key = ((key ^ part) * _MIX + 0x632BE59BD9B4E019) & _MASK
+                key ^= key >> 29
+            generator = torch.Generator(device).manual_seed(key)
+            draws.append(torch.rand(per_lane, width, device=device, generator=generator))
+        return torch.cat(draws)
+
+
+class LaneDropout(nn.Module):
+    """Dropout of rows [B, ...] whose mask is a function of (seed, layer, step, lane), see :class:`DropoutStream`.
+
+    Without a stream (in somebody else's trainer) it is ordinary dropout.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.layer = 0
+        self.stream: DropoutStream | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero elements of ``x`` [B, ...] with probability p and scale the others by 1 / (1 - p); the identity in evaluation."""
+        if not self.training or self.p == 0.0:
+            return x
+        if self.stream is None:
+            return F.dropout(x, self.p)
+        draws = self.stream.uniform(self.layer, x.shape[0], x[0].numel(), x.device)
+        return x * (draws >= self.p).to(x.dtype).reshape(x.shape) / (1.0 - self.p)
+
+    def extra_repr(self) -> str:
+        """Show p in the module's printed form."""
+        return f"p={self.p}"
+
+
+def connect_dropout(model: nn.Module, stream: DropoutStream) -> None:
+    """Let every :class:`LaneDropout` in ``model`` draw from ``stream``, each as a layer of its own."""
+    layers = [module for module in model.modules() if isinstance(module, LaneDropout)]
+    for number, layer in enumerate(layers):
+        layer.layer = number
+        layer.stream = stream

@@ -1,0 +1,87 @@
+"""The ``optimizer`` part of a run's configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dlrm_mtl.config.strict import Strict
+
+LearningRate = Annotated[float, Field(gt=0)]
+
+
+class RowWiseAdagradConfig(Strict):
+    """FBGEMM's fused AdaGrad with one accumulator per row: the mean of the row's squared gradients."""
+
+    name: Literal["rowwise_adagrad"] = "rowwise_adagrad"
+    learning_rate: LearningRate = 0.02
+    """Step size."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the accumulator."""
+
+
+class SparseSGDConfig(Strict):
+    """FBGEMM's fused stochastic gradient descent: w <- w - learning_rate g."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: LearningRate = 0.1
+    """Step size."""
+
+
+class AdamConfig(Strict):
+    """Adam with decoupled weight decay (AdamW)."""
+
+    name: Literal["adam"] = "adam"
+    learning_rate: LearningRate = 1e-3
+    """Step size."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: float = Field(default=1e-8, ge=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+
+
+class AdagradConfig(Strict):
+    """AdaGrad with one accumulator per parameter."""
+
+    name: Literal["adagrad"] = "adagrad"
+    learning_rate: LearningRate = 0.01
+    """Step size."""
+    initial_accumulator_value: float = Field(default=0.1, ge=0)
+    """What the accumulators start from."""
+    eps: float = Field(default=1e-10, ge=0)
+    """Added to the root of the accumulator."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty, added to the gradient."""
+
+
+class DenseSGDConfig(Strict):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: LearningRate = 0.1
+    """Step size."""
+
+
+class ScheduleConfig(Strict):
+    """A factor on both learning rates, by step: linear warm-up, then constant, linear or cosine decay."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the factor rises from near 0 to 1."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the factor falls after the warm-up, until the last step of the run."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """The factor at the last step."""
+
+
+class OptimizerConfig(Strict):
+    """What trains the tables (`sparse`) and everything else (`dense`)."""
+
+    sparse: Annotated[RowWiseAdagradConfig | SparseSGDConfig, Field(discriminator="name")] = RowWiseAdagradConfig()
+    """The optimizer of the embedding tables."""
+    dense: Annotated[AdamConfig | AdagradConfig | DenseSGDConfig, Field(discriminator="name")] = AdamConfig()
+    """The optimizer of all other parameters."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning-rate schedule."""

@@ -1,0 +1,178 @@
+"""Checkpoints: written under a temporary name, renamed when complete, loadable under another plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from dlrm_mtl.errors import UserError
+from dlrm_mtl.optim.build import Optimizers
+from dlrm_mtl.training.model import ShardedModel
+
+PROGRESS_FILE = "progress.json"
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all of its state that is not a tensor."""
+
+    step: int = 0
+    """Steps taken; the next step has this number."""
+    best_step: int | None = None
+    """Step of the best checkpoint."""
+    best_value: float | None = None
+    """Its value of the watched metric."""
+    evaluations_without_improvement: int = 0
+    """For early stopping."""
+    seconds: float = 0.0
+    """Time spent training, over all attempts."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What the order of rows depends on; a resumed run must have the same."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``step_N`` folders, and the files ``latest`` and ``best`` that name one of them."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def path(self, name: str) -> Path:
+        """The folder of checkpoint ``latest``, ``best`` or ``step_N``.
+
+        Raises:
+            UserError: there is no such checkpoint.
+        """
+        pointer = self.folder / name
+        if name in ("latest", "best") and pointer.is_file():
+            pointer = self.folder / pointer.read_text(encoding="utf-8").strip()
+        if not (pointer / PROGRESS_FILE).is_file():
+            there = ", ".join(sorted(p.name for p in self.folder.glob("*") if not p.name.endswith(".tmp")))
+            raise UserError(f"{self.folder}: there is no checkpoint {name!r}; there is {there or 'none at all yet'}.")
+        return pointer
+
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return (self.folder / "latest").is_file()
+
+    def save(self, model: ShardedModel, optimizers: Optimizers, progress: Progress) -> None:
+        """Write ``step_N``; to be called on every process. A checkpoint either exists as a whole or not at all."""
+        name = f"step_{progress.step:08d}"
+        target, temporary = self.folder / name, self.folder / f"{name}.tmp"
+        main = dist.get_rank() == 0
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob("*.tmp"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        dist.barrier()
+        if not target.is_dir():
+            dcp.save(state_dict(model, optimizers), checkpoint_id=temporary)
+            if main:
+                _write(temporary / PROGRESS_FILE, json.dumps({"format": FORMAT, **asdict(progress)}, indent=1))
+                os.rename(temporary, target)
+        elif main:
+            _write(target / PROGRESS_FILE, json.dumps({"format": FORMAT, **asdict(progress)}, indent=1))
+        if main:
+            _write(self.folder / "latest", name)
+            if progress.best_step == progress.step:
+                _write(self.folder / "best", name)
+            self._remove_old(progress)
+        dist.barrier()
+
+    def _remove_old(self, progress: Progress) -> None:
+        best = f"step_{progress.best_step:08d}" if progress.best_step is not None else None
+        others = [path for path in sorted(self.folder.glob("step_*")) if path.is_dir() and path.name != best]
+        for path in others[: -self.keep]:
+            shutil.rmtree(path)
+
+    def load(self, name: str, model: ShardedModel, optimizers: Optimizers | None = None) -> Progress:
+        """Load a checkpoint into ``model`` and, to train on, ``optimizers``; to be called on every process.
+
+        Raises:
+            UserError: there is no such checkpoint, or it belongs to another model or optimizer.
+        """
+        path = self.path(name)
+        if optimizers is not None:
+            optimizers.allocate()
+        wanted = state_dict(model, optimizers)
+        _check_fits(wanted, path)
+        dcp.load(wanted, checkpoint_id=path)
+        model.module.load_state_dict(model.module.state_dict())
+        content = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
+        content.pop("format")
+        return Progress(**content)
+
+
+def state_dict(model: ShardedModel, optimizers: Optimizers | None) -> dict[str, Any]:
+    """All tensors of a run under names that do not depend on the plan; they are the live ones, so loading fills them."""
+    state: dict[str, Any] = {"tables": model.table_weights(), "dense": model.dense_weights()}
+    if optimizers is not None:
+        state["table_state"] = optimizers.table_state()
+        state["dense_state"] = optimizers.dense_state()
+    return state
+
+
+def _check_fits(wanted: dict[str, Any], path: Path) -> None:
+    try:
+        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    except Exception as error:
+        raise UserError(f"{path}: this checkpoint cannot be read ({error}); resume from another one.") from None
+    sizes = {key: tuple(value.size) for key, value in stored.items() if isinstance(value, TensorStorageMetadata)}
+    flat: dict[str, tuple[int, ...]] = {}
+    for names in _gather({key: tuple(value.size()) for key, value in _flatten(wanted).items()}):
+        flat.update(names)  # a process knows the optimizer state of its own shards only
+    for key, size in flat.items():
+        if key not in sizes:
+            raise UserError(
+                f"{path}: this is a checkpoint of another model or optimizer: it holds no {key}; "
+                "use the configuration that lies in its run's folder."
+            )
+        if sizes[key] != size:
+            raise UserError(
+                f"{path}: this is a checkpoint of another model or sharding: its {key} has the size {list(sizes[key])} "
+                f"and the configuration wants {list(size)}; use the configuration that lies in its run's folder."
+            )
+    parts = {key.split(".")[0] for key in flat}
+    extra = sorted(key for key in sizes if key.split(".")[0] in parts and key not in flat)
+    if extra:
+        raise UserError(
+            f"{path}: this is a checkpoint of another model: it holds {extra[0]}, which the configuration does not have; "
+            "use the configuration that lies in its run's folder."
+        )
+
+
+def _gather(value: Any) -> list[Any]:
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{name}."))
+        elif isinstance(value, torch.Tensor) or hasattr(value, "local_shards"):
+            flat[name] = value
+    return flat
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a small file so that it is seen either before or after, never in between."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,37 @@
+"""The ``training`` part of a run's configuration."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from dlrm_mtl.config.strict import Strict
+
+
+class EarlyStoppingConfig(Strict):
+    """When to stop before the last epoch."""
+
+    metric: str = "mean/auc"
+    """What to watch on the validation split: `TASK/METRIC`, or `mean/METRIC` for the mean over tasks. The best checkpoint is
+    chosen by it as well."""
+    patience: int = Field(default=3, ge=0)
+    """Evaluations without improvement before training stops; 0 never stops early."""
+
+
+class TrainingConfig(Strict):
+    """How long to train, and what to do on the way."""
+
+    epochs: int = Field(default=1, gt=0)
+    """Passes over the training split."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Stop after this many steps; default: at the end of the last epoch."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations on the validation split; default: once at the end of every epoch. The last step is always
+    followed by one."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Steps between checkpoints; default: whenever the validation split is evaluated."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """Checkpoints that are kept besides the best one."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps between entries in metrics.jsonl and TensorBoard."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """When to stop before the last epoch."""

@@ -1,0 +1,48 @@
+"""Leaving cleanly after Ctrl-C or SIGTERM: finish the step, save a checkpoint, say how to go on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType, TracebackType
+
+GRACE_SECONDS = 5.0
+"""One Ctrl-C reaches a worker twice, from the terminal and from its launcher; only a later signal counts as a second one."""
+
+
+class Interrupted(Exception):
+    """Training stopped after a signal and a checkpoint; the command line leaves with 128 + the signal's number."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Interruption:
+    """While active, notes the first SIGINT or SIGTERM instead of dying from it; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._noted_at = 0.0
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.signal:
+            self.signal, self._noted_at = number, time.monotonic()
+        elif time.monotonic() - self._noted_at > GRACE_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()

@@ -1,0 +1,210 @@
+"""The training loop. Read this file to know what a run does."""
+
+from __future__ import annotations
+
+import math
+import time
+from signal import SIGTERM
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import record_function
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.errors import UserError
+from dlrm_mtl.optim.build import Optimizers
+from dlrm_mtl.tasks.losses import TaskLosses
+from dlrm_mtl.training.checkpoint import Checkpoints, Progress
+from dlrm_mtl.training.distributed import Process
+from dlrm_mtl.training.evaluation import evaluate
+from dlrm_mtl.training.interruption import Interrupted, Interruption
+from dlrm_mtl.training.journal import Journal
+from dlrm_mtl.training.model import ShardedModel
+from dlrm_mtl.training.progress import Bar
+
+
+class Trainer:
+    """Trains a model from where ``progress`` stands to the end of the run, or to a signal.
+
+    Every process runs the same loop on its own lanes; the first one also shows and writes things.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        process: Process,
+        model: ShardedModel,
+        optimizers: Optimizers,
+        train_data: BatchLoader,
+        validation_data: BatchLoader | None,
+        checkpoints: Checkpoints,
+        journal: Journal | None,
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.process = process
+        self.model = model
+        self.optimizers = optimizers
+        self.train_data = train_data
+        self.validation_data = validation_data
+        self.checkpoints = checkpoints
+        self.journal = journal
+        self.progress = progress
+        self.losses = TaskLosses(config.tasks, process.device)
+        self.total_steps = total_steps(config, train_data)
+        self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
+        self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
+        self.interruption = Interruption()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or early stopping says so."""
+        patience = self.config.training.early_stopping.patience
+        impatient = 0 < patience <= self.progress.evaluations_without_improvement
+        return impatient or self.progress.step >= self.total_steps
+
+    def train(self) -> None:
+        """Take the remaining steps.
+
+        Raises:
+            Interrupted: a signal came; the checkpoint ``latest`` holds the state.
+            UserError: a row of the data cannot be used, or a loss is no longer finite.
+        """
+        bar = Bar("train", self.total_steps, self.process.is_main, done=self.progress.step)
+        with self.interruption, bar:
+            while not self.finished:
+                epoch, start_step = divmod(self.progress.step, self.train_data.steps_per_epoch)
+                self._train_epoch(epoch, start_step, bar)
+
+    def _train_epoch(self, epoch: int, start_step: int, bar: Bar) -> None:
+        window = Window(self.process, self.losses.names)
+        self.model.module.train()
+        for batch in self.train_data.epoch(epoch, start_step):
+            window.add(self.step(batch.to(self.process.device, non_blocking=True)), self.config.data.batch_size)
+            self.progress.step += 1
+            step, last, stop = self.progress.step, self.progress.step == self.total_steps, 0
+            if step % self.config.training.log_every == 0 or last:
+                values, stop = window.close(step, self.train_data.wait_seconds, self.interruption.signal)
+                self._log(step, epoch, values, bar)
+            if step % self.evaluate_every == 0 or last:
+                self.validate()
+                self.save()
+                window.restart()
+            elif step % self.checkpoint_every == 0 or stop:
+                self.save()
+            if stop:
+                raise Interrupted(stop, f"stopped after step {step} of {self.total_steps}; the checkpoint is saved")
+            if self.finished:
+                return
+
+    def step(self, batch: Batch) -> Tensor:
+        """Take one training step; return this process's parts of the tasks' losses [T]."""
+        self.model.dropout.step = self.progress.step
+        self.optimizers.prepare(self.progress.step)
+        totals = batch.weights.sum(dim=0)  # [T]
+        dist.all_reduce(totals)
+        with record_function("## forward ##"):
+            logits = self.model.module(batch)
+        loss, parts = self.losses(logits, batch.labels, batch.weights, totals)
+        with record_function("## backward ##"):
+            loss.backward()
+        with record_function("## optimizer step ##"):
+            self.optimizers.step()
+        return parts
+
+    def _log(self, step: int, epoch: int, values: dict[str, float], bar: Bar) -> None:
+        self.progress.seconds += values["seconds"]
+        losses = " ".join(f"{name} {values[f'loss/{name}']:.4f}" for name in self.losses.names)
+        wait = values["data_wait_share"]
+        bar.update(step, f"{values['rows_per_second']:,.0f} rows/s  loss {losses}  data wait {wait:.0%}")
+        if self.journal:
+            self.journal.write("train", step, {**values, "epoch": epoch + 1, "rate_factor": self.optimizers.factor})
+
+    def validate(self) -> None:
+        """Evaluate on the validation split and note whether it is the best so far."""
+        if self.validation_data is None:
+            return
+        with Bar("validate", self.validation_data.steps_per_epoch, self.process.is_main) as bar:
+            metrics = evaluate(self.model, self.validation_data, self.config.tasks, self.process.device, bar.update)
+        watched = self.config.training.early_stopping.metric
+        value = metrics[watched]
+        better = lower_is_better(watched)
+        best = self.progress.best_value
+        if best is None or (value < best if better else value > best):
+            self.progress.best_value, self.progress.best_step = value, self.progress.step
+            self.progress.evaluations_without_improvement = 0
+        else:
+            self.progress.evaluations_without_improvement += 1
+        if self.journal:
+            self.journal.write("validation", self.progress.step, metrics)
+            scores = "  ".join(f"{task.name} {metrics[f'{task.name}/auc']:.4f}" for task in self.config.tasks)
+            mark = "  (best so far)" if self.progress.best_step == self.progress.step else ""
+            print(f"step {self.progress.step}: validation {watched} {value:.4f}{mark}; AUC {scores}", flush=True)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.checkpoints.save(self.model, self.optimizers, self.progress)
+
+
+class Window:
+    """Losses and speed since the last entry in the log."""
+
+    def __init__(self, process: Process, names: list[str]) -> None:
+        self.process = process
+        self.names = names
+        self.waited = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, without the time that went into something else than training."""
+        self.parts: list[Tensor] = []
+        self.rows = 0
+        self.start = time.monotonic()
+
+    def add(self, parts: Tensor, rows: int) -> None:
+        """Add one step."""
+        self.parts.append(parts)
+        self.rows += rows
+
+    def close(self, step: int, wait_seconds: float, signal: int) -> tuple[dict[str, float], int]:
+        """Average over the window and begin the next one; to be called on every process.
+
+        Args:
+            step: steps taken.
+            wait_seconds: time this process has waited for data since the run began.
+            signal: the signal this process got, or 0.
+
+        Returns:
+            What to log, and a signal that any process got, or 0.
+        """
+        summed = torch.cat([torch.stack(self.parts).mean(dim=0), self.parts[0].new_tensor([signal])])
+        dist.all_reduce(summed)
+        *losses, signals = summed.tolist()
+        values = {f"loss/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
+        for name, loss in zip(self.names, losses, strict=True):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"step {step}: the loss of task {name} is {loss}; lower optimizer.dense.learning_rate or "
+                    "optimizer.sparse.learning_rate, and resume from the last checkpoint."
+                )
+        seconds = time.monotonic() - self.start
+        values["seconds"] = seconds
+        values["rows_per_second"] = self.rows / seconds
+        values["data_wait_share"] = min((wait_seconds - self.waited) / seconds, 1.0)
+        self.waited = wait_seconds
+        self.restart()
+        return values, signal or (int(SIGTERM) if signals else 0)
+
+
+def total_steps(config: RunConfig, train_data: BatchLoader) -> int:
+    """Steps of the whole run."""
+    steps = config.training.epochs * train_data.steps_per_epoch
+    return min(steps, config.training.max_steps or steps)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of ``TASK/METRIC`` is the better one."""
+    return metric.endswith(("/log_loss", "/normalized_entropy"))

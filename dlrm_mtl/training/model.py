@@ -1,0 +1,108 @@
+"""From a configuration to the distributed model and its optimizers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.sharding import TableSharder, is_data_parallel, make_plan
+from dlrm_mtl.embeddings.tables import build_tables, initialise, is_table, table_configs, table_name, table_weights
+from dlrm_mtl.models.dropout import DropoutStream, connect_dropout
+from dlrm_mtl.models.ranker import MultitaskRanker
+from dlrm_mtl.optim.build import Optimizers, attach_sparse_optimizer
+from dlrm_mtl.training.distributed import Process
+
+
+@dataclass
+class ShardedModel:
+    """A model spread over the processes of a run."""
+
+    module: DistributedModelParallel
+    """Call it with a batch: logits [B, T]."""
+    plan: ShardingPlan
+    """Where each table lives."""
+    tables: list[EmbeddingBagConfig]
+    """The tables."""
+    dropout: DropoutStream
+    """Set its ``step`` before every training step."""
+
+    def table_weights(self) -> dict[str, Any]:
+        """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor if every process holds it all."""
+        return table_weights(self.module)
+
+    def dense_weights(self) -> dict[str, Tensor]:
+        """All other parameters and buffers by name."""
+        return {key: value for key, value in self.module.state_dict().items() if not is_table(key)}
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters outside the tables by name."""
+        return {name: parameter for name, parameter in self.module.named_parameters() if not is_table(name)}
+
+    def replicated_tables(self) -> dict[str, nn.Parameter]:
+        """The parameters of tables of which every process holds a full copy, by table."""
+        return {
+            table_name(name): parameter
+            for name, parameter in self.module.named_parameters()
+            if is_table(name) and is_data_parallel(self.plan, table_name(name))
+        }
+
+    def parameter_count(self) -> tuple[int, int]:
+        """Parameters in the tables, and outside them."""
+        sparse = sum(table.num_embeddings * table.embedding_dim for table in self.tables)
+        return sparse, sum(parameter.numel() for parameter in self.dense_parameters().values())
+
+
+def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> ShardedModel:
+    """Build, shard and initialise the model; the same weights on any number of processes and under any plan.
+
+    Raises:
+        UserError: the configuration does not fit the data set or the processes.
+    """
+    _quieten()
+    selection = select(spec, config.data)
+    tables = table_configs(spec, selection.ids, config.model.embeddings)
+    torch.manual_seed(config.seed)
+    collection = build_tables(tables)
+    attach_sparse_optimizer(collection.parameters(), config.optimizer)
+    ranker = MultitaskRanker(collection, len(selection.dense), len(config.tasks), config.model)
+    plan = make_plan(ranker, tables, config.sharding, process.device, config.data.batch_size)
+    module = DistributedModelParallel(
+        ranker,
+        device=process.device,
+        plan=plan,
+        sharders=[TableSharder()],  # type: ignore[list-item]
+    )
+    initialise(module, config.model.embeddings, config.seed)
+    lanes = config.data.lanes // process.world_size
+    stream = DropoutStream(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
+    connect_dropout(module, stream)
+    return ShardedModel(module, plan, tables, stream)
+
+
+def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -> Optimizers:
+    """The optimizers of all parameters of ``model``."""
+    return Optimizers(
+        config.optimizer,
+        model.dense_parameters(),
+        model.replicated_tables(),
+        model.module.fused_optimizer,
+        total_steps,
+    )
+
+
+def _quieten() -> None:
+    """Keep remarks that no user can act on out of a run's output."""
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for message in ("Please use DTensor instead", "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel"):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,113 @@
+"""What a run shows: a live bar in a terminal, a line every few seconds where there is none (logs, torchx)."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+LINE_SECONDS = 5.0
+"""Time between lines where there is no terminal."""
+
+
+def console() -> Console:
+    """The console that everything is shown on; where there is no terminal it is wide enough for every table."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+class Bar:
+    """A progress bar over ``total`` units of work; silent unless ``shown``.
+
+    Args:
+        label: what is being done.
+        total: units of work.
+        shown: whether this process shows it.
+        done: units that a resumed run has behind it.
+    """
+
+    def __init__(self, label: str, total: int, shown: bool, done: int = 0) -> None:
+        self.label, self.total, self.shown = label, total, shown
+        self._done = self._first = done
+        self._start = self._last_line = time.monotonic()
+        self._live: Progress | None = None
+        if shown and sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"))
+            self._live = Progress(*columns, console=console(), transient=False)
+            self._task = self._live.add_task(label, total=total, completed=done, text="")
+            self._live.start()
+
+    def update(self, done: int, text: str = "") -> None:
+        """Show that ``done`` units are done; ``text`` stands behind the count and the time left."""
+        self._done = done
+        if not self.shown:
+            return
+        if self._live:
+            self._live.update(self._task, completed=done, text=self._state(text))
+        elif time.monotonic() - self._last_line >= LINE_SECONDS or done == self.total:
+            self._last_line = time.monotonic()
+            filled = round(20 * done / max(self.total, 1))
+            print(f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {self._state(text)}", flush=True)
+
+    def _state(self, text: str) -> str:
+        fraction = self._done / max(self.total, 1)
+        work, spent = self._done - self._first, time.monotonic() - self._start
+        left = clock(spent / work * (self.total - self._done)) if work else "?"
+        return f"{fraction:4.0%}  {self._done}/{self.total}  {left} left  {text}"
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def metrics_table(title: str, metrics: dict[str, float], tasks: list[str]) -> Table:
+    """A table with one row per task, and one for the mean."""
+    columns = {
+        "auc": ("AUC", "{:.4f}"),
+        "log_loss": ("log loss", "{:.4f}"),
+        "normalized_entropy": ("norm. entropy", "{:.4f}"),
+        "calibration": ("calibration", "{:.3f}"),
+        "positives": ("positives", "{:,.0f}"),
+    }
+    table = Table(title=title, title_justify="left")
+    table.add_column("task")
+    for heading, _ in columns.values():
+        table.add_column(heading, justify="right")
+    for task in tasks:
+        values = [metrics[f"{task}/{key}"] for key in columns]
+        cells = [
+            "-" if math.isnan(value) else form.format(value)
+            for value, (_, form) in zip(values, columns.values(), strict=True)
+        ]
+        table.add_row(task, *cells)
+    return table
+
+
+def plan_table(plan: list[dict[str, Any]]) -> Table:
+    """Where each table lives."""
+    table = Table(title="Sharding plan", title_justify="left")
+    for heading in ("table", "rows", "dim", "MiB", "sharding", "shards", "ranks"):
+        table.add_column(heading, justify="right" if heading in ("rows", "dim", "MiB", "shards") else "left")
+    for entry in plan:
+        ranks = entry["ranks"] if entry["ranks"] == "all" else ", ".join(str(rank) for rank in entry["ranks"])
+        shards = str(len(entry["shards"]) or 1)
+        sizes = (f"{entry['rows']:,}", str(entry["dim"]), f"{entry['mib']:.2f}")
+        table.add_row(entry["table"], *sizes, entry["type"], shards, ranks)
+    return table

@@ -1,0 +1,178 @@
+"""A run from its configuration to its results: set up, train, evaluate the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import torch
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.data.dataset import Dataset, open_dataset
+from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.data.spec import DatasetSpec, suggest
+from dlrm_mtl.doctor import check_or_raise
+from dlrm_mtl.embeddings.sharding import describe_plan
+from dlrm_mtl.errors import UserError
+from dlrm_mtl.metrics import METRICS
+from dlrm_mtl.training.checkpoint import Checkpoints, Progress
+from dlrm_mtl.training.distributed import Process, first_process_only, process_group
+from dlrm_mtl.training.evaluation import evaluate
+from dlrm_mtl.training.journal import Journal
+from dlrm_mtl.training.loop import Trainer, total_steps
+from dlrm_mtl.training.model import ShardedModel, build_model, build_optimizers
+from dlrm_mtl.training.progress import Bar, clock, console, metrics_table, plan_table
+from dlrm_mtl.training.run_folder import RunFolder
+
+
+def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, float] | None:
+    """Train ``config`` and evaluate its best checkpoint on the test split; to be called on every process.
+
+    Args:
+        config: what to do.
+        output: the run's folder.
+        resume: go on from the latest checkpoint in it, if there is one.
+
+    Returns:
+        The metrics on the test split, if there is one.
+
+    Raises:
+        UserError: a user's mistake, before training starts where that is possible.
+        Interrupted: a signal came.
+    """
+    check_or_raise()
+    dataset = open_dataset(config.data.path)
+    check_tasks(config, dataset.spec)
+    with process_group() as process:
+        # After a failure a launcher starts all processes again with the same command: then the run goes on.
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        folder = RunFolder(output)
+        checkpoints = Checkpoints(folder.checkpoints, config.training.keep_checkpoints)
+        train_data = make_loader(config, dataset, "train", process)
+        validation_data = make_loader(config, dataset, "validation", process) if "validation" in dataset.splits else None
+        first_process_only(lambda: folder.check(resume))
+        model = build_model(config, dataset.spec, process)
+        optimizers = build_optimizers(config, model, total_steps(config, train_data))
+        progress = Progress(data=data_order(config))
+        if resume and checkpoints.exists():
+            progress = checkpoints.load("latest", model, optimizers)
+            check_same_data(progress, config, folder)
+        first_process_only(lambda: prepare_folder(folder, config, model, progress))
+        if process.is_main:
+            introduce(config, dataset, model, process, train_data, folder, progress)
+        with ExitStack() as stack:
+            journal = stack.enter_context(Journal(folder, progress.step) if process.is_main else nullcontext())
+            parts = (model, optimizers, train_data, validation_data, checkpoints, journal, progress)
+            Trainer(config, process, *parts).train()
+        return conclude(config, dataset, model, checkpoints, process, folder)
+
+
+def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:
+    """The reader of one split for this process: shuffled for training, in file order otherwise."""
+    training = split == "train"
+    return BatchLoader(
+        dataset.split(split),
+        config.data,
+        labels=[task.label_name for task in config.tasks],
+        seed=config.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        batch_size=config.data.batch_size if training else config.data.evaluation_batch_size,
+        shuffle=config.data.shuffle and training,
+    )
+
+
+def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
+    """Check that the tasks have labels and that the watched metric exists."""
+    labels = {label.name: label for label in spec.labels}
+    for position, task in enumerate(config.tasks):
+        place = f"tasks.{position}.label"
+        if task.label_name not in labels:
+            raise UserError(f"{place}: the data set has no label {task.label_name!r}; {suggest(task.label_name, labels)}.")
+        if labels[task.label_name].kind != "binary":
+            raise UserError(f"{place}: {task.loss} needs a binary label and {task.label_name!r} is a real number; use another.")
+    watched = config.training.early_stopping.metric
+    known = [f"{task}/{metric}" for task in ["mean", *(task.name for task in config.tasks)] for metric in METRICS]
+    if watched not in known:
+        raise UserError(f"training.early_stopping.metric: there is no metric {watched!r}; {suggest(watched, known)}.")
+
+
+def data_order(config: RunConfig) -> dict[str, object]:
+    """What the order of training rows depends on."""
+    keys = ("batch_size", "lanes", "shuffle", "block_rows")
+    return {"seed": config.seed, **{f"data.{key}": getattr(config.data, key) for key in keys}}
+
+
+def check_same_data(progress: Progress, config: RunConfig, folder: RunFolder) -> None:
+    """Check that a resumed run goes on with the same rows in the same order."""
+    for key, value in data_order(config).items():
+        if progress.data.get(key) != value:
+            raise UserError(
+                f"{folder.path}: {key} was {progress.data.get(key)} and is now {value}, so that rows would be skipped or read "
+                "twice; set it back to resume, or start anew with another --output."
+            )
+
+
+def prepare_folder(folder: RunFolder, config: RunConfig, model: ShardedModel, progress: Progress) -> None:
+    """Write the configuration and the plan; a run that starts at step 0 drops what an earlier attempt left."""
+    if progress.step == 0:
+        for path in (folder.checkpoints, folder.tensorboard):
+            shutil.rmtree(path, ignore_errors=True)
+        folder.metrics.unlink(missing_ok=True)
+    folder.create(config)
+    folder.write_plan(describe_plan(model.plan, model.tables))
+
+
+def introduce(
+    config: RunConfig,
+    dataset: Dataset,
+    model: ShardedModel,
+    process: Process,
+    train_data: BatchLoader,
+    folder: RunFolder,
+    progress: Progress,
+) -> None:
+    """Show what is going to happen."""
+    sparse, dense = model.parameter_count()
+    out = console()
+    out.print(plan_table(describe_plan(model.plan, model.tables)))
+    out.print(
+        f"{config.name}: {train_data.rows:,} rows of {dataset.spec.name}, {config.training.epochs} epoch(s), "
+        f"{total_steps(config, train_data):,} steps of {config.data.batch_size:,} rows on {process.world_size} "
+        f"process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
+        f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.path}"
+    )
+    if progress.step:
+        out.print(f"resuming after step {progress.step}")
+
+
+def conclude(
+    config: RunConfig, dataset: Dataset, model: ShardedModel, checkpoints: Checkpoints, process: Process, folder: RunFolder
+) -> dict[str, float] | None:
+    """Evaluate the best checkpoint on the test split."""
+    name = "best" if (folder.checkpoints / "best").is_file() else "latest"
+    progress = checkpoints.load(name, model)
+    if process.is_main:
+        print(f"trained for {clock(progress.seconds)}; evaluating the checkpoint after step {progress.step} ({name})", flush=True)
+    if "test" not in dataset.splits:
+        return None
+    metrics = evaluate_split(config, dataset, model, process, "test")
+    if process.is_main:
+        folder.results.write_text(json.dumps({"step": progress.step, "test": metrics}, indent=1), encoding="utf-8")
+    return metrics
+
+
+def evaluate_split(
+    config: RunConfig, dataset: Dataset, model: ShardedModel, process: Process, split: str
+) -> dict[str, float]:
+    """Evaluate on one split and show the metrics."""
+    loader = make_loader(config, dataset, split, process)
+    with Bar(f"evaluate {split}", loader.steps_per_epoch, process.is_main) as bar:
+        metrics = evaluate(model, loader, config.tasks, process.device, bar.update)
+    if process.is_main:
+        title = f"{config.name}: {split} split, {loader.rows:,} rows"
+        console().print(metrics_table(title, metrics, [*(task.name for task in config.tasks)]))
+    return metrics

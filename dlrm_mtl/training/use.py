@@ -1,0 +1,95 @@
+"""Using a trained run: evaluate it on a split, predict for new rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.rows import iterate_rows
+from dlrm_mtl.errors import UserError
+from dlrm_mtl.training.checkpoint import Checkpoints
+from dlrm_mtl.training.distributed import process_group
+from dlrm_mtl.training.model import build_model
+from dlrm_mtl.training.progress import Bar
+from dlrm_mtl.training.run import check_tasks, evaluate_split
+from dlrm_mtl.training.run_folder import open_run
+
+
+def evaluate_run(run: Path, split: str, checkpoint: str, overrides: list[str] | None) -> dict[str, float]:
+    """Evaluate a checkpoint of the run in folder ``run`` on one split of its data set, and show the metrics.
+
+    Raises:
+        UserError: there is no such run, checkpoint or split.
+    """
+    folder, config = open_run(run, overrides)
+    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints.path(checkpoint)
+    dataset = open_dataset(config.data.path)
+    check_tasks(config, dataset.spec)
+    with process_group() as process:
+        model = build_model(config, dataset.spec, process)
+        checkpoints.load(checkpoint, model)
+        return evaluate_split(config, dataset, model, process, split)
+
+
+@torch.no_grad()
+def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpoint: str, batch_size: int) -> int:
+    """Write each task's probability for every row of ``source``; one process, constant memory, row order kept.
+
+    Args:
+        run: folder of the run.
+        source: Parquet file, or folder of them.
+        target: Parquet file to write; it appears when it is complete.
+        carry: columns of ``source`` to carry over, before the predictions.
+        checkpoint: ``best``, ``latest`` or ``step_N``.
+        batch_size: rows in memory at a time.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: the run, the checkpoint, the input or the output cannot be used.
+    """
+    folder, config = open_run(run)
+    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints.path(checkpoint)
+    if target.exists():
+        raise UserError(f"{target}: this file exists already; name another with --output, or remove it.")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise UserError(f"{target.parent}: this folder cannot be written to; name another place with --output.")
+    dataset = open_dataset(config.data.path)
+    names = [task.name for task in config.tasks]
+    twice = sorted(set(names) & set(carry))
+    if twice:
+        raise UserError(f"--carry {twice[0]}: the predictions have a column of this name; leave it out.")
+    rows = iterate_rows(source, dataset.spec, config.data, batch_size, carry)
+    temporary = target.with_name(target.name + ".tmp")
+    with process_group() as process:
+        model = build_model(config, dataset.spec, process)
+        checkpoints.load(checkpoint, model)
+        model.module.eval()
+        writer: pq.ParquetWriter | None = None
+        done = 0
+        try:
+            with Bar("predict", rows.total, process.is_main) as bar:
+                for batch, carried in rows:
+                    probabilities = torch.sigmoid(model.module(batch.to(process.device))).cpu().numpy()
+                    for column, name in enumerate(names):
+                        carried = carried.append_column(name, pa.array(probabilities[:, column]))
+                    writer = writer or pq.ParquetWriter(temporary, carried.schema, compression="zstd")
+                    writer.write_table(carried)
+                    done += carried.num_rows
+                    bar.update(done)
+            if writer is None:
+                raise UserError(f"{source}: there are no rows to predict for; name a Parquet file that has some.")
+            writer.close()
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    print(f"{target}: {done:,} rows, columns {', '.join([*carry, *names])}")
+    return done
