@@ -26,7 +26,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=3. May be repeated."),
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe.")]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe.")
+]
 CheckpointName = Annotated[str, typer.Option("--checkpoint", help="`best`, `latest` or `step_N`.")]
 
 
@@ -34,8 +36,12 @@ CheckpointName = Annotated[str, typer.Option("--checkpoint", help="`best`, `late
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME, from the configuration.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the run's folder, if any.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="The run's folder. Default: runs/NAME, from the configuration.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the latest checkpoint in the run's folder, if any.")
+    ] = False,
 ) -> None:
     """Train a model and evaluate its best checkpoint on the test split.
 
@@ -75,7 +81,9 @@ def evaluate(
 @app.command()
 def predict(
     run: RunPath,
-    input: Annotated[Path, typer.Option(help="Parquet file, or folder of them, with the columns of the run's features.")],
+    input: Annotated[
+        Path, typer.Option(help="Parquet file, or folder of them, with the columns of the run's features.")
+    ],
     output: Annotated[Path, typer.Option(help="Parquet file to write: one row per input row, in the same order.")],
     carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
     checkpoint: CheckpointName = "best",
@@ -89,14 +97,22 @@ def predict(
 
 @app.command()
 def prepare(
-    adapter: Annotated[str, typer.Argument(metavar="DATASET", help="The published data set; `kuairand` is KuaiRand-Pure.")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="DATASET", help="The published data set; `kuairand` is KuaiRand-Pure.")
+    ],
     input: Annotated[Path, typer.Option(help="Folder with the published raw files.")],
     output: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
 ) -> None:
     """Turn a published data set into Parquet files and dataset.yaml."""
-    from dlrm_mtl.data.prepare import prepare_dataset
+    from dlrm_mtl.data.prepare import ADAPTERS
+    from dlrm_mtl.data.spec import suggest
+    from dlrm_mtl.training.progress import Bar
 
-    prepare_dataset(adapter, input, output)
+    if adapter not in ADAPTERS:
+        raise UserError(f"prepare: there is no data set {adapter!r}; {suggest(adapter, ADAPTERS)}.")
+    with Bar("prepare", 100, shown=True) as bar:
+        ADAPTERS[adapter](input, output, lambda what, done: bar.update(round(100 * done), what))
+    print(f"{output}: ready; name it as data.path in a configuration")
 
 
 @app.command()

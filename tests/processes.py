@@ -24,7 +24,9 @@ def run_processes(count: int, function: Callable[..., Any], *arguments: Any, tim
     with tempfile.TemporaryDirectory() as folder:
         pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(count)]
         workers = [
-            _CONTEXT.Process(target=_work, args=(rank, count, Path(folder) / "store", pipes[rank][1], function, arguments))
+            _CONTEXT.Process(
+                target=_work, args=(rank, count, Path(folder) / "store", pipes[rank][1], function, arguments)
+            )
             for rank in range(count)
         ]
         for worker, (_, sending) in zip(workers, pipes, strict=True):

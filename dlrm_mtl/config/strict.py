@@ -43,7 +43,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(model: type[Model], content: dict[str, Any], place: str) -> Model:
-    """Validate ``content`` against ``model``; raises :class:`UserError` with one line per mistake, each starting with ``place``."""
+    """Validate ``content``; raises :class:`UserError` with one line per mistake, each starting with ``place``."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -53,20 +53,22 @@ def validate(model: type[Model], content: dict[str, Any], place: str) -> Model:
 def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str, Any], place: str) -> list[str]:
     sentences = []
     for detail in error.errors(include_url=False):
-        location = [part for part in _visible(detail["loc"], content)]
+        location = list(_visible(detail["loc"], content))
         path = ".".join(str(part) for part in location) or "(top level)"
         kind, context = detail["type"], detail.get("ctx", {})
         if kind == "extra_forbidden":
             allowed = _keys_beside(model, detail["loc"])
-            sentences.append(f"{place}: {path}: there is no key {str(location[-1])!r} here; {_suggest(str(location[-1]), allowed)}.")
+            sentences.append(
+                f"{place}: {path}: there is no key {str(location[-1])!r} here; {_suggest(str(location[-1]), allowed)}."
+            )
         elif kind == "missing":
             sentences.append(f"{place}: {path}: this key is required; add it.")
         elif kind in ("union_tag_invalid", "literal_error", "enum"):
             key = str(context.get("discriminator", "")).strip("'")
             where = f"{path}.{key}" if key else path
             value = context.get("tag", detail["input"])
-            allowed = str(context.get("expected_tags", context.get("expected", ""))).replace(" or ", ", ")
-            names = [name.strip().strip("'") for name in allowed.split(",")]
+            expected = str(context.get("expected_tags", context.get("expected", ""))).replace(" or ", ", ")
+            names = [name.strip().strip("'") for name in expected.split(",")]
             sentences.append(f"{place}: {where}: {value!r} is not a choice; {_suggest(str(value), names)}.")
         elif kind == "union_tag_not_found":
             key = str(context.get("discriminator", "name")).strip("'")

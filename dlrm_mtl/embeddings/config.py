@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dlrm_mtl.config.strict import Strict
 
@@ -18,6 +18,7 @@ ShardingType = Literal[
     "table_row_wise",
     "table_column_wise",
     "grid_shard",
+    "auto",
 ]
 
 
@@ -41,27 +42,32 @@ class EmbeddingsConfig(Strict):
     """How the rows of a bag become one vector; the same thing for features with one id a row."""
     init_std: float = Field(default=0.01, ge=0)
     """Standard deviation of the initial weights (normal, mean 0)."""
-    tables: dict[str, TableOverride] = {}
+    tables: dict[str, TableOverride] = Field(default_factory=dict)
     """Exceptions, by name of the table: that of the feature which owns its vocabulary."""
 
 
 class TableSharding(Strict):
     """How one table is spread over processes."""
 
-    type: ShardingType | Literal["auto"] = "auto"
+    type: ShardingType = "auto"
     """The sharding type; `auto` leaves it to the planner."""
     column_shards: int | None = Field(default=None, gt=0)
     """Parts the columns are cut into (column_wise, table_column_wise, grid_shard); each is a multiple of 4 wide.
     Default: one per process (column_wise), per process of a host (table_column_wise) or per host (grid_shard)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_a_type(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
 
 class ShardingConfig(Strict):
     """How the tables are spread over processes, hosts and devices. No choice here changes the trained model."""
 
-    default: ShardingType | Literal["auto"] = "auto"
+    default: ShardingType = "auto"
     """The sharding type of tables without an entry in `tables`; `auto` leaves it to TorchRec's planner."""
-    tables: dict[str, ShardingType | TableSharding] = {}
-    """Exceptions, by name of the table."""
+    tables: dict[str, TableSharding] = Field(default_factory=dict)
+    """Exceptions, by name of the table: `user_id: row_wise`, or `user_id: {type: column_wise, column_shards: 2}`."""
     processes_per_host: int | None = Field(default=None, gt=0)
     """Processes that count as one host for table_row_wise, table_column_wise and grid_shard. Default: what the launcher says
     (LOCAL_WORLD_SIZE); a smaller number lets one machine stand for several hosts."""

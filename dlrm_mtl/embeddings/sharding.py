@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+from torchrec import EmbeddingBagConfig
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -17,6 +17,7 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.distributed.types import ShardingType as TorchrecShardingType
 
+from dlrm_mtl.data.spec import suggest
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
 from dlrm_mtl.errors import UserError
 
@@ -89,8 +90,8 @@ def make_plan(
     layout = processes(config, dist.get_world_size())
     unknown = sorted(set(config.tables) - {table.name for table in tables})
     if unknown:
-        names = ", ".join(table.name for table in tables)
-        raise UserError(f"sharding.tables.{unknown[0]}: there is no such table; the tables are {names}.")
+        hint = suggest(unknown[0], [table.name for table in tables])
+        raise UserError(f"sharding.tables.{unknown[0]}: there is no such table; {hint}.")
     constraints = {table.name: _constraint(table, config, layout) for table in tables}
     topology = Topology(
         world_size=layout.world_size,
@@ -118,8 +119,7 @@ def make_plan(
 
 
 def _constraint(table: EmbeddingBagConfig, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
-    entry = config.tables.get(table.name, config.default)
-    choice = entry if isinstance(entry, TableSharding) else TableSharding(type=entry)
+    choice = config.tables.get(table.name, TableSharding(type=config.default))
     place = f"sharding.tables.{table.name}" if table.name in config.tables else "sharding.default"
     if choice.column_shards and choice.type not in COLUMN_SPLITTING:
         raise UserError(
@@ -146,7 +146,7 @@ def effective_type(sharding_type: str, layout: Processes) -> str:
 def _automatic(layout: Processes) -> list[str]:
     """What the planner may choose from: no column splits, which only pay with very wide tables."""
     types = ["table_wise", "row_wise"]
-    return types + ["table_row_wise"] if layout.hosts > 1 else types
+    return [*types, "table_row_wise"] if layout.hosts > 1 else types
 
 
 def _shard_width(table: EmbeddingBagConfig, choice: TableSharding, layout: Processes, place: str) -> int:
@@ -208,4 +208,3 @@ def is_data_parallel(plan: ShardingPlan, table: str) -> bool:
         if table in module:
             return bool(module[table].sharding_type == TorchrecShardingType.DATA_PARALLEL.value)
     return False
-

@@ -56,7 +56,7 @@ def mean_features(tables: list[EmbeddingBagConfig], config: EmbeddingsConfig) ->
         feature
         for table in tables
         for feature in table.feature_names
-        if (table.name in config.tables and config.tables[table.name].pooling or config.pooling) == "mean"
+        if ((table.name in config.tables and config.tables[table.name].pooling) or config.pooling) == "mean"
     }
 
 

@@ -29,6 +29,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Block(nn.Module):
+    """A module that says how wide its output is."""
+
+    out_features: int
+    """Size of the output's last dimension."""
+
+
 class StackConfig(Strict):
     """A stack of linear layers: each followed by norm, activation and dropout."""
 
@@ -83,7 +90,7 @@ class ParallelLayerNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
 
 
-class ParallelMLP(nn.Module):
+class ParallelMLP(Block):
     """N stacks of linear layers of equal shape, computed together: [B, D] or [B, N, D] -> [B, N, d]."""
 
     def __init__(self, count: int, in_features: int, config: StackConfig) -> None:
@@ -107,7 +114,7 @@ class ParallelMLP(nn.Module):
         return out
 
 
-class MLP(nn.Module):
+class MLP(Block):
     """One stack of linear layers: [B, D] -> [B, d]."""
 
     def __init__(self, in_features: int, config: StackConfig) -> None:

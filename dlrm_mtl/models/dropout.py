@@ -50,7 +50,7 @@ class LaneDropout(nn.Module):
         self.stream: DropoutStream | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero elements of ``x`` [B, ...] with probability p and scale the others by 1 / (1 - p); the identity in evaluation."""
+        """Zero elements of ``x`` [B, ...] with probability p, scale the others by 1 / (1 - p); nothing in evaluation."""
         if not self.training or self.p == 0.0:
             return x
         if self.stream is None:

@@ -5,14 +5,15 @@ A new interaction is one class with its configuration here, and one line in each
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet
 
 from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.models.blocks import Block
 
 
 class ConcatConfig(Strict):
@@ -31,7 +32,7 @@ class DCNv2Config(Strict):
     """Rank of each layer's matrix; default: full."""
 
 
-class Concat(nn.Module):
+class Concat(Block):
     """[B, D] -> [B, D], unchanged."""
 
     def __init__(self, config: ConcatConfig, in_features: int) -> None:
@@ -43,8 +44,8 @@ class Concat(nn.Module):
         return features
 
 
-class DCNv2(nn.Module):
-    """x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, the output beside the input: [B, D] -> [B, 2 D]."""
+class DCNv2(Block):
+    """x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, the stacked structure of the paper: [B, D] -> [B, D]."""
 
     def __init__(self, config: DCNv2Config, in_features: int) -> None:
         super().__init__()
@@ -52,21 +53,22 @@ class DCNv2(nn.Module):
             self.cross: nn.Module = CrossNet(in_features, config.layers)
         else:
             self.cross = LowRankCrossNet(in_features, config.layers, config.rank)
-        self.out_features = 2 * in_features
+        self.out_features = in_features
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map ``features`` [B, D] to [B, 2 D]."""
-        return torch.cat([features, self.cross(features)], dim=1)
+        """Map ``features`` [B, D] to [B, D]."""
+        crossed: Tensor = self.cross(features)
+        return crossed
 
 
 InteractionConfig = Annotated[ConcatConfig | DCNv2Config, Field(discriminator="name")]
 
-_MODULES: dict[type, type[nn.Module]] = {
+_MODULES: dict[type, Callable[..., Block]] = {
     ConcatConfig: Concat,
     DCNv2Config: DCNv2,
 }
 
 
-def build_interaction(config: InteractionConfig, in_features: int) -> nn.Module:
-    """The interaction that ``config`` names; it has an attribute ``out_features``."""
+def build_interaction(config: InteractionConfig, in_features: int) -> Block:
+    """The interaction that ``config`` names."""
     return _MODULES[type(config)](config, in_features)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -39,9 +41,16 @@ class MultitaskRanker(nn.Module):
         width = sum(table.embedding_dim * len(table.feature_names) for table in tables.embedding_bag_configs())
         width += self.dense.out_features if self.dense else 0
         self.interaction = build_interaction(config.interaction, width)
-        self.multitask = build_multitask(config.multitask, int(self.interaction.out_features), tasks)
-        self.towers = ParallelMLP(tasks, int(self.multitask.out_features), config.tower)
+        self.multitask = build_multitask(config.multitask, self.interaction.out_features, tasks)
+        self.towers = ParallelMLP(tasks, self.multitask.out_features, config.tower)
         self.logits = ParallelLinear(tasks, self.towers.out_features, 1)
+
+    @torch.no_grad()
+    def start_from_rates(self, rates: list[float | None]) -> None:
+        """Let each task's logit start from the rate of its positives, where that is known; rare tasks learn sooner."""
+        for bias, rate in zip(self.logits.bias, rates, strict=True):
+            if rate is not None and 0.0 < rate < 1.0:
+                bias.fill_(math.log(rate / (1.0 - rate)))
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits [B, T]."""

@@ -25,7 +25,7 @@ from dlrm_mtl.optim.config import (
 )
 from dlrm_mtl.optim.schedule import learning_rate_factor
 
-_SPARSE: dict[type, Callable[[Any], tuple[type[torch.optim.Optimizer], dict[str, float]]]] = {
+_SPARSE: dict[type, Callable[[Any], tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
     RowWiseAdagradConfig: lambda c: (RowWiseAdagrad, {"lr": c.learning_rate, "eps": c.eps}),
     SparseSGDConfig: lambda c: (torch.optim.SGD, {"lr": c.learning_rate}),
 }

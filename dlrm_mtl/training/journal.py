@@ -17,7 +17,7 @@ class Journal:
 
     def __init__(self, folder: RunFolder, from_step: int) -> None:
         _drop_after(folder.metrics, from_step)
-        self._file = open(folder.metrics, "a", encoding="utf-8", buffering=1)
+        self._file = open(folder.metrics, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=from_step + 1 if from_step else None)
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:

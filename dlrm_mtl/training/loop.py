@@ -127,7 +127,7 @@ class Trainer:
         """Evaluate on the validation split and note whether it is the best so far."""
         if self.validation_data is None:
             return
-        with Bar("validate", self.validation_data.steps_per_epoch, self.process.is_main) as bar:
+        with Bar("validate", self.validation_data.steps_per_epoch, self.process.is_main, brief=True) as bar:
             metrics = evaluate(self.model, self.validation_data, self.config.tasks, self.process.device, bar.update)
         watched = self.config.training.early_stopping.metric
         value = metrics[watched]

@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.data.selection import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.sharding import TableSharder, is_data_parallel, make_plan
 from dlrm_mtl.embeddings.tables import build_tables, initialise, is_table, table_configs, table_name, table_weights
@@ -69,12 +70,14 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
         UserError: the configuration does not fit the data set or the processes.
     """
     _quieten()
-    selection = select(spec, config.data)
-    tables = table_configs(spec, selection.ids, config.model.embeddings)
+    selection = select(spec, config.data, [])
+    tables = table_configs(spec, selection.keys, config.model.embeddings)
     torch.manual_seed(config.seed)
     collection = build_tables(tables)
     attach_sparse_optimizer(collection.parameters(), config.optimizer)
     ranker = MultitaskRanker(collection, len(selection.dense), len(config.tasks), config.model)
+    rates = {label.name: label.mean for label in spec.labels}
+    ranker.start_from_rates([rates.get(task.label_name) for task in config.tasks])
     plan = make_plan(ranker, tables, config.sharding, process.device, config.data.batch_size)
     module = DistributedModelParallel(
         ranker,
@@ -103,6 +106,13 @@ def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -
 def _quieten() -> None:
     """Keep remarks that no user can act on out of a run's output."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
+    logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    for message in ("Please use DTensor instead", "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel"):
+    for module in (r"torchrec\.", r"torch\.distributed\."):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    for message in (
+        "Please use DTensor instead",
+        "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel",
+        "Grad strides do not match bucket view strides",
+    ):
         warnings.filterwarnings("ignore", message=message)

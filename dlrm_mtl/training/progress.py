@@ -29,16 +29,18 @@ class Bar:
         total: units of work.
         shown: whether this process shows it.
         done: units that a resumed run has behind it.
+        brief: whether nobody needs to see it unless it takes long.
     """
 
-    def __init__(self, label: str, total: int, shown: bool, done: int = 0) -> None:
-        self.label, self.total, self.shown = label, total, shown
+    def __init__(self, label: str, total: int, shown: bool, done: int = 0, brief: bool = False) -> None:
+        self.label, self.total, self.shown, self.brief = label, total, shown, brief
         self._done = self._first = done
-        self._start = self._last_line = time.monotonic()
+        self._start = time.monotonic()
+        self._next_line = self._start + (LINE_SECONDS if brief else 0.0)
         self._live: Progress | None = None
         if shown and sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"))
-            self._live = Progress(*columns, console=console(), transient=False)
+            self._live = Progress(*columns, console=console(), transient=brief)
             self._task = self._live.add_task(label, total=total, completed=done, text="")
             self._live.start()
 
@@ -49,8 +51,8 @@ class Bar:
             return
         if self._live:
             self._live.update(self._task, completed=done, text=self._state(text))
-        elif time.monotonic() - self._last_line >= LINE_SECONDS or done == self.total:
-            self._last_line = time.monotonic()
+        elif time.monotonic() >= self._next_line or (done == self.total and not self.brief):
+            self._next_line = time.monotonic() + LINE_SECONDS
             filled = round(20 * done / max(self.total, 1))
             print(f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {self._state(text)}", flush=True)
 

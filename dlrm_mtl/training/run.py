@@ -52,7 +52,9 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
         folder = RunFolder(output)
         checkpoints = Checkpoints(folder.checkpoints, config.training.keep_checkpoints)
         train_data = make_loader(config, dataset, "train", process)
-        validation_data = make_loader(config, dataset, "validation", process) if "validation" in dataset.splits else None
+        validation_data = (
+            make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
+        )
         first_process_only(lambda: folder.check(resume))
         model = build_model(config, dataset.spec, process)
         optimizers = build_optimizers(config, model, total_steps(config, train_data))
@@ -91,9 +93,13 @@ def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
     for position, task in enumerate(config.tasks):
         place = f"tasks.{position}.label"
         if task.label_name not in labels:
-            raise UserError(f"{place}: the data set has no label {task.label_name!r}; {suggest(task.label_name, labels)}.")
+            raise UserError(
+                f"{place}: the data set has no label {task.label_name!r}; {suggest(task.label_name, labels)}."
+            )
         if labels[task.label_name].kind != "binary":
-            raise UserError(f"{place}: {task.loss} needs a binary label and {task.label_name!r} is a real number; use another.")
+            raise UserError(
+                f"{place}: {task.loss} needs a binary label and {task.label_name!r} is a real number; use another."
+            )
     watched = config.training.early_stopping.metric
     known = [f"{task}/{metric}" for task in ["mean", *(task.name for task in config.tasks)] for metric in METRICS]
     if watched not in known:
@@ -150,14 +156,22 @@ def introduce(
 
 
 def conclude(
-    config: RunConfig, dataset: Dataset, model: ShardedModel, checkpoints: Checkpoints, process: Process, folder: RunFolder
+    config: RunConfig,
+    dataset: Dataset,
+    model: ShardedModel,
+    checkpoints: Checkpoints,
+    process: Process,
+    folder: RunFolder,
 ) -> dict[str, float] | None:
     """Evaluate the best checkpoint on the test split."""
     name = "best" if (folder.checkpoints / "best").is_file() else "latest"
     progress = checkpoints.load(name, model)
     if process.is_main:
-        print(f"trained for {clock(progress.seconds)}; evaluating the checkpoint after step {progress.step} ({name})", flush=True)
-    if "test" not in dataset.splits:
+        print(
+            f"trained for {clock(progress.seconds)}; evaluating the checkpoint after step {progress.step} ({name})",
+            flush=True,
+        )
+    if "test" not in dataset.spec.splits:
         return None
     metrics = evaluate_split(config, dataset, model, process, "test")
     if process.is_main:
@@ -170,7 +184,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Evaluate on one split and show the metrics."""
     loader = make_loader(config, dataset, split, process)
-    with Bar(f"evaluate {split}", loader.steps_per_epoch, process.is_main) as bar:
+    with Bar(f"evaluate {split}", loader.steps_per_epoch, process.is_main, brief=True) as bar:
         metrics = evaluate(model, loader, config.tasks, process.device, bar.update)
     if process.is_main:
         title = f"{config.name}: {split} split, {loader.rows:,} rows"

@@ -64,5 +64,7 @@ def open_run(path: Path, overrides: list[str] | None = None) -> tuple[RunFolder,
     """
     folder = RunFolder(path)
     if not folder.config.is_file():
-        raise UserError(f"{path}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml.")
+        raise UserError(
+            f"{path}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml."
+        )
     return folder, load_config(folder.config, overrides)

@@ -76,7 +76,7 @@ def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpo
         writer: pq.ParquetWriter | None = None
         done = 0
         try:
-            with Bar("predict", rows.total, process.is_main) as bar:
+            with Bar("predict", rows.rows, process.is_main) as bar:
                 for batch, carried in rows:
                     probabilities = torch.sigmoid(model.module(batch.to(process.device))).cpu().numpy()
                     for column, name in enumerate(names):

@@ -12,6 +12,8 @@ from tests import synthetic
 from tests.processes import run_processes
 
 STEPS = 20
+LEARNING_RATES = {"sgd": 5.0, "rowwise_adagrad": 0.1}
+"""High enough for the tables to matter within these steps."""
 ALWAYS = ["data_parallel", "table_wise", "row_wise", "column_wise", "table_column_wise"]
 TWO_HOSTS = ["table_row_wise", "grid_shard"]
 MIXTURE = {"user": "row_wise", "item": {"type": "column_wise", "column_shards": 2}, "tags": "data_parallel"}
@@ -22,20 +24,20 @@ def losses(rank: int, folder: Path, optimizer: str, shardings: dict[str, dict[st
     """The losses of the first steps under each sharding, in one group of processes."""
     import torch
     import torch.distributed as dist
+    from dlrm_mtl.data.dataset import open_dataset
 
     from dlrm_mtl.config.run import RunConfig
-    from dlrm_mtl.data.dataset import open_dataset
+    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
     from dlrm_mtl.training.distributed import Process
+    from dlrm_mtl.training.loop import Trainer
     from dlrm_mtl.training.model import build_model, build_optimizers
     from dlrm_mtl.training.run import make_loader
-    from dlrm_mtl.training.loop import Trainer
-    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
     result = {}
     for name, sharding in shardings.items():
-        content = synthetic.config(folder, sharding=sharding, optimizer={"sparse": {"name": optimizer}})
+        content = synthetic.config(folder, sharding=sharding, optimizer={"sparse": {"name": optimizer, "learning_rate": LEARNING_RATES[optimizer]}})
         config = RunConfig.model_validate(content)
         model = build_model(config, dataset.spec, process)
         optimizers = build_optimizers(config, model, STEPS)
@@ -88,9 +90,9 @@ def test_losses_do_not_depend_on_processes_or_plan(
 ) -> None:
     results = run_processes(world_size, losses, dataset, optimizer, shardings(world_size))
     assert all(result == results[0] for result in results)
-    assert reference[-1, 0] < reference[0, 0], "the model learns something in these steps"
+    assert reference[-5:, 0].mean() < reference[:5, 0].mean() - 0.005, "the model learns something in these steps"
     for name, values in results[0].items():
-        if optimizer == "rowwise_adagrad" and name in SPLITS_COLUMNS and world_size > 1:
+        if optimizer == "rowwise_adagrad" and name in SPLITS_COLUMNS and (world_size > 1 or name == "mixture"):
             # Stock row-wise AdaGrad keeps one accumulator per column shard, over that shard's columns only: with a table
             # cut by columns it is another optimizer. The first step is the same all the same.
             np.testing.assert_allclose(values[0], reference[0], rtol=1e-5)

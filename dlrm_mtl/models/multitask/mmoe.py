@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from dlrm_mtl.models.blocks import ParallelLinear, ParallelMLP, StackConfig
+from dlrm_mtl.models.blocks import Block, ParallelLinear, ParallelMLP, StackConfig
 
 
 class MMoEConfig(StackConfig):
@@ -19,7 +19,7 @@ class MMoEConfig(StackConfig):
     """Number of experts."""
 
 
-class MMoE(nn.Module):
+class MMoE(Block):
     """f_t = sum_e softmax(W_t x + b_t)_e expert_e(x): equations 5 to 7 of the paper, with a bias in the gates.
 
     Parameters with E experts of layers h and T tasks: E P(D; h) + T (D + 1) E, where P counts a stack with biases.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dlrm_mtl.models.blocks import MLP, StackConfig
+from dlrm_mtl.models.blocks import MLP, Block, StackConfig
 
 
 class SharedBottomConfig(StackConfig):
@@ -15,7 +15,7 @@ class SharedBottomConfig(StackConfig):
     name: Literal["shared_bottom"] = "shared_bottom"
 
 
-class SharedBottom(nn.Module):
+class SharedBottom(Block):
     """h = MLP(x); every task's representation is h."""
 
     def __init__(self, config: SharedBottomConfig, in_features: int, tasks: int) -> None:

@@ -1,0 +1,52 @@
+"""The ``data`` part of a run's configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dlrm_mtl.config.strict import Strict
+
+
+class DataConfig(Strict):
+    """Which rows and columns a run reads, and in which order."""
+
+    path: str
+    """Folder of a data set: it holds dataset.yaml and one folder of Parquet files per split."""
+    batch_size: int = Field(default=1024, gt=0)
+    """Rows of a global batch, over all processes; a multiple of `lanes`."""
+    evaluation_batch_size: int = Field(default=8192, gt=0)
+    """Rows of a global batch in evaluation; a multiple of `lanes`."""
+    lanes: int = Field(default=8, gt=0)
+    """Number of lanes an epoch's rows are cut into; the world size must divide it. Another number gives another order."""
+    shuffle: bool = True
+    """Permute the rows of every block, and the blocks of every lane, anew each epoch; false keeps each lane in file order."""
+    block_rows: int = Field(default=65536, gt=0)
+    """Rows of a block: the unit that is read and permuted. One block per lane is in memory at a time."""
+    sparse: list[str] | None = None
+    """Names of the sparse features to use; default: all of the data set's."""
+    sequence: list[str] | None = None
+    """Names of the sequence features to use; default: all of the data set's."""
+    dense: list[str] | None = None
+    """Names of the dense features to use; default: all of the data set's."""
+    max_sequence_length: int = Field(default=50, gt=0)
+    """Longer lists of sequence features keep their last entries, the most recent ones."""
+    dense_limit: float | None = Field(default=None, gt=0)
+    """Standardised dense values beyond plus or minus this are cut off; default: they are left as they are."""
+    out_of_range: Literal["error", "unknown"] = "error"
+    """An id outside its vocabulary: stop with an error, or read it as id 0 (unknown) and count it."""
+    weight: str | None = None
+    """Name of a float column with the weight of each row; default: every row weighs 1."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches that are prepared ahead of training."""
+
+    @model_validator(mode="after")
+    def _lanes_divide_batches(self) -> DataConfig:
+        for key in ("batch_size", "evaluation_batch_size"):
+            size = getattr(self, key)
+            if size % self.lanes:
+                below = size // self.lanes * self.lanes
+                nearby = " or ".join(str(n) for n in (below, below + self.lanes) if n > 0)
+                raise ValueError(f"{key} {size} is not a multiple of lanes ({self.lanes}); set it to {nearby}.")
+        return self

@@ -1,0 +1,198 @@
+"""Data sets on disk: a folder with ``dataset.yaml`` and one folder of Parquet files per split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pyarrow import fs
+
+from dlrm_mtl.config.strict import read_yaml, validate
+from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, suggest
+from dlrm_mtl.errors import UserError
+
+FOOTER_THREADS = 16
+"""Footers are read in parallel: remote storage answers slowly, but many at once."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file whose footer has been read."""
+
+    filesystem: fs.FileSystem
+    path: str
+    metadata: pq.FileMetaData
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.metadata.num_rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the file's columns."""
+        return self.metadata.schema.to_arrow_schema()
+
+    def open(self) -> pq.ParquetFile:
+        """Open the file without reading its footer again; raises :class:`UserError` if it is gone."""
+        try:
+            source = self.filesystem.open_input_file(self.path)
+            return pq.ParquetFile(source, metadata=self.metadata, pre_buffer=not _is_local(self.filesystem))
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(self.path, error) from None
+
+    def read_group(self, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+        """Read ``columns`` of one row group of ``file`` (this file, opened); raises :class:`UserError` if it is damaged."""
+        try:
+            return file.read_row_group(group, columns=list(columns), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(f"{self.path}: row group {group}", error) from None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The Parquet files of one split, by name, footers read."""
+
+    name: str
+    spec: DatasetSpec
+    files: tuple[DataFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all files."""
+        return sum(file.rows for file in self.files)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set whose ``dataset.yaml`` has been read; its Parquet files not yet."""
+
+    filesystem: fs.FileSystem
+    path: str
+    spec: DatasetSpec
+
+    def split(self, name: str) -> Split:
+        """List the files of the split ``name`` and read all their footers.
+
+        Raises :class:`UserError` if there is no such split, no Parquet file or no row in it, or a file cannot be read.
+        """
+        place = f"{self.path}/{DATASET_FILE}"
+        if name not in self.spec.splits:
+            raise UserError(f"{place}: splits: there is no split {name!r}; {suggest(name, self.spec.splits)}.")
+        folder = f"{self.path}/{self.spec.splits[name].folder}"
+        files = open_files(self.filesystem, folder)
+        split = Split(name, self.spec, tuple(files))
+        if split.rows == 0:
+            raise UserError(f"{folder}: its Parquet files hold no rows; write the split {name!r} again.")
+        return split
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Open the data set in the folder ``path`` (or URI): read ``dataset.yaml``.
+
+    Raises :class:`UserError` if the folder or dataset.yaml is missing or malformed.
+    """
+    filesystem, folder = locate(path)
+    if filesystem.get_file_info(folder).type != fs.FileType.Directory:
+        raise UserError(
+            f"{path}: there is no such folder; data.path must name a data set's folder, which holds {DATASET_FILE}."
+        )
+    place = f"{folder}/{DATASET_FILE}"
+    if filesystem.get_file_info(place).type != fs.FileType.File:
+        raise UserError(
+            f"{path}: holds no {DATASET_FILE}; name a data set's folder, or make one with `dlrm-mtl prepare`."
+        )
+    return Dataset(filesystem, folder, validate(DatasetSpec, _read_yaml(filesystem, place), place))
+
+
+def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
+    """Split a local path or a URI (s3://, gs://, hdfs://, file://) into a file system and a path in it."""
+    if "://" not in str(path):
+        return fs.LocalFileSystem(use_mmap=True), str(path).rstrip("/") or "/"
+    try:
+        filesystem, inside = fs.FileSystem.from_uri(str(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: is no place that can be read ({_first_line(error)}); name a local path or a URI."
+        ) from None
+    return filesystem, inside.rstrip("/")
+
+
+def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
+    """Read the footers of the Parquet file ``path``, or of all Parquet files in the folder ``path``, ordered by name.
+
+    Names that begin with ``_`` or ``.`` are passed over, as Spark and others leave such files. Raises :class:`UserError`.
+    """
+    kind = filesystem.get_file_info(path).type
+    if kind == fs.FileType.NotFound:
+        raise UserError(f"{path}: there is no such file or folder; check the path.")
+    if kind == fs.FileType.File:
+        paths = [path]
+    else:
+        inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        paths = sorted(
+            info.path for info in inside if info.type == fs.FileType.File and _is_data(info.path[len(path) :])
+        )
+        if not paths:
+            raise UserError(f"{path}: holds no Parquet file (*.parquet); write the data there or name another folder.")
+    with ThreadPoolExecutor(min(FOOTER_THREADS, len(paths))) as pool:
+        return list(pool.map(lambda path: _read_footer(filesystem, path), paths))
+
+
+def unreadable(place: str, error: Exception) -> UserError:
+    """The error for something that is not readable as Parquet."""
+    return UserError(
+        f"{place}: cannot be read as Parquet ({_first_line(error)}); it may be truncated or damaged: write it again."
+    )
+
+
+def _read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
+    try:
+        with filesystem.open_input_file(path) as source:
+            metadata = pq.read_metadata(source)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from None
+    _refuse_truncation(filesystem, path, metadata)
+    return DataFile(filesystem, path, metadata)
+
+
+def _refuse_truncation(filesystem: fs.FileSystem, path: str, metadata: pq.FileMetaData) -> None:
+    """A footer may stand behind missing pages, when a file was put together from parts: no column may reach beyond the end."""
+    if metadata.num_row_groups == 0:
+        return
+    last = metadata.row_group(metadata.num_row_groups - 1)
+    size = filesystem.get_file_info(path).size
+    for index in range(last.num_columns):
+        column = last.column(index)
+        start = column.dictionary_page_offset or column.data_page_offset
+        if start + column.total_compressed_size > size:
+            raise unreadable(path, ValueError(f"column {column.path_in_schema} reaches beyond the end of the file"))
+
+
+def _is_data(relative: str) -> bool:
+    parts = relative.strip("/").split("/")
+    return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
+
+
+def _is_local(filesystem: fs.FileSystem) -> bool:
+    return isinstance(filesystem, fs.LocalFileSystem)
+
+
+def _read_yaml(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
+    if _is_local(filesystem):
+        return read_yaml(Path(path))
+    with filesystem.open_input_stream(path) as stream:
+        content = yaml.safe_load(stream.read())
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no mapping of keys to values; write it as described for data sets.")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,166 @@
+"""What a data set is: the content of its ``dataset.yaml``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dlrm_mtl.config.strict import Strict
+
+DATASET_FILE = "dataset.yaml"
+
+
+class DenseStatistics(Strict):
+    """A dense feature over the training split, nulls left out; the reader standardises with `mean` and `std`."""
+
+    mean: float
+    std: float = Field(ge=0)
+    min: float
+    max: float
+    nulls: int = Field(default=0, ge=0)
+    """Rows of the training split in which the column is null."""
+
+
+class SparseStatistics(Strict):
+    """A sparse or sequence feature over the training split."""
+
+    distinct: int = Field(ge=0)
+    """Distinct ids other than 0."""
+    coverage: float = Field(ge=0, le=1)
+    """Share of the rows that have at least one id other than 0."""
+    mean_length: float = Field(ge=0)
+    """Ids per row; 1 or less for a column of single ids."""
+
+
+class FeatureSpec(Strict):
+    """One input of a model and the Parquet column it comes from."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["sparse", "sequence", "dense"]
+    """`sparse`: a column of ids or of unordered lists of ids; `sequence`: a column of lists of ids, oldest first and most
+    recent last; `dense`: a column of numbers."""
+    column: str | None = None
+    """Name of the Parquet column; default: the feature's name."""
+    description: str | None = None
+    vocabulary_size: int | None = Field(default=None, gt=0)
+    """Ids run from 0 to vocabulary_size - 1; id 0 stands for unknown."""
+    vocabulary: str | None = None
+    """Name of the feature whose ids this feature uses as well, so that both share one vocabulary size and may share a table."""
+    statistics: DenseStatistics | SparseStatistics | None = None
+
+    @property
+    def source(self) -> str:
+        """The name of the Parquet column."""
+        return self.column or self.name
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> FeatureSpec:
+        if self.kind == "dense":
+            if self.vocabulary_size is not None or self.vocabulary is not None:
+                raise ValueError(
+                    f"feature {self.name!r} is dense and has no vocabulary; remove it or make the feature sparse."
+                )
+            if isinstance(self.statistics, SparseStatistics):
+                raise ValueError(f"feature {self.name!r} is dense; its statistics are mean, std, min, max and nulls.")
+        else:
+            if (self.vocabulary_size is None) == (self.vocabulary is None):
+                raise ValueError(
+                    f"feature {self.name!r} needs either vocabulary_size or vocabulary (the name of another feature)."
+                )
+            if isinstance(self.statistics, DenseStatistics):
+                raise ValueError(
+                    f"feature {self.name!r} is {self.kind}; its statistics are distinct, coverage and mean_length."
+                )
+        return self
+
+
+class LabelSpec(Strict):
+    """One signal that a task can learn, and the Parquet column it comes from."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["binary", "real"] = "binary"
+    """`binary`: every value is 0, 1 or null; `real`: any finite number or null."""
+    column: str | None = None
+    """Name of the Parquet column; default: the label's name."""
+    description: str | None = None
+    mean: float | None = None
+    """Mean over the training split, nulls left out: for a binary label, the rate of positives."""
+
+    @property
+    def source(self) -> str:
+        """The name of the Parquet column."""
+        return self.column or self.name
+
+
+class SplitSpec(Strict):
+    """One split of a data set."""
+
+    folder: str
+    """Folder of Parquet files, relative to dataset.yaml."""
+    rows: int | None = Field(default=None, ge=0)
+    """Number of rows in it, for information."""
+    description: str | None = None
+
+
+class DatasetSpec(Strict):
+    """The content of ``dataset.yaml``."""
+
+    name: str
+    description: str = ""
+    licence: str = ""
+    citation: str = ""
+    splits: dict[str, SplitSpec]
+    features: list[FeatureSpec]
+    labels: list[LabelSpec]
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> DatasetSpec:
+        _refuse_duplicates("features", [feature.name for feature in self.features])
+        _refuse_duplicates("labels", [label.name for label in self.labels])
+        owners = {feature.name: feature for feature in self.features if feature.vocabulary_size is not None}
+        for feature in self.features:
+            if feature.vocabulary is not None and feature.vocabulary not in owners:
+                raise ValueError(
+                    f"feature {feature.name!r} shares the vocabulary of {feature.vocabulary!r}, which is no feature with a "
+                    f"vocabulary_size; {suggest(feature.vocabulary, owners)}."
+                )
+        return self
+
+    def feature(self, name: str) -> FeatureSpec:
+        """The feature called ``name``; raises KeyError."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(name)
+
+    def names(self, kind: Literal["sparse", "sequence", "dense"]) -> list[str]:
+        """Names of the features of one kind, in the order of the file."""
+        return [feature.name for feature in self.features if feature.kind == kind]
+
+    def vocabulary_owner(self, name: str) -> str:
+        """The name of the feature whose vocabulary the feature ``name`` uses: its own, or another's."""
+        return self.feature(name).vocabulary or name
+
+    def vocabulary_size(self, name: str) -> int:
+        """The vocabulary size of a sparse or sequence feature, own or shared; raises KeyError for a dense one."""
+        size = self.feature(self.vocabulary_owner(name)).vocabulary_size
+        if size is None:
+            raise KeyError(name)
+        return size
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """Return "did you mean 'x'? there are: x, y" for a name that is not among ``allowed``."""
+    known = sorted(allowed)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}there are: {', '.join(known) if known else 'none'}"
+
+
+def _refuse_duplicates(what: str, names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{what} has {repeated[0]!r} more than once; rename or remove one.")

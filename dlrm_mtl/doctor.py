@@ -1,0 +1,186 @@
+"""Does the installed set fit together? One sentence per problem, with the remedy.
+
+The usual breakage: torchrec asks pip for ``fbgemm-gpu``, the CUDA build, whose files lie in the same folder as those of
+``fbgemm-gpu-cpu``; or the three of torch, torchrec and fbgemm come from different releases. Only package metadata is read,
+unless a thorough check is asked for, so this costs some milliseconds at the start of every training.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
+from pathlib import Path
+
+from dlrm_mtl.errors import UserError
+
+PYTHON = (3, 10)
+EXPECTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx": "0.7.0"}
+"""The releases this package is tested with; a release with the same first two numbers will do."""
+
+NEEDED = (
+    "duckdb",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "pyre-extensions",
+    "PyYAML",
+    "rich",
+    "tensorboard",
+    "tensordict",
+    "torchmetrics",
+    "tqdm",
+    "typer",
+)
+"""What else must be there, in the version that pip chose."""
+
+_LOAD = """
+import torch, fbgemm_gpu, torchrec
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+assert torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2])).tolist() == [0, 1, 3]
+"""
+
+
+def problems(thorough: bool = False, path: Sequence[str] | None = None, has_gpu: bool | None = None) -> list[str]:
+    """Say what does not fit together.
+
+    Args:
+        thorough: also load fbgemm and torchrec, in a process of their own because a broken pair can crash.
+        path: the folders that hold the installed packages; ``sys.path`` if not given.
+        has_gpu: whether this machine has a CUDA device to use; looked up if not given.
+    """
+    path = sys.path if path is None else path
+    has_gpu = _has_gpu() if has_gpu is None else has_gpu
+    found = _fbgemm(path, has_gpu)
+    if sys.version_info < PYTHON:
+        found.insert(0, f"Python {platform.python_version()} is too old: use Python 3.10 to 3.13.")
+    for name in ("torch", "torchrec", "torchx"):
+        version, expected = _version(name, path), EXPECTED[name]
+        command = f"pip install {'--no-deps ' if name == 'torchrec' else ''}{name}=={expected}"
+        if version is None:
+            found.append(f"{name} is not installed: run {command}")
+        elif not _same_release(version, expected):
+            found.append(f"{name} {version} is installed where {expected} is expected: run {command}")
+    missing = [name for name in NEEDED if _version(name, path) is None]
+    if missing:
+        found.append(f"{', '.join(missing)} not installed: run pip install {' '.join(missing)}")
+    if thorough and not found:
+        found = _load()
+    return found
+
+
+def check_or_raise() -> None:
+    """Raise :class:`UserError` with one line per problem; fast, and silent when all is well."""
+    if found := problems():
+        raise UserError("\n".join(found))
+
+
+def report() -> str:
+    """Versions, devices and backends, one a line: all that matters in a report of a problem."""
+    rows = facts()
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def facts() -> list[tuple[str, str]]:
+    """The names and values that :func:`report` lists."""
+    rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
+    for name in ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx", "pyarrow"):
+        rows.append((name, _version(name, sys.path) or "not installed"))
+    rows.append(("cores", str(len(os.sched_getaffinity(0)))))
+    try:
+        import torch
+        from torch import distributed
+    except (ImportError, OSError) as error:
+        return [*rows, ("torch does not load", str(error))]
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    backends = [
+        name
+        for name, there in (
+            ("gloo", distributed.is_available() and distributed.is_gloo_available()),
+            ("nccl", distributed.is_available() and distributed.is_nccl_available()),
+        )
+        if there
+    ]
+    return [
+        *rows,
+        ("CPU capability", torch.backends.cpu.get_cpu_capability()),
+        ("CUDA of torch", torch.version.cuda or "none (CPU build)"),
+        ("CUDA devices", ", ".join(devices) or "none"),
+        ("backends", ", ".join(backends) or "none"),
+    ]
+
+
+def _fbgemm(path: Sequence[str], has_gpu: bool) -> list[str]:
+    expected = EXPECTED["fbgemm-gpu"]
+    cuda, cpu = _version("fbgemm-gpu", path), _version("fbgemm-gpu-cpu", path)
+    torch = _version("torch", path)
+    cuda_torch = torch is not None and _is_cuda_build(path)
+    fitting = "fbgemm-gpu" if cuda_torch and has_gpu else "fbgemm-gpu-cpu"
+    install = f"pip install --no-deps {fitting}=={expected}"
+    if cuda and cpu:
+        return [
+            f"fbgemm-gpu {cuda} and fbgemm-gpu-cpu {cpu} are both installed and have overwritten each other's files: "
+            f"run pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && {install}"
+        ]
+    name, version = ("fbgemm-gpu", cuda) if cuda else ("fbgemm-gpu-cpu", cpu)
+    if version is None:
+        return [f"fbgemm is not installed (pip cannot choose between its CPU and CUDA builds): run {install}"]
+    if not _same_release(version, expected):
+        return [
+            f"{name} {version} is installed where {expected} is expected: run pip install --no-deps {name}=={expected}"
+        ]
+    if torch and cuda and not cuda_torch:
+        return [
+            f"torch {torch} is a CPU build but fbgemm-gpu {cuda} needs CUDA: "
+            f"run pip uninstall -y fbgemm-gpu && pip install --no-deps fbgemm-gpu-cpu=={expected}"
+        ]
+    if cpu and cuda_torch and has_gpu:
+        return [
+            f"torch {torch} uses this machine's GPU but fbgemm-gpu-cpu {cpu} cannot: "
+            f"run pip uninstall -y fbgemm-gpu-cpu && {install}, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+        ]
+    return []
+
+
+def _load() -> list[str]:
+    done = subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return []
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return [
+        f"torch, fbgemm and torchrec are installed but do not load together ({reason}): "
+        "run make setup in a fresh clone, or remove the virtual environment and install anew"
+    ]
+
+
+def _distribution(name: str, path: Sequence[str]) -> Distribution | None:
+    context = DistributionFinder.Context(name=name, path=list(path))
+    return next(iter(MetadataPathFinder.find_distributions(context)), None)
+
+
+def _version(name: str, path: Sequence[str]) -> str | None:
+    distribution = _distribution(name, path)
+    return distribution.version if distribution else None
+
+
+def _is_cuda_build(path: Sequence[str]) -> bool:
+    # The version says "+cpu" or "+cu130" or nothing, depending on the index; the file always tells.
+    distribution = _distribution("torch", path)
+    file = Path(str(distribution.locate_file("torch/version.py"))) if distribution else None
+    text = file.read_text() if file and file.is_file() else ""
+    return re.search(r"^cuda\b.*= *['\"]", text, re.MULTILINE) is not None
+
+
+def _same_release(version: str, expected: str) -> bool:
+    return version.split("+")[0].split(".")[:2] == expected.split(".")[:2]
+
+
+def _has_gpu() -> bool:
+    devices = [*glob.glob("/dev/nvidia[0-9]*"), *glob.glob("/dev/dxg")]
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and bool(devices)

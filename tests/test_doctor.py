@@ -1,0 +1,140 @@
+"""The check of the installed set, against folders of real package metadata."""
+
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlrm_mtl import doctor
+
+CPU = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm_gpu-cpu": "1.8.0", "torchx": "0.7.0"}
+CUDA = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx": "0.7.0"}
+
+
+def install(folder: Path, versions: dict[str, str | None], cuda: str | None = None) -> list[str]:
+    """Make ``folder`` look like a site-packages folder with these packages, plus all others that are needed."""
+    for name, version in {**dict.fromkeys(doctor.NEEDED, "1.0"), **versions}.items():
+        if version is not None:
+            info = folder / f"{re.sub('[-.]+', '_', name)}-{version}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "torch").mkdir()
+    (folder / "torch" / "version.py").write_text(f"cuda: Optional[str] = {cuda!r}\nhip: Optional[str] = None\n")
+    return [str(folder)]
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+@pytest.mark.parametrize(
+    ("versions", "cuda"),
+    [(CPU, None), ({**CPU, "torch": "2.13.1"}, None), (CUDA, "13.0"), ({**CUDA, "torch": "2.13.0+cu130"}, "13.0")],
+)
+def test_fitting_sets_have_no_problems(
+    tmp_path: Path, versions: dict[str, str | None], cuda: str | None, has_gpu: bool
+) -> None:
+    assert doctor.problems(path=install(tmp_path, versions, cuda), has_gpu=has_gpu) == []
+
+
+def test_the_standard_torch_serves_the_cpu_set_where_there_is_no_gpu(tmp_path: Path) -> None:
+    path = install(tmp_path, {**CPU, "torch": "2.13.0"}, cuda="13.0")
+    assert doctor.problems(path=path, has_gpu=False) == []
+    assert doctor.problems(path=path, has_gpu=True) == [
+        "torch 2.13.0 uses this machine's GPU but fbgemm-gpu-cpu 1.8.0 cannot: run pip uninstall -y fbgemm-gpu-cpu "
+        "&& pip install --no-deps fbgemm-gpu==1.8.0, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("versions", "sentence"),
+    [
+        (
+            {**CPU, "fbgemm-gpu": "1.7.0"},
+            "fbgemm-gpu 1.7.0 and fbgemm-gpu-cpu 1.8.0 are both installed and have overwritten each other's files: run "
+            "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && pip install --no-deps fbgemm-gpu-cpu==1.8.0",
+        ),
+        (
+            {**CPU, "fbgemm_gpu-cpu": None},
+            "fbgemm is not installed (pip cannot choose between its CPU and CUDA builds): "
+            "run pip install --no-deps fbgemm-gpu-cpu==1.8.0",
+        ),
+        (
+            {**CPU, "fbgemm_gpu-cpu": "1.2.0"},
+            "fbgemm-gpu-cpu 1.2.0 is installed where 1.8.0 is expected: run pip install --no-deps fbgemm-gpu-cpu==1.8.0",
+        ),
+        (
+            {**CUDA, "torch": "2.13.0+cpu"},
+            "torch 2.13.0+cpu is a CPU build but fbgemm-gpu 1.8.0 needs CUDA: "
+            "run pip uninstall -y fbgemm-gpu && pip install --no-deps fbgemm-gpu-cpu==1.8.0",
+        ),
+        (
+            {**CPU, "torch": "2.12.1+cpu"},
+            "torch 2.12.1+cpu is installed where 2.13.0 is expected: run pip install torch==2.13.0",
+        ),
+        ({**CPU, "torchx": None}, "torchx is not installed: run pip install torchx==0.7.0"),
+        ({**CPU, "torchrec": None}, "torchrec is not installed: run pip install --no-deps torchrec==1.8.0"),
+        (
+            {**CPU, "tqdm": None, "pyarrow": None},
+            "pyarrow, tqdm not installed: run pip install pyarrow tqdm",
+        ),
+    ],
+)
+def test_each_problem_is_one_sentence_with_the_remedy(
+    tmp_path: Path, versions: dict[str, str | None], sentence: str
+) -> None:
+    assert doctor.problems(path=install(tmp_path, versions), has_gpu=False) == [sentence]
+
+
+def test_a_plain_pip_install_is_told_which_pair_to_add(tmp_path: Path) -> None:
+    path = install(tmp_path, {"torch": "2.13.0", "torchx": "0.7.0"}, cuda="13.0")
+    commands = [sentence.partition(": run ")[2] for sentence in doctor.problems(path=path, has_gpu=True)]
+    assert commands == ["pip install --no-deps fbgemm-gpu==1.8.0", "pip install --no-deps torchrec==1.8.0"]
+
+
+def test_this_environment_is_well() -> None:
+    assert doctor.problems(thorough=True) == []
+    doctor.check_or_raise()
+    facts = dict(doctor.facts())
+    assert facts["torch"].startswith("2.13.")
+    assert "gloo" in facts["backends"]
+    assert doctor.report().splitlines()[0].split() == ["python", *facts["python"].split()]
+
+
+def test_the_check_loads_no_heavy_package() -> None:
+    code = "import sys; from dlrm_mtl.doctor import problems; problems(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def pins(file: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\n]+)", file.read_text(), re.MULTILINE):
+        found.setdefault(name, set()).add(version)
+    return found
+
+
+def test_expected_versions_are_those_of_the_lock_files_and_setup_cfg(repository: Path) -> None:
+    cpu, cuda = pins(repository / "requirements/cpu.txt"), pins(repository / "requirements/cuda.txt")
+    expected = {name: {version} for name, version in doctor.EXPECTED.items()}
+    assert {name: cuda[name] for name in expected} == expected
+    cpu_name = {"fbgemm-gpu": "fbgemm-gpu-cpu"}
+    assert {name: cpu[cpu_name.get(name, name)] for name in expected} == expected
+    assert "fbgemm-gpu" not in cpu
+    assert "fbgemm-gpu-cpu" not in cuda
+
+    setup = configparser.ConfigParser()
+    setup.read(repository / "setup.cfg")
+    wanted = setup["options"]["install_requires"].split()
+    assert set(re.findall(r"^[\w-]+", "\n".join(wanted), re.MULTILINE)) == {"torch", "torchx", *doctor.NEEDED}
+    assert set(setup["options.extras_require"]["cuda"].split()) == {
+        f"{name}=={doctor.EXPECTED[name]}" for name in ("torchrec", "fbgemm-gpu")
+    }
+
+
+@pytest.mark.parametrize("file", ["cpu.txt", "cuda.txt", "dev.txt"])
+def test_lock_files_name_no_index_and_no_path(repository: Path, file: str) -> None:
+    lines = (repository / "requirements" / file).read_text().splitlines()
+    for line in lines:
+        assert re.fullmatch(r"#.*|[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+( ; .*)?", line), line
+        assert "://" not in line
