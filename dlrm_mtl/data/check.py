@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,22 @@ class Layout:
     """Names of the sparse and sequence features whose column holds lists; the others hold single ids."""
     absent: frozenset[str] = frozenset()
     """Names of the labels that the files lack (in prediction)."""
+
+    @cached_property
+    def runs(self) -> list[range | int]:
+        """The keys in order: a range of columns of single ids that follow each other, or the number of a column of lists."""
+        runs: list[range | int] = []
+        single = listed = 0
+        for feature in self.selection.sparse:
+            if feature.name in self.lists:
+                runs.append(listed)
+                listed += 1
+            else:
+                last = runs.pop() if runs and isinstance(runs[-1], range) else range(single, single)
+                assert isinstance(last, range)
+                single += 1
+                runs.append(range(last.start, single))
+        return runs
 
     @property
     def columns(self) -> list[str]:

@@ -32,22 +32,56 @@ class Lists:
     lengths: Array
     """[rows] int32."""
 
+    def take(self, index: Array) -> Lists:
+        """The rows ``index``, in that order, with their ids one after the other."""
+        lengths = self.lengths[index]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        # The id at position p of row r comes from self.starts[index[r]] + p - starts[r].
+        positions = np.repeat(self.starts[index] - starts, lengths)
+        positions += np.arange(len(positions))
+        return Lists(np.take(self.values, positions, mode="clip"), starts, lengths)
+
+    def packed(self) -> Lists:
+        """The same rows, with their ids one after the other: lists that were cut short leave gaps."""
+        gaps = len(self.values) != int(self.lengths.sum(dtype=np.int64))
+        return self.take(np.arange(len(self.lengths))) if gaps else self
+
+    def ids(self, start: int, stop: int) -> Array:
+        """The ids of rows start to stop (at least one row) of lists whose ids lie one after the other."""
+        return self.values[self.starts[start] : self.starts[stop - 1] + self.lengths[stop - 1]]
+
 
 @dataclass
 class Block:
-    """Rows in columns, ready for batches to be gathered from; see :mod:`dlrm_mtl.data.assemble`."""
+    """Rows ready to be sliced into batches; see :mod:`dlrm_mtl.data.assemble`.
+
+    Rows lie next to each other in memory, not columns: picking rows in a random order then reads few cache lines.
+    """
 
     ids: Array
-    """[columns of single ids, rows] int32 or int64, in the order of the keys; :data:`ABSENT` where null."""
+    """[rows, columns of single ids] int32 or int64, in the order of the keys; :data:`ABSENT` where null."""
     lists: list[Lists]
     """Columns of lists, in the order of the keys."""
     numbers: Array
-    """[D + 2 T, rows] float32: dense features (standardised), labels, weights."""
+    """[rows, D + 2 T] float32: dense features (standardised), labels, weights."""
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return int(self.numbers.shape[1])
+        return int(self.numbers.shape[0])
+
+    def packed(self) -> Block:
+        """The same rows in the same order, ready to be sliced."""
+        return Block(self.ids, [lists.packed() for lists in self.lists], self.numbers)
+
+    def take(self, index: NDArray[np.int64]) -> Block:
+        """The rows ``index``, in that order."""
+        return Block(
+            ids=np.take(self.ids, index, axis=0, mode="clip"),  # index is in range: clip only saves the check
+            lists=[lists.take(index) for lists in self.lists],
+            numbers=np.take(self.numbers, index, axis=0, mode="clip"),
+        )
 
 
 class BlockBuilder:
@@ -99,7 +133,8 @@ class BlockBuilder:
     def finish(self) -> Block:
         """Return the block; all its rows must have been added."""
         assert self._rows == self._numbers.shape[1], (self._rows, self._numbers.shape)
-        return Block(self._ids, [_joined(parts, self._dtype) for parts in self._lists.values()], self._numbers)
+        lists = [_joined(parts, self._dtype) for parts in self._lists.values()]
+        return Block(np.ascontiguousarray(self._ids.T), lists, np.ascontiguousarray(self._numbers.T))
 
     def _add_single(self, source: _Source, feature: FeatureSpec, out: Array) -> None:
         array = source.column(feature.source)

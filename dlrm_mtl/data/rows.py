@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dlrm_mtl.data.assemble import assemble, whole
+from dlrm_mtl.data.assemble import Rows, assemble
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.check import check_files
 from dlrm_mtl.data.columns import BlockBuilder
@@ -66,7 +66,7 @@ class RowReader:
                 builder = BlockBuilder(self.layout, table.num_rows, self._count_unknown)
                 builder.add(table, file.path, first_row)
                 carried = table.select(self.carried_schema.names).cast(self.carried_schema)
-                yield assemble(self.layout, [whole(builder.finish())]), carried
+                yield assemble(self.layout, [Rows(builder.finish().packed(), 0, table.num_rows)]), carried
                 first_row += table.num_rows
 
     def _tables(self, file: DataFile) -> Iterator[pa.Table]:

@@ -117,9 +117,10 @@ class Trainer:
 
     def _log(self, step: int, epoch: int, values: dict[str, float], bar: Bar) -> None:
         self.progress.seconds += values["seconds"]
-        losses = " ".join(f"{name} {values[f'loss/{name}']:.4f}" for name in self.losses.names)
+        losses = " ".join(f"{name} {values[f'loss/{name}']:.3f}" for name in self.losses.names)
         wait = values["data_wait_share"]
-        bar.update(step, f"{values['rows_per_second']:,.0f} rows/s  loss {losses}  data wait {wait:.0%}")
+        waiting = f"  {wait:.0%} waiting for data" if wait > 0.1 else ""
+        bar.update(step, f"{values['rows_per_second']:,.0f} rows/s  {losses}{waiting}")
         if self.journal:
             self.journal.write("train", step, {**values, "epoch": epoch + 1, "rate_factor": self.optimizers.factor})
 

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+PLAN_ROWS = 8
+"""Tables that the plan shows one by one."""
+
 LINE_SECONDS = 5.0
 """Time between lines where there is no terminal."""
 
@@ -103,13 +106,19 @@ def metrics_table(title: str, metrics: dict[str, float], tasks: list[str]) -> Ta
 
 
 def plan_table(plan: list[dict[str, Any]]) -> Table:
-    """Where each table lives."""
+    """Where each table lives: the largest ones one by one, the others in a row; plan.json has them all."""
     table = Table(title="Sharding plan", title_justify="left")
     for heading in ("table", "rows", "dim", "MiB", "sharding", "shards", "ranks"):
         table.add_column(heading, justify="right" if heading in ("rows", "dim", "MiB", "shards") else "left")
-    for entry in plan:
+    ordered = sorted(plan, key=lambda entry: -entry["mib"])
+    shown, rest = ordered[:PLAN_ROWS], ordered[PLAN_ROWS:]
+    for entry in shown:
         ranks = entry["ranks"] if entry["ranks"] == "all" else ", ".join(str(rank) for rank in entry["ranks"])
         shards = str(len(entry["shards"]) or 1)
         sizes = (f"{entry['rows']:,}", str(entry["dim"]), f"{entry['mib']:.2f}")
         table.add_row(entry["table"], *sizes, entry["type"], shards, ranks)
+    if rest:
+        types = ", ".join(sorted({entry["type"] for entry in rest}))
+        rows, mib = sum(entry["rows"] for entry in rest), sum(entry["mib"] for entry in rest)
+        table.add_row(f"{len(rest)} smaller ones", f"{rows:,}", "", f"{mib:.2f}", types, "", "")
     return table

@@ -37,7 +37,6 @@ def evaluate_run(run: Path, split: str, checkpoint: str, overrides: list[str] | 
         return evaluate_split(config, dataset, model, process, split)
 
 
-@torch.no_grad()
 def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpoint: str, batch_size: int) -> int:
     """Write each task's probability for every row of ``source``; one process, constant memory, row order kept.
 
@@ -76,14 +75,14 @@ def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpo
         writer: pq.ParquetWriter | None = None
         done = 0
         try:
-            with Bar("predict", rows.rows, process.is_main) as bar:
+            with torch.no_grad(), Bar("predict", rows.rows, process.is_main) as bar:
                 for batch, carried in rows:
                     probabilities = torch.sigmoid(model.module(batch.to(process.device))).cpu().numpy()
-                    for column, name in enumerate(names):
-                        carried = carried.append_column(name, pa.array(probabilities[:, column]))
-                    writer = writer or pq.ParquetWriter(temporary, carried.schema, compression="zstd")
-                    writer.write_table(carried)
-                    done += carried.num_rows
+                    columns = [pa.array(probabilities[:, column]) for column in range(len(names))]
+                    table = pa.table([*carried.columns, *columns], names=[*carry, *names])
+                    writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                    writer.write_table(table)
+                    done += table.num_rows
                     bar.update(done)
             if writer is None:
                 raise UserError(f"{source}: there are no rows to predict for; name a Parquet file that has some.")

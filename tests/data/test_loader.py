@@ -13,10 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.reading import LABELS, actual, expected, loader, row_numbers, write
 
 from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.data.config import DataConfig
+from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.errors import UserError
+from tests.data.reading import LABELS, actual, expected, loader, row_numbers, write
 
 files = st.lists(st.lists(st.sampled_from([0, 1, 1, 2, 5, 17]), max_size=5), min_size=1, max_size=4).filter(
     lambda content: sum(map(sum, content)) > 0
@@ -226,17 +229,8 @@ def test_waiting_is_measured(tmp_path: Path) -> None:
 
 def test_a_batch_size_that_is_no_multiple_of_the_lanes_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "set", [[100]])
-    with pytest.raises(UserError, match="batch size 6 is not a multiple of data.lanes"):
-        type(loader(tmp_path / "set"))(_split(tmp_path), loader_config(tmp_path), LABELS, batch_size=6)
-
-
-def _split(folder: Path) -> Any:
-    from dlrm_mtl.data.dataset import open_dataset
-
-    return open_dataset(folder / "set").split("train")
-
-
-def loader_config(folder: Path) -> Any:
-    from dlrm_mtl.data.config import DataConfig
-
-    return DataConfig(path=str(folder / "set"), lanes=4, batch_size=8, evaluation_batch_size=8)
+    split = open_dataset(tmp_path / "set").split("train")
+    config = DataConfig(path="unused", lanes=4, batch_size=8, evaluation_batch_size=8)
+    with pytest.raises(UserError, match=r"batch size 6 is not a multiple of data\.lanes \(4\)"):
+        BatchLoader(split, config, LABELS, batch_size=6)
+    assert BatchLoader(split, config, LABELS, batch_size=16).local_batch_size == 16

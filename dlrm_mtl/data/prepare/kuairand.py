@@ -119,7 +119,8 @@ def prepare(input: Path, output: Path, progress: Progress = lambda what, done: N
         pq.write_table(vocabularies, folder / "vocabularies.parquet", compression="zstd", compression_level=19)
         progress("describing", 0.9)
         describe(folder, _specification(sizes, splits))
-        (folder / "README.md").write_text(README, encoding="utf-8")
+        counts = {name: split.rows for name, split in splits.items()}
+        (folder / "README.md").write_text(README.format(**counts, history=HISTORY_LENGTH), encoding="utf-8")
         (folder / "LICENSE.md").write_text(NOTICE, encoding="utf-8")
     progress("done", 1.0)
 

@@ -24,8 +24,8 @@ Please cite:
 
 ## Changes made
 
-- Only the standard log from 2022-04-25 to 2022-05-08 is kept. Earlier rows are present only as the users' histories (up to
-  50 videos watched, liked, and watched long before 2022-04-25).
+- Only the standard log from 2022-04-25 to 2022-05-08 is kept. Earlier rows are present only as the users' histories (the most
+  recent videos watched, liked, and watched long before 2022-04-25) and in statistics of them.
 - CSV became Parquet; exposures, user features, video features and histories are joined into one table.
 - Ids are numbered anew (vocabularies.parquet maps back; user_id and video_id are the raw id + 1).
 - Numbers derived from the above were added, among them label rates of earlier days; columns that are constant or of no use to
@@ -41,13 +41,13 @@ and labels with their statistics. Licence and citation: [LICENSE.md](LICENSE.md)
 
 | split | days | rows |
 | --- | --- | --- |
-| train | 2022-04-25 to 2022-05-05 | 185,061 |
-| validation | 2022-05-06 | 13,834 |
-| test | 2022-05-07 and 2022-05-08 | 29,434 |
+| train | 2022-04-25 to 2022-05-05 | {train:,} |
+| validation | 2022-05-06 | {validation:,} |
+| test | 2022-05-07 and 2022-05-08 | {test:,} |
 
 Made by `dlrm-mtl prepare kuairand --input RAW --output DIR`, byte for byte repeatable with the pinned versions of DuckDB and
 pyarrow. Rows are ordered by user_id, time_ms, video_id in every split: the histories of a user then stand next to each other
-and compress six times better than in the order of time; the reader shuffles anyway.
+and compress four times better than in the order of time; the reader shuffles anyway.
 
 ## Columns
 
@@ -57,11 +57,12 @@ and compress six times better than in the order of time; the reader shuffles any
   or missing. `vocabularies.parquet` (feature, id, value, count) maps ids back. Vocabularies of user and video columns come from
   the feature tables, which are known before the first exposure; those of tab, hour and duration_bucket from the training days.
 - tag: a list of ids, as one video has several tags. watch_seq, like_seq, long_watch_seq: lists of video ids before 2022-04-25,
-  oldest first, most recent last, at most 50.
-- Numbers known when the video is shown: logarithms of counts, age and duration of the video, time of day.
+  oldest first, most recent last, the last {history} of at most 50 in the raw file; the statistics below use all.
+- Numbers known when the video is shown: logarithms (`_log`, of 1 + the value) of the user's counts, of the duration of the video
+  in seconds, of the hours since the user's last entry in the history; the age of the video in days.
 - Label rates, `GROUP_LABEL_rate`: how much more often than usual for that tab the label was 1 for the same user, video, author,
   tag, ... on strictly earlier days, shrunk towards 0 where there was little; `GROUP_exposures_log`: from how many. Rows of the
   validation and test days see the training days only. `GROUP_history_LABEL_rate`: the same from the histories before
   2022-04-25.
-- date, time_ms, duration_ms: carried along for analysis; no features.
+- date, time_ms: carried along for analysis; no features.
 """
