@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def train(
         run_training(loaded, folder, resume)
     except Interrupted as stopped:
         if _speaks():
-            print(f"{stopped}; go on with --output {folder} --resume", flush=True)
+            print(f"{stopped}; resume from it with the run's folder {folder} as --output, and --resume", flush=True)
         raise SystemExit(128 + stopped.number) from None
 
 
@@ -157,6 +158,10 @@ def _speaks() -> bool:
 
 def main() -> None:
     """Run the command line; a user's mistake is printed as it is and leaves with exit code 2."""
+    # Whole lines, also under a launcher that asks Python not to buffer: lines of two processes must not mix.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
     try:
         app()
     except UserError as error:

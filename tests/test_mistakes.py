@@ -127,7 +127,9 @@ def test_unknown_names(mistake: Callable[..., str], config: Path, tmp_path: Path
     out = ["--output", tmp_path / "out"]
     assert "did you mean 'user'" in mistake("train", config, "--set", "data.sparse=[usr, item]", *out)
     assert "did you mean 'click'" in mistake("train", config, "--set", "tasks.0.label=clik", *out)
-    assert "did you mean 'mean/auc'" in mistake("train", config, "--set", "training.early_stopping.metric=mean/acu", *out)
+    assert "did you mean 'mean/auc'" in mistake(
+        "train", config, "--set", "training.early_stopping.metric=mean/acu", *out
+    )
     assert "did you mean 'item'" in mistake("train", config, "--set", "sharding.tables={itm: row_wise}", *out)
     assert "did you mean 'kuairand'" in mistake("prepare", "kuairnd", "--input", tmp_path, "--output", tmp_path / "x")
 
@@ -157,10 +159,9 @@ def test_mistakes_with_a_finished_run(
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out.parquet"
     monkeypatch.setattr(sys, "argv", ["dlrm-mtl", "train", str(config), "--output", str(run)])
-    try:
+    with pytest.raises(SystemExit) as left:
         main()
-    except SystemExit as left:
-        assert not left.code
+    assert not left.value.code
 
     assert "already holds a run" in mistake("train", config, "--output", run)
     resume = ["train", config, "--output", run, "--resume"]

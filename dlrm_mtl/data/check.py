@@ -172,9 +172,10 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
             checks.setdefault(label.source, []).append(check)
     if selection.weight is not None:
         checks.setdefault(selection.weight, []).append(_weight_check(selection.weight))
+    columns = [file.metadata.schema.column(index) for index in range(file.metadata.num_columns)]
     # A list's numbers are in a leaf column, such as "tag.list.element".
-    leaves = [file.metadata.schema.column(index).path.split(".")[0] for index in range(file.metadata.num_columns)]
-    wanted = [(index, checks[name]) for index, name in enumerate(leaves) if name in checks]
+    names = [column.path.split(".")[0] if column.max_repetition_level else column.path for column in columns]
+    wanted = [(index, checks[name]) for index, name in enumerate(names) if name in checks]
     for group in range(file.metadata.num_row_groups):
         row_group = file.metadata.row_group(group)
         for index, column_checks in wanted:

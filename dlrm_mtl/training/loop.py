@@ -90,7 +90,7 @@ class Trainer:
                 values, stop = window.close(step, self.train_data.wait_seconds, self.interruption.signal)
                 self._log(step, epoch, values, bar)
             if step % self.evaluate_every == 0 or last:
-                self.validate()
+                self.validate(bar)
                 self.save()
                 window.restart()
             elif step % self.checkpoint_every == 0 or stop:
@@ -124,12 +124,12 @@ class Trainer:
         if self.journal:
             self.journal.write("train", step, {**values, "epoch": epoch + 1, "rate_factor": self.optimizers.factor})
 
-    def validate(self) -> None:
+    def validate(self, bar: Bar) -> None:
         """Evaluate on the validation split and note whether it is the best so far."""
         if self.validation_data is None:
             return
-        with Bar("validate", self.validation_data.steps_per_epoch, self.process.is_main, brief=True) as bar:
-            metrics = evaluate(self.model, self.validation_data, self.config.tasks, self.process.device, bar.update)
+        with Bar("validate", self.validation_data.steps_per_epoch, self.process.is_main, brief=True) as inner:
+            metrics = evaluate(self.model, self.validation_data, self.config.tasks, self.process.device, inner.update)
         watched = self.config.training.early_stopping.metric
         value = metrics[watched]
         better = lower_is_better(watched)
@@ -143,7 +143,7 @@ class Trainer:
             self.journal.write("validation", self.progress.step, metrics)
             scores = "  ".join(f"{task.name} {metrics[f'{task.name}/auc']:.4f}" for task in self.config.tasks)
             mark = "  (best so far)" if self.progress.best_step == self.progress.step else ""
-            print(f"step {self.progress.step}: validation {watched} {value:.4f}{mark}; AUC {scores}", flush=True)
+            bar.say(f"step {self.progress.step}: validation {watched} {value:.4f}{mark}; AUC {scores}")
 
     def save(self) -> None:
         """Write a checkpoint."""

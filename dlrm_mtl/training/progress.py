@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from types import TracebackType
@@ -17,6 +18,12 @@ PLAN_ROWS = 8
 
 LINE_SECONDS = 5.0
 """Time between lines where there is no terminal."""
+
+LIVE = bool(os.environ.get("DLRM_MTL_LIVE"))
+"""Set by the launcher when what is printed reaches a terminal, though not directly: a line can be printed over."""
+
+LIVE_SECONDS = 0.5
+"""Time between such lines."""
 
 
 def console() -> Console:
@@ -39,25 +46,40 @@ class Bar:
         self.label, self.total, self.shown, self.brief = label, total, shown, brief
         self._done = self._first = done
         self._start = time.monotonic()
-        self._next_line = self._start + (LINE_SECONDS if brief else 0.0)
+        self._next = self._start + (LINE_SECONDS if brief else 0.0)
         self._live: Progress | None = None
+        self._width = 0
         if shown and sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
             self._live = Progress(*columns, console=console(), transient=brief)
             self._task = self._live.add_task(label, total=total, completed=done, text="")
-            self._live.start()
+            if not brief:
+                self._live.start()
 
     def update(self, done: int, text: str = "") -> None:
         """Show that ``done`` units are done; ``text`` stands behind the count and the time left."""
         self._done = done
-        if not self.shown:
-            return
+        finished = done == self.total and not self.brief
         if self._live:
             self._live.update(self._task, completed=done, text=self._state(text))
-        elif time.monotonic() >= self._next_line or (done == self.total and not self.brief):
-            self._next_line = time.monotonic() + LINE_SECONDS
+        elif self.shown and (time.monotonic() >= self._next or finished):
+            self._next = time.monotonic() + (LIVE_SECONDS if LIVE else LINE_SECONDS)
             filled = round(20 * done / max(self.total, 1))
-            print(f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {self._state(text)}", flush=True)
+            line = f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {self._state(text)}"
+            self._print(line, end="" if LIVE else "\n")
+            self._width = len(line) if LIVE else 0
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._live:
+            self._live.console.print(text)
+        else:
+            self._print(text, end="\n")
+            self._width = 0
+
+    def _print(self, line: str, end: str) -> None:
+        start = "\r" if self._width else ""
+        print(start + line.ljust(self._width), end=end, flush=True)
 
     def _state(self, text: str) -> str:
         fraction = self._done / max(self.total, 1)
@@ -73,6 +95,8 @@ class Bar:
     ) -> None:
         if self._live:
             self._live.stop()
+        elif self._width:
+            print(flush=True)
 
 
 def clock(seconds: float) -> str:

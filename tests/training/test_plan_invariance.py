@@ -24,9 +24,9 @@ def losses(rank: int, folder: Path, optimizer: str, shardings: dict[str, dict[st
     """The losses of the first steps under each sharding, in one group of processes."""
     import torch
     import torch.distributed as dist
-    from dlrm_mtl.data.dataset import open_dataset
 
     from dlrm_mtl.config.run import RunConfig
+    from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.training.checkpoint import Checkpoints, Progress
     from dlrm_mtl.training.distributed import Process
     from dlrm_mtl.training.loop import Trainer
@@ -37,7 +37,11 @@ def losses(rank: int, folder: Path, optimizer: str, shardings: dict[str, dict[st
     dataset = open_dataset(str(folder))
     result = {}
     for name, sharding in shardings.items():
-        content = synthetic.config(folder, sharding=sharding, optimizer={"sparse": {"name": optimizer, "learning_rate": LEARNING_RATES[optimizer]}})
+        content = synthetic.config(
+            folder,
+            sharding=sharding,
+            optimizer={"sparse": {"name": optimizer, "learning_rate": LEARNING_RATES[optimizer]}},
+        )
         config = RunConfig.model_validate(content)
         model = build_model(config, dataset.spec, process)
         optimizers = build_optimizers(config, model, STEPS)

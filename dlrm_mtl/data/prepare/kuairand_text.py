@@ -28,8 +28,8 @@ Please cite:
   recent videos watched, liked, and watched long before 2022-04-25) and in statistics of them.
 - CSV became Parquet; exposures, user features, video features and histories are joined into one table.
 - Ids are numbered anew (vocabularies.parquet maps back; user_id and video_id are the raw id + 1).
-- Numbers derived from the above were added, among them label rates of earlier days; columns that are constant or of no use to
-  a model were left out.
+- Numbers derived from the above were added, among them label rates of earlier days. The columns is_rand, visible_status,
+  server_width, server_height and duration_ms are left out.
 - Rows are split by day and ordered by user_id, time_ms, video_id.
 """
 
@@ -58,11 +58,12 @@ and compress four times better than in the order of time; the reader shuffles an
   the feature tables, which are known before the first exposure; those of tab, hour and duration_bucket from the training days.
 - tag: a list of ids, as one video has several tags. watch_seq, like_seq, long_watch_seq: lists of video ids before 2022-04-25,
   oldest first, most recent last, the last {history} of at most 50 in the raw file; the statistics below use all.
-- Numbers known when the video is shown: logarithms (`_log`, of 1 + the value) of the user's counts, of the duration of the video
-  in seconds, of the hours since the user's last entry in the history; the age of the video in days.
-- Label rates, `GROUP_LABEL_rate`: how much more often than usual for that tab the label was 1 for the same user, video, author,
-  tag, ... on strictly earlier days, shrunk towards 0 where there was little; `GROUP_exposures_log`: from how many. Rows of the
-  validation and test days see the training days only. `GROUP_history_LABEL_rate`: the same from the histories before
-  2022-04-25.
+- Numbers known when the video is shown: logarithms (`_log`, of 1 + the value) of the user's counts, of the duration of the
+  video in seconds, of the hours since the user's last entry in the history; the age of the video in days.
+- Label rates, `user_LABEL_rate` and `video_LABEL_rate`: how much more often than usual for that tab the label was 1 for the
+  same user or video on strictly earlier days, shrunk towards 0 where there was little; `..._exposures_log`: from how many
+  rows. Rows of the validation and test days see the training days only.
+- `user_history_...`, `video_history_...` and `user_tag_history_...`: the same from the histories before 2022-04-25, for the
+  same user, video, or user and first tag of the video.
 - date, time_ms: carried along for analysis; no features.
 """

@@ -1,0 +1,25 @@
+"""Every configuration of debug size trains, evaluates and leaves a model that can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import commands
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*_debug.yaml")), ids=lambda path: path.stem)
+def test_debug_configurations_train(config: Path, tmp_path: Path) -> None:
+    done = commands.run("train", config, "--output", tmp_path / "run", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["test"]["is_click/auc"] > 0.5
+
+
+def test_every_full_configuration_has_one_of_debug_size() -> None:
+    names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert {f"{name}_debug" for name in names if not name.endswith("_debug")} <= names
