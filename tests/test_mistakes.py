@@ -143,6 +143,14 @@ def test_output_folders_that_cannot_be_used(mistake: Callable[..., str], config:
     assert "cannot be written to" in mistake("train", config, "--output", "/proc/out")
 
 
+def test_ids_out_of_range_may_be_read_as_unknown(config: Path, dataset: Path, tmp_path: Path) -> None:
+    change(dataset / "train" / "part-0.parquet", "item", first_becomes(10_000))
+    out = ["--output", tmp_path / "out", "--set", "data.out_of_range=unknown", "--set", "training.max_steps=7"]
+    done = commands.run("train", config, *out, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "read as unknown: item 1" in done.stdout
+
+
 def test_lanes_that_the_processes_do_not_divide(config: Path, tmp_path: Path) -> None:
     done = commands.run("train", config, "--output", tmp_path / "out", processes=3)
     assert done.returncode == 2, done.stderr

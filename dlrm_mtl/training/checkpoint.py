@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.optim.build import Optimizers
+from dlrm_mtl.training.distributed import gather_objects
 from dlrm_mtl.training.model import ShardedModel
 
 PROGRESS_FILE = "progress.json"
@@ -129,7 +130,7 @@ def _check_fits(wanted: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path}: this checkpoint cannot be read ({error}); resume from another one.") from None
     sizes = {key: tuple(value.size) for key, value in stored.items() if isinstance(value, TensorStorageMetadata)}
     flat: dict[str, tuple[int, ...]] = {}
-    for names in _gather({key: tuple(value.size()) for key, value in _flatten(wanted).items()}):
+    for names in gather_objects({key: tuple(value.size()) for key, value in _flatten(wanted).items()}):
         flat.update(names)  # a process knows the optimizer state of its own shards only
     for key, size in flat.items():
         if key not in sizes:
@@ -149,12 +150,6 @@ def _check_fits(wanted: dict[str, Any], path: Path) -> None:
             f"{path}: this is a checkpoint of another model: it holds {extra[0]}, which the configuration does not have; "
             "use the configuration that lies in its run's folder."
         )
-
-
-def _gather(value: Any) -> list[Any]:
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

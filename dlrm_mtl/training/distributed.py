@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dlrm_mtl.errors import UserError
+
+T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -68,3 +71,10 @@ def first_process_only(action: Callable[[], None]) -> None:
     dist.broadcast_object_list(mistake)
     if mistake[0] is not None:
         raise UserError(mistake[0])
+
+
+def gather_objects(value: T) -> list[T]:
+    """What every process passes, by rank, on all of them."""
+    gathered: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

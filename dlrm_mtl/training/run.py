@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dlrm_mtl.embeddings.sharding import describe_plan
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-from dlrm_mtl.training.distributed import Process, first_process_only, process_group
+from dlrm_mtl.training.distributed import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.journal import Journal
 from dlrm_mtl.training.loop import Trainer, total_steps
@@ -69,6 +70,7 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
             journal = stack.enter_context(Journal(folder, progress.step) if process.is_main else nullcontext())
             parts = (model, optimizers, train_data, validation_data, checkpoints, journal, progress)
             Trainer(config, process, *parts).train()
+        report_unknown_ids(process, train_data.unknown_ids)
         return conclude(config, dataset, model, checkpoints, process, folder)
 
 
@@ -186,7 +188,18 @@ def evaluate_split(
     loader = make_loader(config, dataset, split, process)
     with Bar(f"evaluate {split}", loader.steps_per_epoch, process.is_main, brief=True) as bar:
         metrics = evaluate(model, loader, config.tasks, process.device, bar.update)
+    report_unknown_ids(process, loader.unknown_ids)
     if process.is_main:
         title = f"{config.name}: {split} split, {loader.rows:,} rows"
         console().print(metrics_table(title, metrics, [*(task.name for task in config.tasks)]))
     return metrics
+
+
+def report_unknown_ids(process: Process, counts: dict[str, int]) -> None:
+    """Show how many ids outside their vocabularies all processes have read as unknown; to be called on every process."""
+    total = Counter[str]()
+    for part in gather_objects(counts):
+        total.update(part)
+    if process.is_main and total:
+        features = ", ".join(f"{feature} {count:,}" for feature, count in sorted(total.items()))
+        print(f"ids outside their vocabulary, read as unknown: {features}", flush=True)

@@ -16,7 +16,7 @@ from dlrm_mtl.training.checkpoint import Checkpoints
 from dlrm_mtl.training.distributed import process_group
 from dlrm_mtl.training.model import build_model
 from dlrm_mtl.training.progress import Bar
-from dlrm_mtl.training.run import check_tasks, evaluate_split
+from dlrm_mtl.training.run import check_tasks, evaluate_split, report_unknown_ids
 from dlrm_mtl.training.run_folder import open_run
 
 
@@ -90,5 +90,6 @@ def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpo
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+        report_unknown_ids(process, rows.unknown_ids)
     print(f"{target}: {done:,} rows, columns {', '.join([*carry, *names])}")
     return done
