@@ -10,36 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec import EmbeddingBagConfig
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
-from torchrec.distributed.types import ShardingType as TorchrecShardingType
 
 from dlrm_mtl.data.spec import suggest
+from dlrm_mtl.embeddings.collecting import two_phase_sharders
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
 from dlrm_mtl.errors import UserError
 
-SHARDING_TYPES = [
-    TorchrecShardingType.DATA_PARALLEL.value,
-    TorchrecShardingType.TABLE_WISE.value,
-    TorchrecShardingType.ROW_WISE.value,
-    TorchrecShardingType.COLUMN_WISE.value,
-    TorchrecShardingType.TABLE_ROW_WISE.value,
-    TorchrecShardingType.TABLE_COLUMN_WISE.value,
-    TorchrecShardingType.GRID_SHARD.value,
-]
 COLUMN_SPLITTING = {"column_wise", "table_column_wise", "grid_shard"}
 HOST_BASED = {"table_row_wise", "grid_shard"}
-
-
-class TableSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder with all seven sharding types on CPU as well; the stock one hides three of them there."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """The names of the sharding types this sharder can do on any device."""
-        return SHARDING_TYPES
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,7 @@ def make_plan(
     group = dist.GroupMember.WORLD
     assert group is not None
     try:
-        return planner.collective_plan(model, [TableSharder()], group)  # type: ignore[list-item]
+        return planner.collective_plan(model, two_phase_sharders(), group)
     except PlannerError as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
@@ -199,12 +181,3 @@ def describe_plan(plan: ShardingPlan, tables: list[EmbeddingBagConfig]) -> list[
             }
         )
     return described
-
-
-def is_data_parallel(plan: ShardingPlan, table: str) -> bool:
-    """Whether every process holds a full copy of ``table``."""
-    for module in plan.plan.values():
-        assert isinstance(module, EmbeddingModuleShardingPlan)
-        if table in module:
-            return bool(module[table].sharding_type == TorchrecShardingType.DATA_PARALLEL.value)
-    return False

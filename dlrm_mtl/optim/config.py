@@ -11,18 +11,52 @@ from dlrm_mtl.config.strict import Strict
 LearningRate = Annotated[float, Field(gt=0)]
 
 
+class ClippyRowWiseAdagradConfig(Strict):
+    """Row-wise AdaGrad that limits how far any coordinate moves in a step: Clippy, for tables."""
+
+    name: Literal["clippy_rowwise_adagrad"] = "clippy_rowwise_adagrad"
+    learning_rate: LearningRate = 0.1
+    """Step size."""
+    lambda_rel: float = Field(default=0.5, ge=0)
+    """A coordinate w moves at most lambda_rel |w| + lambda_abs in a step."""
+    lambda_abs: float = Field(default=1e-2, ge=0)
+    """See lambda_rel."""
+    initial_accumulator_value: float = Field(default=0.1, ge=0)
+    """What the accumulators start from."""
+    eps: float = Field(default=0.0, ge=0)
+    """Added to the accumulator under the root."""
+    accumulator: Literal["standard", "delayed"] = "standard"
+    """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
+    scope: Literal["table", "row"] = "table"
+    """One factor for all rows of a table that the global batch touches, or one for each row."""
+
+
 class RowWiseAdagradConfig(Strict):
-    """FBGEMM's fused AdaGrad with one accumulator per row: the mean of the row's squared gradients."""
+    """AdaGrad with one accumulator per row: the mean of the squares of the whole row's gradient."""
 
     name: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     learning_rate: LearningRate = 0.02
     """Step size."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the accumulator."""
+    initial_accumulator_value: float = Field(default=0.0, ge=0)
+    """What the accumulators start from."""
+
+
+class RowWiseAdamConfig(Strict):
+    """Adam with the second moment per row, of the rows that a batch touches."""
+
+    name: Literal["rowwise_adam"] = "rowwise_adam"
+    learning_rate: LearningRate = 1e-3
+    """Step size."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
 
 
 class SparseSGDConfig(Strict):
-    """FBGEMM's fused stochastic gradient descent: w <- w - learning_rate g."""
+    """Stochastic gradient descent: w <- w - learning_rate g."""
 
     name: Literal["sgd"] = "sgd"
     learning_rate: LearningRate = 0.1
@@ -79,7 +113,10 @@ class ScheduleConfig(Strict):
 class OptimizerConfig(Strict):
     """What trains the tables (`sparse`) and everything else (`dense`)."""
 
-    sparse: Annotated[RowWiseAdagradConfig | SparseSGDConfig, Field(discriminator="name")] = RowWiseAdagradConfig()
+    sparse: Annotated[
+        ClippyRowWiseAdagradConfig | RowWiseAdagradConfig | RowWiseAdamConfig | SparseSGDConfig,
+        Field(discriminator="name"),
+    ] = RowWiseAdagradConfig()
     """The optimizer of the embedding tables."""
     dense: Annotated[AdamConfig | AdagradConfig | DenseSGDConfig, Field(discriminator="name")] = AdamConfig()
     """The optimizer of all other parameters."""

@@ -29,6 +29,8 @@ class Progress:
 
     step: int = 0
     """Steps taken; the next step has this number."""
+    steps_applied: int = 0
+    """Steps that changed the model; the others met a gradient that was not finite."""
     best_step: int | None = None
     """Step of the best checkpoint."""
     best_value: float | None = None
@@ -111,7 +113,10 @@ class Checkpoints:
         model.module.load_state_dict(model.module.state_dict())
         content = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
         content.pop("format")
-        return Progress(**content)
+        progress = Progress(**content)
+        if optimizers is not None:
+            optimizers.sparse.loaded(progress.steps_applied)
+        return progress
 
 
 def state_dict(model: ShardedModel, optimizers: Optimizers | None) -> dict[str, Any]:

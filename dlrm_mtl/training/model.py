@@ -16,11 +16,12 @@ from torchrec.distributed.types import ShardingPlan
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.data.selection import select
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.embeddings.sharding import TableSharder, is_data_parallel, make_plan
-from dlrm_mtl.embeddings.tables import build_tables, initialise, is_table, table_configs, table_name, table_weights
+from dlrm_mtl.embeddings.collecting import two_phase_sharders
+from dlrm_mtl.embeddings.sharding import make_plan
+from dlrm_mtl.embeddings.tables import build_tables, initialise, is_table, table_configs, table_weights
 from dlrm_mtl.models.dropout import DropoutStream, connect_dropout
 from dlrm_mtl.models.ranker import MultitaskRanker
-from dlrm_mtl.optim.build import Optimizers, attach_sparse_optimizer
+from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.training.distributed import Process
 
 
@@ -49,14 +50,6 @@ class ShardedModel:
         """The parameters outside the tables by name."""
         return {name: parameter for name, parameter in self.module.named_parameters() if not is_table(name)}
 
-    def replicated_tables(self) -> dict[str, nn.Parameter]:
-        """The parameters of tables of which every process holds a full copy, by table."""
-        return {
-            table_name(name): parameter
-            for name, parameter in self.module.named_parameters()
-            if is_table(name) and is_data_parallel(self.plan, table_name(name))
-        }
-
     def parameter_count(self) -> tuple[int, int]:
         """Parameters in the tables, and outside them."""
         sparse = sum(table.num_embeddings * table.embedding_dim for table in self.tables)
@@ -74,7 +67,6 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     tables = table_configs(spec, selection.keys, config.model.embeddings)
     torch.manual_seed(config.seed)
     collection = build_tables(tables)
-    attach_sparse_optimizer(collection.parameters(), config.optimizer)
     ranker = MultitaskRanker(collection, len(selection.dense), len(config.tasks), config.model)
     rates = {label.name: label.mean for label in spec.labels}
     ranker.start_from_rates([rates.get(task.label_name) for task in config.tasks])
@@ -83,7 +75,7 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
         ranker,
         device=process.device,
         plan=plan,
-        sharders=[TableSharder()],  # type: ignore[list-item]
+        sharders=two_phase_sharders(),
     )
     initialise(module, config.model.embeddings, config.seed)
     lanes = config.data.lanes // process.world_size
@@ -97,8 +89,7 @@ def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -
     return Optimizers(
         config.optimizer,
         model.dense_parameters(),
-        model.replicated_tables(),
-        model.module.fused_optimizer,
+        model.module,
         total_steps,
     )
 

@@ -124,6 +124,20 @@ def factors(
     return result
 
 
+def row_factors(
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+) -> Tensor:
+    """[U] the largest factor of each touched row, over the columns that are here; arguments as for :func:`factors`."""
+    result = torch.ones_like(mean_squares)
+    for table in range(group.tables):
+        rows = gradients.part(gradients.rows, table)
+        if len(rows):
+            direction = _direction(group, state, gradients, mean_squares, rule, table)
+            largest = _largest_factor(group.table(table)[rows].float(), direction, rule, lr)
+            gradients.part(result, table).copy_(largest.amin(dim=1))
+    return result
+
+
 def apply(
     group: TableGroup,
     state: Tensor,

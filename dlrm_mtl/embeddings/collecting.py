@@ -1,0 +1,233 @@
+"""Sharded tables whose backward pass collects the gradient instead of applying it.
+
+FBGEMM updates tables inside the backward pass. Here its storage, state and sharding stay, and only the lookup is replaced:
+backward sums the gradient of each touched row and keeps it until :class:`~dlrm_mtl.embeddings.two_phase.TwoPhaseOptimizer`
+takes a step. Several backward passes before a step add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import Tensor
+from torchrec import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding_types import ShardedEmbeddingTable
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
+
+from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup
+
+SHARDING_TYPES = [
+    ShardingType.DATA_PARALLEL.value,
+    ShardingType.TABLE_WISE.value,
+    ShardingType.ROW_WISE.value,
+    ShardingType.COLUMN_WISE.value,
+    ShardingType.TABLE_ROW_WISE.value,
+    ShardingType.TABLE_COLUMN_WISE.value,
+    ShardingType.GRID_SHARD.value,
+]
+
+FUSED_PARAMS = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.0, "eps": 0.0}
+"""What FBGEMM is told: with this optimizer it keeps one float per row, which the two-phase update uses."""
+
+
+class CollectingTables(SplitTableBatchedEmbeddingBagsCodegen):
+    """FBGEMM's tables with another lookup. Made by :func:`collect_gradients` from a stock module, in place."""
+
+    group: TableGroup
+    pending: list[RowGradients]
+
+    def forward(  # type: ignore[override]
+        self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None, *rest: Any, **options: Any
+    ) -> Tensor:
+        """Look up ids; see the kernels' ``lookup`` for shapes. Unpooled tables return one row [N, D] per id."""
+        given = sorted(name for name, value in options.items() if value is not None)
+        if any(value is not None for value in rest) or given:
+            raise ValueError(
+                f"the two-phase update has no {', '.join(given) or 'such argument'}: use batches of one size"
+            )
+        if per_sample_weights is not None and per_sample_weights.requires_grad:
+            raise ValueError("the two-phase update gives no gradient to per-sample weights: detach them")
+        indices, offsets = indices.long(), offsets.long()
+        if self.pooling_mode == PoolingMode.NONE:
+            return _UnpooledLookup.apply(self.placeholder_autograd_tensor, self, indices, offsets)
+        weights = None if per_sample_weights is None else per_sample_weights.float()
+        if self.pooling_mode == PoolingMode.MEAN:
+            lengths = offsets.diff()
+            share = torch.repeat_interleave(1.0 / lengths.clamp(min=1), lengths, output_size=len(indices))
+            weights = share if weights is None else weights * share
+        return _PooledLookup.apply(self.placeholder_autograd_tensor, self, indices, offsets, weights)
+
+
+class _PooledLookup(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        placeholder: Tensor,
+        tables: CollectingTables,
+        indices: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None,
+    ) -> Tensor:
+        group = tables.group
+        ctx.tables, ctx.weights = tables, weights
+        ctx.save_for_backward(indices, offsets)
+        ctx.bags = (len(offsets) - 1) // len(group.feature_tables)
+        return kernels_for(group.weights.device).lookup(group, indices, offsets, ctx.bags, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        tables, (indices, offsets) = ctx.tables, ctx.saved_tensors
+        kernels = kernels_for(tables.group.weights.device)
+        gradient = gradients[0].float().contiguous()
+        tables.pending.append(kernels.collect(tables.group, indices, offsets, ctx.bags, gradient, ctx.weights))
+        return None, None, None, None, None
+
+
+class _UnpooledLookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, placeholder: Tensor, tables: CollectingTables, indices: Tensor, offsets: Tensor) -> Tensor:
+        group = tables.group
+        bags = (len(offsets) - 1) // len(group.feature_tables)
+        ctx.tables = tables
+        ctx.lengths = offsets[::bags].diff().tolist() if bags else [0] * len(group.feature_tables)
+        ctx.save_for_backward(indices)
+        parts = zip(group.feature_tables.tolist(), indices.split(ctx.lengths), strict=True)
+        return torch.cat([group.table(table)[ids].float() for table, ids in parts])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        tables, (indices,) = ctx.tables, ctx.saved_tensors
+        kernels = kernels_for(tables.group.weights.device)
+        gradient = gradients[0].float().contiguous()
+        tables.pending.append(kernels.collect_unpooled(tables.group, indices, ctx.lengths, gradient))
+        return None, None, None, None
+
+
+def collect_gradients(tables: SplitTableBatchedEmbeddingBagsCodegen, names: list[str]) -> None:
+    """Turn FBGEMM's tables into :class:`CollectingTables`, in place.
+
+    Raises:
+        ValueError: tables that are cached, on SSD or in a number format other than float32 and float16, or of an uneven width.
+    """
+    for name, (_, dim, location, _) in zip(names, tables.embedding_specs, strict=True):
+        if location not in (EmbeddingLocation.HOST, EmbeddingLocation.DEVICE):
+            raise ValueError(
+                f"table {name} lies in {EmbeddingLocation(location).name}, where the two-phase update cannot reach it: "
+                "give it the compute kernel `fused`"
+            )
+        if dim % 4:
+            raise ValueError(f"table {name} has {dim} columns on this process: choose a multiple of 4")
+    weights = tables.weights_dev if tables.weights_dev.numel() else tables.weights_host
+    if weights.dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"tables {', '.join(names)} hold {weights.dtype}: choose float32 or float16")
+    rows = torch.tensor([0, *(spec[0] for spec in tables.embedding_specs)])
+    tables.__class__ = CollectingTables
+    collecting: CollectingTables = tables  # type: ignore[assignment]
+    collecting.pending = []
+    collecting.group = TableGroup(
+        weights=weights.detach().flatten(),
+        weight_offsets=torch.tensor([int(offset) for offset in tables.weights_physical_offsets[: len(rows) - 1]]),
+        row_offsets=rows.cumsum(0),
+        dims=torch.tensor([spec[1] for spec in tables.embedding_specs]),
+        feature_tables=torch.tensor(tables.feature_table_map),
+    )
+
+
+def kernels_of(lookups: list[Any]) -> Iterator[Any]:
+    """TorchRec's kernels in the lookups of a sharded module; lookups of replicated tables are wrapped in DDP."""
+    for lookup in lookups:
+        yield from getattr(lookup, "module", lookup)._emb_modules
+
+
+def _replace(lookups: list[Any]) -> None:
+    for kernel in kernels_of(lookups):
+        if isinstance(kernel, (BatchedFusedEmbeddingBag, BatchedFusedEmbedding)):
+            configs: list[ShardedEmbeddingTable] = kernel._config.embedding_tables
+            collect_gradients(kernel._emb_module, [config.name for config in configs])
+
+
+class CollectingEmbeddingBagCollection(ShardedEmbeddingBagCollection):
+    """TorchRec's sharded collection of pooled tables, with lookups that collect gradients."""
+
+    def _create_lookups(self) -> None:
+        super()._create_lookups()
+        _replace(self._lookups)
+
+
+class CollectingEmbeddingCollection(ShardedEmbeddingCollection):
+    """TorchRec's sharded collection of unpooled tables, with lookups that collect gradients."""
+
+    def _create_lookups(self) -> None:
+        super()._create_lookups()
+        _replace(self._lookups)
+
+
+class PooledSharder(EmbeddingBagCollectionSharder):
+    """Shards :class:`EmbeddingBagCollection` for the two-phase update, by any of the seven types on CPU and CUDA."""
+
+    def __init__(self) -> None:
+        super().__init__(fused_params=dict(FUSED_PARAMS))
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """The names of the sharding types; the stock sharder hides three of them on CPU."""
+        return SHARDING_TYPES
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """Whole tables in the device's memory."""
+        return ["dense"] if sharding_type == ShardingType.DATA_PARALLEL.value else ["fused"]
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> CollectingEmbeddingBagCollection:
+        """Shard ``module`` as ``params`` says."""
+        return CollectingEmbeddingBagCollection(
+            module, params, env, self.fused_params, device, qcomm_codecs_registry=self.qcomm_codecs_registry
+        )
+
+
+class UnpooledSharder(EmbeddingCollectionSharder):
+    """Shards :class:`EmbeddingCollection` for the two-phase update."""
+
+    def __init__(self) -> None:
+        super().__init__(fused_params=dict(FUSED_PARAMS))
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """The names of the sharding types that TorchRec has for unpooled tables."""
+        types = super().sharding_types("cuda")
+        return [name for name in SHARDING_TYPES if name in types]
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """Whole tables in the device's memory."""
+        return ["dense"] if sharding_type == ShardingType.DATA_PARALLEL.value else ["fused"]
+
+    def shard(
+        self,
+        module: EmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> CollectingEmbeddingCollection:
+        """Shard ``module`` as ``params`` says."""
+        return CollectingEmbeddingCollection(
+            module, params, env, self.fused_params, device, qcomm_codecs_registry=self.qcomm_codecs_registry
+        )
+
+
+def two_phase_sharders() -> list[Any]:
+    """Sharders for ``DistributedModelParallel`` and the planner."""
+    return [PooledSharder(), UnpooledSharder()]

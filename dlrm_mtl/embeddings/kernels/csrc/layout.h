@@ -1,0 +1,88 @@
+// What Python hands over, and the names of sizes: T tables, F features, B bags per feature, N ids of a batch, U touched
+// rows of all tables together, D_t columns and R_t rows of table t. Mirrored by the ctypes structures in cpu.py.
+#pragma once
+
+#include <cstdint>
+
+namespace dlrm_mtl {
+
+struct Tables {
+  void* weights;                  // [sum of R_t * D_t] float32 or float16
+  int64_t half;                   // whether the weights are float16
+  const int64_t* weight_offsets;  // [T]
+  const int64_t* row_offsets;     // [T + 1]
+  const int64_t* dims;            // [T]
+  const int64_t* feature_tables;  // [F] ascending
+  int64_t tables;
+  int64_t features;
+
+  int64_t rows(int64_t table) const { return row_offsets[table + 1] - row_offsets[table]; }
+};
+
+// Why a call did nothing, or stopped.
+struct Problem {
+  enum Kind : int64_t { kNone = 0, kRowOutOfRange = 1, kOffsets = 2, kTooLarge = 3, kMemory = 4 };
+  int64_t kind;
+  int64_t table;
+  int64_t value;
+};
+
+// The rows that a batch touched. A row that occurs once shares its bag's gradient; only sums of several occurrences are
+// written out. The gradient of touched row u is scales[u] times the D_t floats at gradient(u).
+struct TouchedRows {
+  const int64_t* rows;           // [U] row within its table, ascending; table after table
+  const int64_t* table_offsets;  // [T + 1]
+  const float* values;           // gradients of bags
+  const float* sums;
+  const int64_t* sources;        // [U] s >= 0: elements into values; s < 0: ~s elements into sums
+  const float* scales;           // [U], or null for 1
+  const float* maxima;           // [U] largest absolute value at gradient(u)
+  const float* mean_squares;     // [U]
+
+  const float* gradient(int64_t u) const { return sources[u] >= 0 ? values + sources[u] : sums + ~sources[u]; }
+};
+
+// What a batch looked up, and the gradient that came back.
+struct Batch {
+  // Pooled: ids and offsets as for the lookup, gradient [B, stride]. Otherwise offsets is null, ids are table after table,
+  // and each has a row of its table's width in gradient, one behind the other.
+  const int64_t* ids;           // [N]
+  const int64_t* offsets;       // [F * B + 1] or null
+  const int64_t* table_ids;     // [T + 1] where each table's ids begin; filled in here if pooled
+  int64_t count;                // N
+  int64_t bags;                 // B
+  const float* gradient;
+  int64_t stride;
+  const float* bag_weights;     // [N] or null
+};
+
+// Where the gradients of the touched rows go. P is the number of gradients that come in: F * B bags, or N ids.
+struct Collected {
+  uint64_t* keys;           // [2 * N] scratch
+  int32_t* bag_of;          // [N] scratch, with bag weights only
+  float* payload_squares;   // [P] scratch
+  float* payload_maxima;    // [P] scratch
+  float* values;            // [sum of D_t * P_t] copy of the bags' gradients; unpooled: the gradient itself
+  float* sums;              // [sum of D_t * (N_t / 2)]
+  int64_t* rows;            // [N], of which U are used; so are the others
+  int64_t* table_offsets;   // [T + 1]
+  int64_t* sources;
+  float* scales;            // null without bag weights
+  float* squares;
+  float* maxima;
+};
+
+// The update; see Rule in layout.py.
+struct Rule {
+  enum Kind : int64_t { kSgd = 0, kAdagrad = 1, kClippy = 2 };
+  int64_t kind;
+  int64_t eps_inside;
+  int64_t delayed;
+  int64_t per_row;
+  float lambda_rel;
+  float lambda_abs;
+  float eps;
+  float lr;
+};
+
+}  // namespace dlrm_mtl

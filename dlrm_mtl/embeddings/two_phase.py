@@ -1,0 +1,264 @@
+"""The optimizer of sharded tables: statistics, factors and finiteness first, over all processes; then the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import Shard as TensorShard
+from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
+from torch.distributed._shard.sharding_spec import ShardMetadata
+from torch.profiler import record_function
+from torchrec.optim.keyed import KeyedOptimizer
+
+from dlrm_mtl.embeddings.kernels import reference
+from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
+from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule
+from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad, RowWiseAdam, RowWiseRule
+from dlrm_mtl.embeddings.shards import ColumnPeers, LocalTables, local_tables, placements, sharded_collections
+
+
+@dataclass
+class StepReport:
+    """What the last step did; the same on every process."""
+
+    skipped: bool = False
+    """Whether a gradient was not finite, so that nothing was changed."""
+    non_finite: list[str] = field(default_factory=list)
+    """Tables whose gradient was not finite; ``dense`` stands for everything else."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """The clipping factor of each table, in (0, 1]; 1 where nothing was clipped."""
+
+    @property
+    def clipped(self) -> bool:
+        """Whether any table was clipped."""
+        return not self.skipped and any(factor < 1.0 for factor in self.factors.values())
+
+
+class TwoPhaseOptimizer(KeyedOptimizer):
+    """Updates the tables of a model that was sharded with :func:`~dlrm_mtl.embeddings.collecting.two_phase_sharders`.
+
+    Gradients of all backward passes since the last step add up. A step is the same whatever the number of processes and the
+    sharding plan, and changes nothing at all if a gradient is not finite anywhere. State: ``accumulator`` [rows] float32 by
+    table, and for Adam ``first_moment`` [rows, dim], as sharded tensors that can be loaded under another plan.
+
+    Args:
+        model: a ``DistributedModelParallel``; to be constructed on every process.
+        rule: the update; its learning rate is a param group's ``lr``, which schedulers may change.
+
+    Raises:
+        ValueError: the model holds no tables that collect gradients.
+    """
+
+    def __init__(self, model: nn.Module, rule: RowWiseRule) -> None:
+        collections = sharded_collections(model)
+        if not collections:
+            raise ValueError(
+                "the model has no tables for the two-phase update: shard it with sharders=two_phase_sharders()"
+            )
+        self.rule = rule
+        self.tables = local_tables(collections, rule.initial_accumulator_value)
+        places = placements(collections)
+        self.peers = ColumnPeers(places, self.tables)
+        self.names = sorted(places)
+        self.steps = 0
+        self.report = StepReport()
+        if isinstance(rule, RowWiseAdam):
+            for local in self.tables:
+                local.first_moments = torch.zeros_like(local.group.weights, dtype=torch.float32)
+        params, state = {}, {}
+        for path, collection in collections.items():
+            for key, weight in collection.state_dict().items():
+                if not key.endswith(".weight"):
+                    continue
+                name = f"{path}.{key.split('.')[-2]}"
+                params[name] = weight
+                state[weight] = self._state_of(name, weight, places[name])
+        super().__init__(params, state, [{"params": list(params.values()), "lr": rule.lr}])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None, *, finite: Tensor | None = None) -> None:  # type: ignore[override]
+        """Apply the gradients collected since the last step; what happened is in ``report``.
+
+        Args:
+            closure: computes the loss anew, as in any PyTorch optimizer.
+            finite: 0-dim float32; below 1 if a gradient outside the tables is not finite on this process, so that no table
+                is changed either. Default: 1.
+        """
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        with record_function("## two-phase step ##"):
+            rate = float(self.param_groups[0]["lr"])
+            gradients = [local.take_gradients() for local in self.tables]
+            means = self._mean_squares(gradients)
+            factors = self._agree(self._factors(gradients, means, rate), finite)
+            dense, *by_table = factors.tolist()
+            broken = [name for name, factor in zip(self.names, by_table, strict=True) if factor <= NON_FINITE]
+            if dense < 1.0:
+                broken.append("dense")
+            self.report = StepReport(bool(broken), broken, dict(zip(self.names, by_table, strict=True)))
+            if not broken:
+                self.steps += 1
+                self._apply(gradients, means, self.report.factors, rate)
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget what was collected."""
+        for local in self.tables:
+            local.drop_gradients()
+
+    def _mean_squares(self, gradients: list[RowGradients]) -> list[Tensor]:
+        """[U] for each of the local tables: mean square of each touched row over the whole row."""
+        sums = [gradient.square_sums for gradient in gradients]
+        if self.peers.any:
+            self.peers.reduce(gradients, sums)
+        means = []
+        for local, gradient, total in zip(self.tables, gradients, sums, strict=True):
+            counts = gradient.table_offsets.diff()
+            widths = torch.tensor([float(shard.columns) for shard in local.shards])
+            means.append(total / torch.repeat_interleave(widths, counts).to(total.device))
+        return means
+
+    def _factors(self, gradients: list[RowGradients], means: list[Tensor], rate: float) -> Tensor:
+        """[tables] largest factor that suits the rows on this process, or NON_FINITE."""
+        result = torch.ones(len(self.names), device=self.tables[0].accumulators.device if self.tables else "cpu")
+        number = {name: index for index, name in enumerate(self.names)}
+        for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
+            kernels = kernels_for(local.group.weights.device)
+            factors = kernels.factors(local.group, local.accumulators, gradient, mean, self._kernel_rule(), rate)
+            index = torch.tensor([number[shard.table] for shard in local.shards], device=factors.device)
+            result.scatter_reduce_(0, index, factors, "amin")
+        return result
+
+    def _agree(self, factors: Tensor, finite: Tensor | None) -> Tensor:
+        """[1 + tables] minima over all processes; the first one is ``finite``. The step's one small all-reduce."""
+        first = factors.new_ones(1) if finite is None else finite.to(factors).reshape(1)
+        both = torch.cat([first, factors])
+        dist.all_reduce(both, dist.ReduceOp.MIN)
+        return both
+
+    def _apply(
+        self, gradients: list[RowGradients], means: list[Tensor], factors: dict[str, float], rate: float
+    ) -> None:
+        rule = self._kernel_rule()
+        if rule.per_row and self.peers.any:
+            rule = self._scale_rows(gradients, means, rule, rate)
+        for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
+            if isinstance(self.rule, RowWiseAdam):
+                self._apply_adam(self.rule, local, gradient, mean, rate)
+                continue
+            kernels = kernels_for(local.group.weights.device)
+            factor = torch.tensor([factors[shard.table] for shard in local.shards], device=mean.device)
+            kernels.apply(local.group, local.accumulators, gradient, mean, factor, rule, rate)
+
+    def _scale_rows(self, gradients: list[RowGradients], means: list[Tensor], rule: Rule, rate: float) -> Rule:
+        """Multiply every row's gradient by its own factor, taken over all columns; return the rule for what is left."""
+        factors = [
+            reference.row_factors(local.group, local.accumulators, gradient, mean, rule, rate)
+            for local, gradient, mean in zip(self.tables, gradients, means, strict=True)
+        ]
+        self.peers.reduce(gradients, factors, minimum=True)
+        for local, gradient, factor in zip(self.tables, gradients, factors, strict=True):
+            for index in range(len(local.shards)):
+                gradient.gradient(local.group, index).mul_(gradient.part(factor, index).unsqueeze(1))
+        return Rule(kind="adagrad", eps=rule.eps, eps_inside=rule.eps_inside, delayed=rule.delayed)
+
+    def _apply_adam(
+        self, rule: RowWiseAdam, local: LocalTables, gradient: RowGradients, mean: Tensor, rate: float
+    ) -> None:
+        first, second = rule.betas
+        for index in range(len(local.shards)):
+            rows = gradient.part(gradient.rows, index)
+            if not len(rows):
+                continue
+            moments, squares, weights = (
+                local.first_moments_of(index),
+                local.accumulators_of(index),
+                local.group.table(index),
+            )
+            moments[rows] = first * moments[rows] + (1 - first) * gradient.gradient(local.group, index)
+            squares[rows] = second * squares[rows] + (1 - second) * gradient.part(mean, index)
+            root = (squares[rows] / (1 - second**self.steps)).sqrt() + rule.eps
+            update = moments[rows] / (1 - first**self.steps) / root.unsqueeze(1)
+            weights[rows] = (weights[rows].float() - rate * update).to(weights.dtype)
+
+    def _kernel_rule(self) -> Rule:
+        return Rule(kind="sgd") if isinstance(self.rule, RowWiseAdam) else self.rule.kernel_rule()
+
+    @property
+    def clips(self) -> bool:
+        """Whether the rule ever clips."""
+        return isinstance(self.rule, ClippyRowWiseAdagrad)
+
+    def state_by_table(self) -> dict[str, dict[str, Any]]:
+        """State of every table by full name; the tensors are the live ones. Call :meth:`loaded` after filling them."""
+        return {name: self.state[weight] for name, weight in self.params.items() if self.state[weight]}
+
+    def loaded(self, steps: int) -> None:
+        """Make loaded state whole: to be called on every process, with the number of steps it had taken."""
+        self.steps = steps
+        self.peers.share_state(self.tables)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` returned under the same plan."""
+        super().load_state_dict(state_dict)
+        self.loaded(self.steps)
+
+    def _state_of(self, name: str, weight: Any, places: list[ShardMetadata]) -> dict[str, Any]:
+        if self.rule.initial_accumulator_value == 0.0 and self._kernel_rule().kind == "sgd" and not self._is_adam:
+            return {}
+        own = [
+            (local, index) for local in self.tables for index, shard in enumerate(local.shards) if shard.table == name
+        ]
+        if not isinstance(weight, ShardedTensor):
+            local, index = own[0]
+            state = {"accumulator": local.accumulators_of(index)}
+            return {**state, "first_moment": local.first_moments_of(index)} if self._is_adam else state
+        rows = [
+            (local.shards[index], local.accumulators_of(index))
+            for local, index in own
+            if local.shards[index].column == 0
+        ]
+        firsts = [part for part in places if part.shard_offsets[1] == 0]
+        state = {"accumulator": _sharded(weight, [(s.row, t) for s, t in rows], firsts)}
+        if self._is_adam:
+            moments = [TensorShard(local.first_moments_of(i), _place(weight, local.shards[i])) for local, i in own]
+            state["first_moment"] = _like(weight, moments)
+        return state
+
+    @property
+    def _is_adam(self) -> bool:
+        return isinstance(self.rule, RowWiseAdam)
+
+
+def _sharded(weight: ShardedTensor, local: list[tuple[int, Tensor]], places: list[ShardMetadata]) -> ShardedTensor:
+    """A sharded [rows] tensor whose parts lie where the first columns of the table lie."""
+    metadata = [
+        ShardMetadata([part.shard_offsets[0]], [part.shard_sizes[0]], str(part.placement))
+        for part in places
+        if part.shard_sizes[0]
+    ]
+    of_row = {part.shard_offsets[0]: part for part in metadata}
+    shards = [TensorShard(tensor, of_row[row]) for row, tensor in local if len(tensor)]
+    whole = ShardedTensorMetadata(metadata, torch.Size([weight.size(0)]), TensorProperties(dtype=torch.float32))
+    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, whole)
+
+
+def _place(weight: ShardedTensor, shard: Any) -> ShardMetadata:
+    for part in weight.metadata().shards_metadata:
+        if list(part.shard_offsets) == [shard.row, shard.column]:
+            return part
+    raise AssertionError(f"no part of {shard.table} begins at row {shard.row}, column {shard.column}")
+
+
+def _like(weight: ShardedTensor, shards: list[TensorShard]) -> ShardedTensor:
+    metadata = weight.metadata()
+    properties = TensorProperties(dtype=torch.float32)
+    whole = ShardedTensorMetadata(metadata.shards_metadata, metadata.size, properties)
+    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, whole)
