@@ -1,5 +1,66 @@
-"""The metadata is in setup.cfg; the native kernel will be built here."""
+"""Builds the native kernels of the sparse update; the metadata is in setup.cfg.
 
-from setuptools import setup
+They are a plain shared library without a line of Python or PyTorch in it, so it is built without either's headers and fits
+any version of both. Where there is no compiler, or it fails, the package is installed without the library: the kernels in
+plain PyTorch serve instead, and dlrm_mtl/embeddings/kernels/_native.log tells `dlrm-mtl doctor` why.
+"""
 
-setup()
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FOLDER = Path("dlrm_mtl/embeddings/kernels")
+SOURCES = sorted(str(path) for path in (FOLDER / "csrc").glob("*.cpp"))
+HEADERS = sorted(str(path) for path in (FOLDER / "csrc").glob("*.h"))
+
+# -ffp-contract=off: a fused multiply-add rounds once instead of twice, so each instruction set would give other bits.
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
+# Only these two files use more than the oldest processor has; which one runs is decided when the library is loaded.
+FLAGS_OF_FILE = {
+    "row_kernels_avx2.cpp": ["-mavx2", "-mf16c"],
+    "row_kernels_avx512.cpp": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mf16c"],
+}
+
+
+class BuildNative(build_ext):
+    """Compiles each file for its instruction set, and goes on without the library if that is not possible."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Without Python's version: the library does not depend on it."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the library, or write why not."""
+        library = Path(self.get_ext_fullpath(ext.name))
+        log = library.with_suffix(".log")
+        library.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+        try:
+            self._build(ext, library)
+        except Exception as error:
+            library.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(f"building them failed with: {' '.join(str(error).split())}\n")
+            print(f"warning: no native kernels, the slower ones in PyTorch will serve: {error}", file=sys.stderr)
+
+    def _build(self, ext: Extension, library: Path) -> None:
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        # For OpenMP, but without linking to its runtime: PyTorch has one loaded, and a second one would bring threads of its own.
+        openmp = ["-fopenmp"] if sys.platform == "linux" else []
+        objects: list[str] = []
+        for source in ext.sources:
+            extra = FLAGS_OF_FILE.get(Path(source).name, []) if x86 else []
+            objects += self.compiler.compile(
+                [source], output_dir=self.build_temp, extra_postargs=FLAGS + openmp + extra, depends=HEADERS
+            )
+        self.compiler.link_shared_object(objects, str(library), target_lang="c++")
+
+
+setup(
+    ext_modules=[Extension("dlrm_mtl.embeddings.kernels._native", SOURCES, depends=HEADERS, language="c++")],
+    cmdclass={"build_ext": BuildNative},
+)

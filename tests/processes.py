@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def _collect(connections: list[Connection], timeout: float) -> list[Any]:
             raise TimeoutError(f"processes {sorted(waiting)} did not finish in {timeout} s")
         for rank in [rank for rank, connection in waiting.items() if connection in ready]:
             try:
-                failed, value = waiting.pop(rank).recv()
+                failed, value = pickle.loads(waiting.pop(rank).recv_bytes())
             except EOFError:
                 raise AssertionError(f"process {rank} died") from None
             if failed:
@@ -70,9 +71,9 @@ def _work(
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", store=dist.FileStore(str(store), count), rank=rank, world_size=count)
-        sending.send((False, function(rank, *arguments)))
+        sending.send_bytes(pickle.dumps((False, function(rank, *arguments))))
     except BaseException:
-        sending.send((True, traceback.format_exc()))
+        sending.send_bytes(pickle.dumps((True, traceback.format_exc())))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -15,7 +15,7 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
-from torchrec import EmbeddingBagCollection, EmbeddingCollection
+from torchrec import EmbeddingBagCollection, EmbeddingCollection, PoolingType
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
@@ -34,6 +34,8 @@ SHARDING_TYPES = [
     ShardingType.TABLE_COLUMN_WISE.value,
     ShardingType.GRID_SHARD.value,
 ]
+
+ROWS_SPLIT = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
 
 FUSED_PARAMS = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.0, "eps": 0.0}
 """What FBGEMM is told: with this optimizer it keeps one float per row, which the two-phase update uses."""
@@ -157,6 +159,18 @@ def _replace(lookups: list[Any]) -> None:
 
 class CollectingEmbeddingBagCollection(ShardedEmbeddingBagCollection):
     """TorchRec's sharded collection of pooled tables, with lookups that collect gradients."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Where rows are split, TorchRec sums in the lookup and divides in the output. It forgets grid_shard, and divides the
+        # means of all other tables in the collection once more: name what to divide, and what not.
+        names: dict[str, list[str]] = {PoolingType.MEAN.value: [], PoolingType.SUM.value: []}
+        for config in self._embedding_bag_configs:
+            split = self.module_sharding_plan[config.name].sharding_type in ROWS_SPLIT
+            pooling = config.pooling if split else PoolingType.SUM
+            names[pooling.value].extend(config.feature_names)
+        self._pooling_type_to_rs_features = names
+        self._has_mean_pooling_callback = bool(names[PoolingType.MEAN.value])
 
     def _create_lookups(self) -> None:
         super()._create_lookups()

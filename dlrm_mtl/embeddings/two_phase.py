@@ -34,6 +34,15 @@ class StepReport:
     factors: dict[str, float] = field(default_factory=dict)
     """The clipping factor of each table, in (0, 1]; 1 where nothing was clipped."""
 
+    largest_moves: dict[str, float] = field(default_factory=dict)
+    """The largest change of any coordinate of each table, if it was asked for."""
+
+    def scalars(self) -> dict[str, float]:
+        """The factors and moves by table's own name, for a log."""
+        scalars = {f"factor/{name.rpartition('.')[2]}": value for name, value in self.factors.items()}
+        scalars.update({f"largest_move/{name.rpartition('.')[2]}": value for name, value in self.largest_moves.items()})
+        return scalars
+
     @property
     def clipped(self) -> bool:
         """Whether any table was clipped."""
@@ -82,13 +91,16 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         super().__init__(params, state, [{"params": list(params.values()), "lr": rule.lr}])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None, *, finite: Tensor | None = None) -> None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, finite: Tensor | None = None, measure: bool = False
+    ) -> None:
         """Apply the gradients collected since the last step; what happened is in ``report``.
 
         Args:
             closure: computes the loss anew, as in any PyTorch optimizer.
             finite: 0-dim float32; below 1 if a gradient outside the tables is not finite on this process, so that no table
                 is changed either. Default: 1.
+            measure: whether the report also says how far coordinates moved, which takes another pass over them.
         """
         if closure is not None:
             with torch.enable_grad():
@@ -105,6 +117,8 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             self.report = StepReport(bool(broken), broken, dict(zip(self.names, by_table, strict=True)))
             if not broken:
                 self.steps += 1
+                if measure and not self._is_adam:
+                    self.report.largest_moves = self._largest_moves(gradients, means, self.report.factors, rate)
                 self._apply(gradients, means, self.report.factors, rate)
         self.zero_grad()
 
@@ -135,6 +149,19 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             index = torch.tensor([number[shard.table] for shard in local.shards], device=factors.device)
             result.scatter_reduce_(0, index, factors, "amin")
         return result
+
+    def _largest_moves(
+        self, gradients: list[RowGradients], means: list[Tensor], factors: dict[str, float], rate: float
+    ) -> dict[str, float]:
+        """What the update is about to move, before it does."""
+        moves = dict.fromkeys(self.names, 0.0)
+        for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
+            here = reference.largest_moves(local.group, local.accumulators, gradient, mean, self._kernel_rule(), rate)
+            for shard, move in zip(local.shards, here.tolist(), strict=True):
+                moves[shard.table] = max(moves[shard.table], move * factors[shard.table])
+        everywhere = torch.tensor([moves[name] for name in self.names], device=self.tables[0].accumulators.device)
+        dist.all_reduce(everywhere, dist.ReduceOp.MAX)
+        return dict(zip(self.names, everywhere.tolist(), strict=True))
 
     def _agree(self, factors: Tensor, finite: Tensor | None) -> Tensor:
         """[1 + tables] minima over all processes; the first one is ``finite``. The step's one small all-reduce."""

@@ -81,11 +81,15 @@ class Optimizers:
         self.sparse.zero_grad()
 
     @torch.no_grad()
-    def step(self) -> StepReport:
-        """Apply all gradients, or none of them on any process if one is not finite anywhere."""
+    def step(self, measure: bool = False) -> StepReport:
+        """Apply all gradients, or none of them on any process if one is not finite anywhere.
+
+        Args:
+            measure: whether the report should also say how far coordinates moved, which takes another pass over them.
+        """
         gradients = [parameter.grad for parameter in self.dense_parameters.values() if parameter.grad is not None]
         largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
-        self.sparse.step(finite=torch.isfinite(largest).all().float())
+        self.sparse.step(finite=torch.isfinite(largest).all().float(), measure=measure)
         if not self.sparse.report.skipped:
             self.dense.step()
         return self.sparse.report

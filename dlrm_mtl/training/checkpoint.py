@@ -31,6 +31,12 @@ class Progress:
     """Steps taken; the next step has this number."""
     steps_applied: int = 0
     """Steps that changed the model; the others met a gradient that was not finite."""
+    skipped_steps: int = 0
+    """Steps that changed nothing because a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The last ones of them."""
+    clipped_steps: int = 0
+    """Steps in which a table's update was made smaller."""
     best_step: int | None = None
     """Step of the best checkpoint."""
     best_value: float | None = None

@@ -31,6 +31,8 @@ class TrainingConfig(Strict):
     """Steps between checkpoints; default: whenever the validation split is evaluated."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Checkpoints that are kept besides the best one."""
+    max_skipped_steps: int = Field(default=10, gt=0)
+    """A step whose gradient is not finite changes nothing; after this many in a row the run ends."""
     log_every: int = Field(default=10, gt=0)
     """Steps between entries in metrics.jsonl and TensorBoard."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from signal import SIGTERM
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import record_function
@@ -14,6 +11,7 @@ from torch.profiler import record_function
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.losses import TaskLosses
@@ -24,6 +22,7 @@ from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.journal import Journal
 from dlrm_mtl.training.model import ShardedModel
 from dlrm_mtl.training.progress import Bar
+from dlrm_mtl.training.window import Window
 
 
 class Trainer:
@@ -58,6 +57,7 @@ class Trainer:
         self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
+        self.window = Window(self.losses.names, process.device)
 
     @property
     def finished(self) -> bool:
@@ -71,7 +71,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal came; the checkpoint ``latest`` holds the state.
-            UserError: a row of the data cannot be used, or a loss is no longer finite.
+            UserError: a row of the data cannot be used, or too many gradients are not finite.
         """
         bar = Bar("train", self.total_steps, self.process.is_main, done=self.progress.step)
         with self.interruption, bar:
@@ -80,19 +80,22 @@ class Trainer:
                 self._train_epoch(epoch, start_step, bar)
 
     def _train_epoch(self, epoch: int, start_step: int, bar: Bar) -> None:
-        window = Window(self.process, self.losses.names)
         self.model.module.train()
+        self.window.restart(self.train_data.wait_seconds)
         for batch in self.train_data.epoch(epoch, start_step):
-            window.add(self.step(batch.to(self.process.device, non_blocking=True)), self.config.data.batch_size)
-            self.progress.step += 1
-            step, last, stop = self.progress.step, self.progress.step == self.total_steps, 0
-            if step % self.config.training.log_every == 0 or last:
-                values, stop = window.close(step, self.train_data.wait_seconds, self.interruption.signal)
-                self._log(step, epoch, values, bar)
+            step, stop = self.progress.step + 1, 0
+            last = step == self.total_steps
+            logged = step % self.config.training.log_every == 0 or last
+            parts, report = self.step(batch.to(self.process.device, non_blocking=True), measure=logged)
+            self.progress.step, self.progress.steps_applied = step, self.optimizers.sparse.steps
+            self.window.add(self.check(parts, report, bar), self.config.data.batch_size)
+            if logged:
+                values, stop = self.window.close(self.train_data.wait_seconds, self.interruption.signal)
+                self.log(epoch, values, report, bar)
             if step % self.evaluate_every == 0 or last:
                 self.validate(bar)
                 self.save()
-                window.restart()
+                self.window.restart(self.train_data.wait_seconds)
             elif step % self.checkpoint_every == 0 or stop:
                 self.save()
             if stop:
@@ -100,8 +103,8 @@ class Trainer:
             if self.finished:
                 return
 
-    def step(self, batch: Batch) -> Tensor:
-        """Take one training step; return this process's parts of the tasks' losses [T]."""
+    def step(self, batch: Batch, measure: bool = False) -> tuple[Tensor, StepReport]:
+        """Take one training step; return this process's parts of the tasks' losses [T], and what the update did."""
         self.model.dropout.step = self.progress.step
         self.optimizers.prepare(self.progress.step)
         totals = batch.weights.sum(dim=0)  # [T]
@@ -112,17 +115,41 @@ class Trainer:
         with record_function("## backward ##"):
             loss.backward()
         with record_function("## optimizer step ##"):
-            self.optimizers.step()
-        return parts
+            report = self.optimizers.step(measure)
+        return parts, report
 
-    def _log(self, step: int, epoch: int, values: dict[str, float], bar: Bar) -> None:
+    def check(self, parts: Tensor, report: StepReport, bar: Bar) -> Tensor | None:
+        """Count and name a step that was skipped, and give up after too many in a row; return ``parts`` if it was not."""
+        self.progress.clipped_steps += report.clipped
+        if not report.skipped:
+            self.progress.skipped_in_a_row = 0
+            return parts
+        self.progress.skipped_steps += 1
+        self.progress.skipped_in_a_row += 1
+        dist.all_reduce(parts)
+        tasks = [name for name, loss in zip(self.losses.names, parts.tolist(), strict=True) if not math.isfinite(loss)]
+        where = f"{', '.join(report.non_finite)}; tasks with such a loss: {', '.join(tasks) or 'none'}"
+        if self.process.is_main:
+            bar.say(f"step {self.progress.step} skipped: a gradient is not finite in {where}")
+        limit = self.config.training.max_skipped_steps
+        if self.progress.skipped_in_a_row >= limit:
+            raise UserError(
+                f"step {self.progress.step}: {limit} steps in a row met a gradient that is not finite, in {where}; lower "
+                "optimizer.dense.learning_rate or optimizer.sparse.learning_rate, or check the data."
+            )
+        return None
+
+    def log(self, epoch: int, values: dict[str, float], report: StepReport, bar: Bar) -> None:
+        """Show and write down what happened since the last time."""
         self.progress.seconds += values["seconds"]
         losses = " ".join(f"{name} {values[f'loss/{name}']:.3f}" for name in self.losses.names)
         wait = values["data_wait_share"]
         waiting = f"  {wait:.0%} waiting for data" if wait > 0.1 else ""
-        bar.update(step, f"{values['rows_per_second']:,.0f} rows/s  {losses}{waiting}")
+        bar.update(self.progress.step, f"{values['rows_per_second']:,.0f} rows/s  {losses}{waiting}")
         if self.journal:
-            self.journal.write("train", step, {**values, "epoch": epoch + 1, "rate_factor": self.optimizers.factor})
+            counts = {"skipped_steps": self.progress.skipped_steps, "clipped_steps": self.progress.clipped_steps}
+            more = {"epoch": epoch + 1, "rate_factor": self.optimizers.factor, **counts, **report.scalars()}
+            self.journal.write("train", self.progress.step, {**values, **more})
 
     def validate(self, bar: Bar) -> None:
         """Evaluate on the validation split and note whether it is the best so far."""
@@ -134,7 +161,7 @@ class Trainer:
         value = metrics[watched]
         better = lower_is_better(watched)
         best = self.progress.best_value
-        if best is None or (value < best if better else value > best):
+        if best is None or math.isnan(best) or (value < best if better else value > best):
             self.progress.best_value, self.progress.best_step = value, self.progress.step
             self.progress.evaluations_without_improvement = 0
         else:
@@ -148,56 +175,6 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         self.checkpoints.save(self.model, self.optimizers, self.progress)
-
-
-class Window:
-    """Losses and speed since the last entry in the log."""
-
-    def __init__(self, process: Process, names: list[str]) -> None:
-        self.process = process
-        self.names = names
-        self.waited = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin anew, without the time that went into something else than training."""
-        self.parts: list[Tensor] = []
-        self.rows = 0
-        self.start = time.monotonic()
-
-    def add(self, parts: Tensor, rows: int) -> None:
-        """Add one step."""
-        self.parts.append(parts)
-        self.rows += rows
-
-    def close(self, step: int, wait_seconds: float, signal: int) -> tuple[dict[str, float], int]:
-        """Average over the window and begin the next one; to be called on every process.
-
-        Args:
-            step: steps taken.
-            wait_seconds: time this process has waited for data since the run began.
-            signal: the signal this process got, or 0.
-
-        Returns:
-            What to log, and a signal that any process got, or 0.
-        """
-        summed = torch.cat([torch.stack(self.parts).mean(dim=0), self.parts[0].new_tensor([signal])])
-        dist.all_reduce(summed)
-        *losses, signals = summed.tolist()
-        values = {f"loss/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
-        for name, loss in zip(self.names, losses, strict=True):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"step {step}: the loss of task {name} is {loss}; lower optimizer.dense.learning_rate or "
-                    "optimizer.sparse.learning_rate, and resume from the last checkpoint."
-                )
-        seconds = time.monotonic() - self.start
-        values["seconds"] = seconds
-        values["rows_per_second"] = self.rows / seconds
-        values["data_wait_share"] = min((wait_seconds - self.waited) / seconds, 1.0)
-        self.waited = wait_seconds
-        self.restart()
-        return values, signal or (int(SIGTERM) if signals else 0)
 
 
 def total_steps(config: RunConfig, train_data: BatchLoader) -> int:

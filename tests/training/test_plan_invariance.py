@@ -54,7 +54,7 @@ def losses(rank: int, folder: Path, shardings: dict[str, dict[str, Any]]) -> dic
         while len(values) < STEPS:
             epoch, start = divmod(len(values), loader.steps_per_epoch)
             for batch in loader.epoch(epoch, start):
-                parts = trainer.step(batch)
+                parts, _ = trainer.step(batch)
                 dist.all_reduce(parts)
                 values.append(parts.tolist())
                 trainer.progress.step += 1

@@ -11,6 +11,7 @@ the backward pass the sizes have long arrived. Nothing else here waits for the d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,7 +49,7 @@ class Occurrences:
     scales: Tensor | None
     """[N] float32: factor of each occurrence."""
     sizes: Tensor
-    """[T + 3] int64 on the CPU: where each table's rows begin in ``rows``, and U; the number of long rows; of ids within tables.
+    """[T + 3] int64 on the CPU: where each table's rows begin in ``rows``, and U; how many long rows, and ids within tables.
 
     Valid once ``arrived`` has happened.
     """
@@ -62,14 +63,105 @@ class Occurrences:
         return self.sizes.tolist()
 
 
-@dataclass
-class PlacedRowGradients(RowGradients):
-    """Row gradients that know where the kernels find them: :func:`factors` and :func:`apply` need not work it out again."""
+class DeviceRowGradients(RowGradients):
+    """Row gradients that are written out only when somebody reads :attr:`gradients`.
 
-    spans: Tensor
-    """[3, T + 1] int64 on the device: where each table begins in tiles, touched rows, and quads of the gradients."""
-    tiles: int
-    """Number of tiles."""
+    A row that occurs once has the gradient of its bag, which the other rows of the bag share and the device's cache may hold.
+    Until they are written out, the kernels sum the occurrences of a row each time they need its gradient, always in the same
+    order.
+    """
+
+    def __init__(
+        self, group: TableGroup, occurrences: Occurrences, gradient: Tensor, table_offsets: Tensor, longs: int
+    ) -> None:
+        """Take ``gradient``, of a lookup, for the ``occurrences``; ``longs`` of the rows are long."""
+        plan, device, touched = _plan(group), gradient.device, int(table_offsets[-1])
+        self.rows = occurrences.rows[:touched]
+        self.table_offsets = table_offsets
+        self.square_sums = torch.empty(touched, device=device)
+        self.maxima = torch.empty(touched, device=device)
+        """[U] float32: largest absolute value of each row's gradient over the columns here."""
+        self.spans, self.tiles = _spans(group, plan, table_offsets)
+        self._group = group
+        self._floats = int((table_offsets.diff() * group.dims).sum())
+        self._written: Tensor | None = None
+        # A row's gradient is read up to three times. With many occurrences of each row, summing once is less to read.
+        written = torch.empty(self._floats, device=device) if touched * 2 < len(occurrences.sources) else None
+        self._sources: _Sources | None = _Sources(
+            gradient, occurrences, longs, _sum_long_rows(plan, occurrences, gradient, longs, self.spans)
+        )
+        self._sum(written, measure=True)
+        self._keep(written)
+
+    @property
+    def gradients(self) -> Tensor:  # type: ignore[override]
+        """[sum of U_t * D_t] float32: the rows' gradients one after the other, in the order of ``rows``."""
+        if self._written is None:
+            written = torch.empty(self._floats, device=self.rows.device)
+            self._sum(written, measure=False)
+            self._keep(written)
+            return written
+        return self._written
+
+    @property
+    def sources(self) -> _Sources | None:
+        """What to sum while the gradients are not written out."""
+        return self._sources
+
+    def _keep(self, written: Tensor | None) -> None:
+        if written is not None:
+            self._written, self._sources = written, None
+
+    def _sum(self, written: Tensor | None, measure: bool) -> None:
+        assert self._sources is not None
+        plan = _plan(self._group)
+        with torch.cuda.device_of(self.rows):
+            kernels.sum_kernel[(self.tiles,)](
+                *self._sources.arguments(plan),
+                self.spans,
+                plan.tables,
+                plan.steps,
+                plan.table_quads,
+                self.maxima if written is None else written,
+                self.square_sums,
+                self.maxima,
+                WRITES=written is not None,
+                MEASURES=measure,
+                **self._sources.options(plan),
+            )
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where kernels find the gradients of rows: of their occurrences, and the sums of long rows."""
+
+    gradient: Tensor
+    occurrences: Occurrences
+    longs: int
+    long_sums: Tensor
+    """[longs, widest D] float32."""
+
+    def arguments(self, plan: _Plan) -> tuple[Tensor | int, ...]:
+        """Positional arguments of the kernels, from ``gradient`` to ``long_quads``."""
+        some = self.occurrences
+        scales = some.sources if some.scales is None else some.scales
+        steps = self.longs.bit_length()
+        places = (self.long_sums, some.long_entries, self.longs, steps, plan.widest_quads)
+        return (self.gradient, some.sources, scales, some.starts, *places)
+
+    def options(self, plan: _Plan) -> dict[str, Any]:
+        """Keyword arguments of the kernels."""
+        return {"WEIGHTED": self.occurrences.scales is not None, "SHORT": SHORT, **plan.tile}
+
+
+def _row_arguments(gradients: RowGradients, plan: _Plan) -> tuple[tuple[Tensor | int, ...], dict[str, Any]]:
+    """Arguments by which the kernels of the update find the rows' gradients."""
+    sources = gradients.sources if isinstance(gradients, DeviceRowGradients) else None
+    if sources is not None:
+        return sources.arguments(plan), {"SHARED": True, **sources.options(plan)}
+    written, unused = gradients.gradients, gradients.rows
+    arguments = (written, unused, unused, unused, written, unused, 0, 0, plan.widest_quads)
+    return arguments, {"SHARED": False, "WEIGHTED": False, "SHORT": SHORT, **plan.tile}
 
 
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
@@ -96,9 +188,7 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
                 plan.weight_quads,
                 plan.row_offsets,
                 WEIGHTED=bag_weights is not None,
-                ROWS=plan.tile_rows,
-                COLUMNS=plan.tile_columns,
-                **_OPTIONS,
+                **plan.tile,
             )
     return out
 
@@ -224,6 +314,8 @@ def factors(
     if not len(gradients.rows):
         return torch.ones(group.tables, device=group.weights.device)
     spans, tiles = _place(group, plan, gradients)
+    arguments, options = _row_arguments(gradients, plan)
+    maxima = gradients.maxima if isinstance(gradients, DeviceRowGradients) else None
     minima = torch.empty(tiles, device=group.weights.device)
     result = torch.empty(group.tables, device=group.weights.device)
     with torch.cuda.device_of(group.weights):
@@ -231,10 +323,11 @@ def factors(
             group.weights,
             state,
             gradients.rows,
-            gradients.gradients,
+            *arguments,
             mean_squares.contiguous(),
+            mean_squares if maxima is None else maxima,
             spans,
-            group.tables,
+            plan.tables,
             plan.steps,
             plan.table_quads,
             plan.weight_quads,
@@ -245,11 +338,10 @@ def factors(
             float(rule.eps),
             minima,
             CLIPS=rule.kind == "clippy" and not rule.per_row,
+            BOUNDED=maxima is not None,
             EPS_INSIDE=rule.eps_inside,
             DELAYED=rule.delayed,
-            ROWS=plan.tile_rows,
-            COLUMNS=plan.tile_columns,
-            **_OPTIONS,
+            **options,
         )
         kernels.table_minima_kernel[(group.tables,)](minima, spans, result, BLOCK=BLOCK, **_OPTIONS)
     return result
@@ -269,16 +361,17 @@ def apply(
         return
     plan = _plan(group)
     spans, tiles = _place(group, plan, gradients)
+    arguments, options = _row_arguments(gradients, plan)
     with torch.cuda.device_of(group.weights):
         kernels.apply_kernel[(tiles,)](
             group.weights,
             state,
             gradients.rows,
-            gradients.gradients,
+            *arguments,
             mean_squares.contiguous(),
             factor.contiguous(),
             spans,
-            group.tables,
+            plan.tables,
             plan.steps,
             plan.table_quads,
             plan.weight_quads,
@@ -291,9 +384,7 @@ def apply(
             PER_ROW=rule.kind == "clippy" and rule.per_row,
             EPS_INSIDE=rule.eps_inside,
             DELAYED=rule.delayed,
-            ROWS=plan.tile_rows,
-            COLUMNS=plan.tile_columns,
-            **_OPTIONS,
+            **options,
         )
 
 
@@ -311,6 +402,7 @@ class _Plan:
     """[F] int64."""
     feature_columns: Tensor
     """[F] int64: first column of each feature in a pooled output, in quads."""
+    tables: int
     steps: int
     """Halvings that find one of T tables."""
     total_rows: int
@@ -320,6 +412,11 @@ class _Plan:
     """D of the widest table, in quads."""
     tile_rows: int
     tile_columns: int
+
+    @property
+    def tile(self) -> dict[str, Any]:
+        """Keyword arguments of the kernels that treat tiles."""
+        return {"ROWS": self.tile_rows, "COLUMNS": self.tile_columns, **_OPTIONS}
 
 
 # A group is used for thousands of batches; what is derived from it goes when it goes.
@@ -350,6 +447,7 @@ def _make_plan(group: TableGroup) -> _Plan:
         row_offsets=group.row_offsets.to(device),
         feature_tables=group.feature_tables.to(device),
         feature_columns=torch.tensor(columns[:-1], dtype=torch.int64).to(device) // 4,
+        tables=group.tables,
         steps=group.tables.bit_length(),
         total_rows=int(group.row_offsets[-1]),
         width=columns[-1],
@@ -463,53 +561,29 @@ def _refuse(group: TableGroup, indices: Tensor, feature_offsets: list[int]) -> N
     raise IndexError("the offsets of the bags do not span all ids")
 
 
-def _sum(group: TableGroup, occurrences: Occurrences, gradient: Tensor) -> RowGradients:
-    plan, device = _plan(group), gradient.device
+def _sum(group: TableGroup, occurrences: Occurrences, gradient: Tensor) -> DeviceRowGradients:
     *table_offsets, longs, _ = occurrences.host_sizes()
-    gradient = gradient.float().contiguous()
-    offsets = torch.tensor(table_offsets)
-    touched = table_offsets[-1]
-    spans, tiles = _spans(group, plan, offsets)
-    result = PlacedRowGradients(
-        rows=occurrences.rows[:touched],
-        table_offsets=offsets,
-        gradients=torch.empty(int((offsets.diff() * group.dims).sum()), device=device),
-        square_sums=torch.empty(touched, device=device),
-        spans=spans,
-        tiles=tiles,
-    )
-    scales = occurrences.sources if occurrences.scales is None else occurrences.scales
-    tile = {"ROWS": plan.tile_rows, "COLUMNS": plan.tile_columns, **_OPTIONS}
+    return DeviceRowGradients(group, occurrences, gradient.float().contiguous(), torch.tensor(table_offsets), longs)
+
+
+def _sum_long_rows(plan: _Plan, occurrences: Occurrences, gradient: Tensor, longs: int, spans: Tensor) -> Tensor:
+    """[longs, widest D] sums of the rows with more than SHORT occurrences."""
+    if not longs:
+        return gradient
+    # A row with n occurrences is cut into about sqrt(n) pieces of about sqrt(n): neither the sum of a piece nor the sum
+    # of the pieces takes one program long. The cut depends on n alone, and so does the order of the sum.
+    entries = occurrences.long_entries[:longs]
+    lengths = occurrences.starts[entries + 1] - occurrences.starts[entries]
+    sizes = lengths.double().sqrt().ceil().long().clamp(min=SHORT)
+    piece_offsets = _running_sum((lengths + sizes - 1) // sizes)
+    most_pieces = len(occurrences.sources) // SHORT + longs
+    partials = torch.empty(most_pieces, plan.widest_quads * 4, device=gradient.device)
+    sums = torch.empty(longs, plan.widest_quads * 4, device=gradient.device)
     with torch.cuda.device_of(gradient):
-        kernels.sum_kernel[(tiles,)](
-            gradient,
-            occurrences.sources,
-            scales,
-            occurrences.starts,
-            spans,
-            group.tables,
-            plan.steps,
-            plan.table_quads,
-            result.gradients,
-            result.square_sums,
-            SHORT=SHORT,
-            WEIGHTED=occurrences.scales is not None,
-            **tile,
-        )
-        if not longs:
-            return result
-        # A row with n occurrences is cut into about sqrt(n) pieces of about sqrt(n): neither the sum of a piece nor the sum
-        # of the pieces takes one program long. The cut depends on n alone, and so does the order of the sum.
-        entries = occurrences.long_entries[:longs]
-        lengths = occurrences.starts[entries + 1] - occurrences.starts[entries]
-        sizes = lengths.double().sqrt().ceil().long().clamp(min=SHORT)
-        piece_offsets = _running_sum((lengths + sizes - 1) // sizes)
-        most_pieces = len(occurrences.sources) // SHORT + longs
-        partials = torch.empty(most_pieces * plan.widest_quads * 4, device=device)
         kernels.piece_kernel[(most_pieces,)](
             gradient,
             occurrences.sources,
-            scales,
+            occurrences.sources if occurrences.scales is None else occurrences.scales,
             occurrences.starts,
             entries,
             sizes,
@@ -517,13 +591,13 @@ def _sum(group: TableGroup, occurrences: Occurrences, gradient: Tensor) -> RowGr
             longs,
             longs.bit_length(),
             spans,
-            group.tables,
+            plan.tables,
             plan.steps,
             plan.table_quads,
             partials,
             plan.widest_quads,
             WEIGHTED=occurrences.scales is not None,
-            **tile,
+            **plan.tile,
         )
         kernels.combine_kernel[(longs,)](
             partials,
@@ -531,24 +605,23 @@ def _sum(group: TableGroup, occurrences: Occurrences, gradient: Tensor) -> RowGr
             entries,
             piece_offsets,
             spans,
-            group.tables,
+            plan.tables,
             plan.steps,
             plan.table_quads,
-            result.gradients,
-            result.square_sums,
-            **tile,
+            sums,
+            **plan.tile,
         )
-    return result
+    return sums
 
 
 def _place(group: TableGroup, plan: _Plan, gradients: RowGradients) -> tuple[Tensor, int]:
-    if isinstance(gradients, PlacedRowGradients):
+    if isinstance(gradients, DeviceRowGradients):
         return gradients.spans, gradients.tiles
     return _spans(group, plan, gradients.table_offsets)
 
 
 def _spans(group: TableGroup, plan: _Plan, table_offsets: Tensor) -> tuple[Tensor, int]:
-    """The fields of :class:`PlacedRowGradients`."""
+    """The fields of :class:`DeviceRowGradients`."""
     counts = table_offsets.diff()
     tiles = _running_sum((counts + plan.tile_rows - 1) // plan.tile_rows)
     spans = torch.stack([tiles, table_offsets, _running_sum(counts * (group.dims // 4))])

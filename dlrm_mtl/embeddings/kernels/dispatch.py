@@ -1,14 +1,102 @@
-"""Which kernels to use on which device."""
+"""Which kernels serve which device."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from functools import cache
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Protocol, cast
 
 import torch
+from torch import Tensor
 
-from dlrm_mtl.embeddings.kernels import reference
+from dlrm_mtl.embeddings.kernels import cpu, reference
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup
+
+VARIABLE = "DLRM_MTL_KERNELS"
+"""Environment variable: ``reference`` for the kernels in plain PyTorch, ``native`` to fail rather than fall back to them."""
 
 
-def kernels_for(device: torch.device) -> Any:
-    """The kernels for tables on ``device``."""
-    return reference
+class Kernels(Protocol):
+    """What every module of kernels offers; see :mod:`reference` for the meaning."""
+
+    def lookup(
+        self, group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None
+    ) -> Tensor: ...
+
+    def lookup_unpooled(self, group: TableGroup, indices: Tensor, lengths: list[int]) -> Tensor: ...
+
+    def collect(
+        self,
+        group: TableGroup,
+        indices: Tensor,
+        offsets: Tensor,
+        bags: int,
+        gradient: Tensor,
+        bag_weights: Tensor | None = None,
+    ) -> RowGradients: ...
+
+    def collect_unpooled(
+        self, group: TableGroup, indices: Tensor, lengths: list[int], gradient: Tensor
+    ) -> RowGradients: ...
+
+    def merge(self, group: TableGroup, parts: list[RowGradients]) -> RowGradients: ...
+
+    def factors(
+        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    ) -> Tensor: ...
+
+    def row_factors(
+        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    ) -> Tensor: ...
+
+    def largest_moves(
+        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    ) -> Tensor: ...
+
+    def apply(
+        self,
+        group: TableGroup,
+        state: Tensor,
+        gradients: RowGradients,
+        mean_squares: Tensor,
+        factor: Tensor,
+        rule: Rule,
+        lr: float,
+    ) -> None: ...
+
+
+def kernels_for(device: torch.device | str) -> Kernels:
+    """The fastest kernels for tables on a device.
+
+    Raises:
+        ValueError: the environment variable DLRM_MTL_KERNELS has another value than ``reference`` and ``native``.
+        RuntimeError: it asks for native kernels and there are none.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted not in ("", "reference", "native"):
+        raise ValueError(f"{VARIABLE} is {wanted!r}; it can be reference or native, or empty for the fastest")
+    if wanted == "reference":
+        return reference
+    native, reason = _native(torch.device(device).type)
+    if native is None and wanted == "native":
+        raise RuntimeError(f"{VARIABLE} asks for native kernels, but {reason}")
+    return native or reference
+
+
+@cache
+def _native(device_type: str) -> tuple[Kernels | None, str | None]:
+    """The native kernels for a type of device, or why there are none."""
+    if device_type == "cpu":
+        reason = cpu.native_status()
+        return (None, reason) if reason else (cpu, None)
+    if device_type == "cuda":
+        if find_spec("triton") is None:
+            return None, "those for CUDA need Triton, which is not installed"
+        from dlrm_mtl.embeddings.kernels import cuda
+
+        # What is not in there takes no time worth a kernel.
+        names = [name for name in vars(Kernels) if not name.startswith("_")]
+        return cast(Kernels, SimpleNamespace(**{name: getattr(cuda, name, getattr(reference, name)) for name in names})), None
+    return None, f"there are none for {device_type}"

@@ -20,16 +20,37 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
 
     Returns:
         [B, sum of D over features] float32, feature after feature; zeros for an empty bag.
+
+    Raises:
+        IndexError: an id is not a row of its table.
     """
     columns = group.output_offsets()
     out = torch.zeros(bags, columns[-1], device=group.weights.device)
     for feature, table in enumerate(group.feature_tables.tolist()):
         ids, bag_of_id, factors = _feature(indices, offsets, bags, feature, bag_weights)
-        rows = group.table(table)[ids].float()
+        rows = _rows(group, table, ids)
         if factors is not None:
             rows = rows * factors.unsqueeze(1)
         out[:, columns[feature] : columns[feature + 1]].index_add_(0, bag_of_id, rows)
     return out
+
+
+def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> Tensor:
+    """Read one row for each id.
+
+    Args:
+        group: the tables, all of one width D.
+        indices: [N] int64, feature after feature.
+        lengths: [F] number of ids of each feature.
+
+    Returns:
+        [N, D] float32, in the order of ``indices``.
+
+    Raises:
+        IndexError: an id is not a row of its table.
+    """
+    parts = zip(group.feature_tables.tolist(), indices.split(lengths), strict=True)
+    return torch.cat([_rows(group, table, ids) for table, ids in parts])
 
 
 def collect(
@@ -57,6 +78,7 @@ def collect(
         for feature in (group.feature_tables == table).nonzero().flatten().tolist():
             feature_ids, bag_of_id, factors = _feature(indices, offsets, bags, feature, bag_weights)
             grad = gradient[:, columns[feature] : columns[feature + 1]][bag_of_id]
+            _check(group, table, feature_ids)
             ids.append(feature_ids)
             grads.append(grad if factors is None else grad * factors.unsqueeze(1))
         dim = int(group.dims[table])
@@ -81,6 +103,7 @@ def collect_unpooled(group: TableGroup, indices: Tensor, lengths: list[int], gra
     for table in range(group.tables):
         features = (group.feature_tables == table).nonzero().flatten().tolist()
         mine = [ids[feature] for feature in features] or [indices.new_empty(0)]
+        _check(group, table, torch.cat(mine))
         theirs = [grads[feature] for feature in features] or [gradient.new_empty(0, gradient.shape[1])]
         per_table.append(_sum_rows(torch.cat(mine), torch.cat(theirs)))
     return _row_gradients(per_table)
@@ -135,6 +158,22 @@ def row_factors(
             direction = _direction(group, state, gradients, mean_squares, rule, table)
             largest = _largest_factor(group.table(table)[rows].float(), direction, rule, lr)
             gradients.part(result, table).copy_(largest.amin(dim=1))
+    return result
+
+
+def largest_moves(
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+) -> Tensor:
+    """[T] the largest change of any coordinate before a table's factor; arguments as for :func:`factors`."""
+    result = torch.zeros(group.tables, device=group.weights.device)
+    for table in range(group.tables):
+        rows = gradients.part(gradients.rows, table)
+        if len(rows):
+            direction = _direction(group, state, gradients, mean_squares, rule, table)
+            if rule.kind == "clippy" and rule.per_row:
+                weights = group.table(table)[rows].float()
+                direction = direction * _largest_factor(weights, direction, rule, lr).amin(dim=1, keepdim=True)
+            result[table] = lr * direction.abs().max()
     return result
 
 
@@ -194,6 +233,20 @@ def _largest_factor(weights: Tensor, direction: Tensor, rule: Rule, lr: float) -
     move = lr * direction.abs()
     allowed = rule.lambda_rel * weights.abs() + rule.lambda_abs
     return torch.where(move > allowed, allowed / move, torch.ones_like(move))
+
+
+def _rows(group: TableGroup, table: int, ids: Tensor) -> Tensor:
+    """[n, D_t] float32 rows of a table."""
+    _check(group, table, ids)
+    return group.table(table)[ids].float()
+
+
+def _check(group: TableGroup, table: int, ids: Tensor) -> None:
+    """Refuse ids that PyTorch would count from the end, or name without their table."""
+    rows = int(group.row_offsets[table + 1] - group.row_offsets[table])
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if len(wrong):
+        raise IndexError(f"id {int(wrong[0])} is not a row of table {table}")
 
 
 def _feature(

@@ -190,7 +190,7 @@ def starts_kernel(
 
 @triton.jit(do_not_specialize=["count", "tables", "steps"])
 def sizes_kernel(keys, running, row_offsets, count, tables, steps, sizes, BLOCK: tl.constexpr):
-    """Write ``sizes`` [T + 3]: each table's first touched row and their number, the long rows, and the ids within their tables."""
+    """Write ``sizes`` [T + 3]: where each table's touched rows begin, and U; how many long rows, and ids within tables."""
     table = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = table <= tables
     bound = tl.load(row_offsets + table, mask=valid, other=0)
@@ -208,26 +208,76 @@ def sizes_kernel(keys, running, row_offsets, count, tables, steps, sizes, BLOCK:
     tl.store(sizes + table + 1, longs, mask=table == tables)
 
 
-@triton.jit(do_not_specialize=["tables", "steps"])
+@triton.jit(do_not_specialize=["longs", "long_steps", "long_quads"])
+def _occurrences(starts, entry, wanted, long_entries, longs, long_steps, long_quads, SHORT: tl.constexpr):
+    """Where the occurrences of touched rows begin and end, and where the sums of long rows lie; nowhere if not ``wanted``."""
+    first = tl.load(starts + entry, mask=wanted, other=0)
+    last = tl.load(starts + entry + 1, mask=wanted, other=0)
+    is_long = last - first > SHORT
+    place = _search(long_entries, longs, long_steps, entry) * long_quads * 4
+    return first, tl.where(is_long, first, last), place, is_long
+
+
+@triton.jit
+def _row_gradients(
+    gradient,
+    sources,
+    scales,
+    first,
+    last,
+    long_sums,
+    place,
+    is_long,
+    column,
+    inside,
+    WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """[ROWS, COLUMNS] gradients of touched rows: their occurrences summed one after the other, or the sums of long rows."""
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(0, tl.max(last - first, axis=0)):
+        at = first + step
+        there = at < last
+        source = tl.load(sources + at, mask=there, other=0) * 4
+        places = gradient + source[:, None] + column[None, :]
+        values = tl.load(places, mask=there[:, None] & inside[None, :], other=0.0)
+        if WEIGHTED:
+            values = values * tl.load(scales + at, mask=there, other=0.0)[:, None]
+        total += values
+    return total + tl.load(
+        long_sums + place[:, None] + column[None, :], mask=is_long[:, None] & inside[None, :], other=0.0
+    )
+
+
+@triton.jit(do_not_specialize=["longs", "long_steps", "long_quads", "tables", "steps"])
 def sum_kernel(
     gradient,
     sources,
     scales,
     starts,
+    long_sums,
+    long_entries,
+    longs,
+    long_steps,
+    long_quads,
     spans,
     tables,
     steps,
     table_quads,
     gradients,
     square_sums,
+    maxima,
+    WRITES: tl.constexpr,
+    MEASURES: tl.constexpr,
     SHORT: tl.constexpr,
     WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sum the occurrences of ROWS rows one after the other, and the squares of the sums. Grid: (tiles,).
+    """Sum the gradients of ROWS rows. WRITES: write the sums. MEASURES: write their squares' sums and their maxima.
 
-    Rows with more than SHORT occurrences are left to the kernels below: one of them would hold up its whole tile.
+    Grid: (tiles,). Rows with more than SHORT occurrences were summed by the kernels below: one would hold up its whole tile.
     """
     tile = tl.program_id(0).to(tl.int64)
     table = _search(spans, tables, steps, tile)
@@ -236,28 +286,22 @@ def sum_kernel(
     valid = entry < tl.load(spans + (tables + 1) + table + 1)
     dim = tl.load(table_quads + table) * 4
     target = gradients + tl.load(spans + 2 * (tables + 1) + table) * 4 + ((entry - begin) * dim)[:, None]
-    first = tl.load(starts + entry, mask=valid, other=0)
-    last = tl.load(starts + entry + 1, mask=valid, other=0)
-    mine = valid & (last - first <= SHORT)
-    last = tl.where(mine, last, first)
-    longest = tl.max(last - first, axis=0)
+    first, last, place, is_long = _occurrences(starts, entry, valid, long_entries, longs, long_steps, long_quads, SHORT)
     squares = tl.zeros((ROWS,), tl.float32)
+    largest = tl.zeros((ROWS,), tl.float32)
     for start in range(0, dim, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = column < dim
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for step in range(0, longest):
-            at = first + step
-            there = at < last
-            source = tl.load(sources + at, mask=there, other=0) * 4
-            places = gradient + source[:, None] + column[None, :]
-            values = tl.load(places, mask=there[:, None] & inside[None, :], other=0.0)
-            if WEIGHTED:
-                values = values * tl.load(scales + at, mask=there, other=0.0)[:, None]
-            total += values
-        tl.store(target + column[None, :], total, mask=mine[:, None] & inside[None, :])
+        total = _row_gradients(
+            gradient, sources, scales, first, last, long_sums, place, is_long, column, inside, WEIGHTED, ROWS, COLUMNS
+        )
+        if WRITES:
+            tl.store(target + column[None, :], total, mask=valid[:, None] & inside[None, :])
         squares += tl.sum(total * total, axis=1)
-    tl.store(square_sums + entry, squares, mask=mine)
+        largest = tl.maximum(largest, tl.max(tl.abs(total), axis=1))
+    if MEASURES:
+        tl.store(square_sums + entry, squares, mask=valid)
+        tl.store(maxima + entry, largest, mask=valid)
 
 
 @triton.jit(do_not_specialize=["longs", "long_steps", "tables", "steps", "partial_quads"])
@@ -318,21 +362,17 @@ def combine_kernel(
     tables,
     steps,
     table_quads,
-    gradients,
-    square_sums,
+    long_sums,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sum the pieces of one long row, and the squares of the sums. Grid: (long rows,)."""
+    """Sum the pieces of one long row. Grid: (long rows,)."""
     which = tl.program_id(0).to(tl.int64)
-    entry = tl.load(long_entries + which)
     begin = tl.load(piece_offsets + which)
     end = tl.load(piece_offsets + which + 1)
-    table = _search(spans + (tables + 1), tables, steps, entry)
+    table = _search(spans + (tables + 1), tables, steps, tl.load(long_entries + which))
     dim = tl.load(table_quads + table) * 4
-    place = (entry - tl.load(spans + (tables + 1) + table)) * dim
-    target = gradients + tl.load(spans + 2 * (tables + 1) + table) * 4 + place
-    squares = 0.0
+    target = long_sums + which * partial_quads * 4
     for start in range(0, dim, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = column < dim
@@ -341,10 +381,7 @@ def combine_kernel(
             piece = step + tl.arange(0, ROWS)
             places = partials + (piece * partial_quads * 4)[:, None] + column[None, :]
             total += tl.load(places, mask=(piece < end)[:, None] & inside[None, :], other=0.0)
-        summed = tl.sum(total, axis=0)
-        tl.store(target + column, summed, mask=inside)
-        squares += tl.sum(summed * summed, axis=0)
-    tl.store(square_sums + entry, squares)
+        tl.store(target + column, tl.sum(total, axis=0), mask=inside)
 
 
 @triton.jit
@@ -376,13 +413,22 @@ def _largest_factor(weights, direction, lr, lambda_rel, lambda_abs):
     return tl.where(clips, tl.div_rn(allowed, tl.where(clips, move, 1.0)), 1.0)
 
 
-@triton.jit(do_not_specialize=["tables", "steps"])
+@triton.jit(do_not_specialize=["longs", "long_steps", "long_quads", "tables", "steps"])
 def factors_kernel(
     weights,
     state,
     rows,
-    gradients,
+    gradient,
+    sources,
+    scales,
+    starts,
+    long_sums,
+    long_entries,
+    longs,
+    long_steps,
+    long_quads,
     mean_squares,
+    maxima,
     spans,
     tables,
     steps,
@@ -395,12 +441,20 @@ def factors_kernel(
     eps,
     minima,
     CLIPS: tl.constexpr,
+    SHARED: tl.constexpr,
+    BOUNDED: tl.constexpr,
     EPS_INSIDE: tl.constexpr,
     DELAYED: tl.constexpr,
+    SHORT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the smallest factor of each tile, or NON_FINITE, to ``minima``. Grid: (tiles,)."""
+    """Write the smallest factor of each tile, or NON_FINITE, to ``minima``. Grid: (tiles,).
+
+    SHARED: ``gradient`` is the gradient of the lookup, to be summed anew; otherwise it holds the rows' gradients.
+    BOUNDED: ``maxima`` holds the largest gradient of each row. Rows that cannot move farther than lambda_abs are not read.
+    """
     tile = tl.program_id(0).to(tl.int64)
     table = _search(spans, tables, steps, tile)
     begin = tl.load(spans + (tables + 1) + table)
@@ -414,14 +468,43 @@ def factors_kernel(
         row = tl.load(rows + entry, mask=valid, other=0)
         accumulator = tl.load(state + tl.load(row_offsets + table) + row, mask=valid, other=1.0)
         root = _root(accumulator, squares, eps, EPS_INSIDE, DELAYED)
+        end = dim
+        wanted = valid
+        if BOUNDED:
+            # Rounding keeps order: no coordinate moves farther than this bound does, nor may any move less than lambda_abs.
+            bound = lr * _direction(tl.load(maxima + entry, mask=valid, other=0.0), root)
+            wanted = valid & ((bound <= lambda_abs) == 0)
+            end = tl.where(tl.max(wanted.to(tl.int32), axis=0) > 0, dim, 0)
         source = weights + tl.load(weight_quads + table) * 4 + (row * dim)[:, None]
-        gradient = gradients + tl.load(spans + 2 * (tables + 1) + table) * 4 + ((entry - begin) * dim)[:, None]
-        for start in range(0, dim, COLUMNS):
-            column = (start + tl.arange(0, COLUMNS))[None, :]
-            mask = valid[:, None] & (column < dim)
-            values = tl.load(source + column, mask=mask, other=0.0).to(tl.float32)
-            direction = _direction(tl.load(gradient + column, mask=mask, other=0.0), root[:, None])
-            factor = _largest_factor(values, direction, lr, lambda_rel, lambda_abs)
+        written = gradient + tl.load(spans + 2 * (tables + 1) + table) * 4 + ((entry - begin) * dim)[:, None]
+        if SHARED:
+            first, last, place, is_long = _occurrences(
+                starts, entry, wanted, long_entries, longs, long_steps, long_quads, SHORT
+            )
+        for start in range(0, end, COLUMNS):
+            column = start + tl.arange(0, COLUMNS)
+            inside = column < dim
+            mask = wanted[:, None] & inside[None, :]
+            if SHARED:
+                total = _row_gradients(
+                    gradient,
+                    sources,
+                    scales,
+                    first,
+                    last,
+                    long_sums,
+                    place,
+                    is_long,
+                    column,
+                    inside,
+                    WEIGHTED,
+                    ROWS,
+                    COLUMNS,
+                )
+            else:
+                total = tl.load(written + column[None, :], mask=mask, other=0.0)
+            values = tl.load(source + column[None, :], mask=mask, other=0.0).to(tl.float32)
+            factor = _largest_factor(values, _direction(total, root[:, None]), lr, lambda_rel, lambda_abs)
             smallest = tl.minimum(smallest, tl.min(factor, axis=1))
     tl.store(minima + tile, tl.min(smallest, axis=0))
 
@@ -438,12 +521,20 @@ def table_minima_kernel(minima, spans, result, BLOCK: tl.constexpr):
     tl.store(result + table, tl.min(smallest, axis=0))
 
 
-@triton.jit(do_not_specialize=["tables", "steps"])
+@triton.jit(do_not_specialize=["longs", "long_steps", "long_quads", "tables", "steps"])
 def apply_kernel(
     weights,
     state,
     rows,
-    gradients,
+    gradient,
+    sources,
+    scales,
+    starts,
+    long_sums,
+    long_entries,
+    longs,
+    long_steps,
+    long_quads,
     mean_squares,
     factor,
     spans,
@@ -456,14 +547,17 @@ def apply_kernel(
     lambda_rel,
     lambda_abs,
     eps,
+    SHARED: tl.constexpr,
     ACCUMULATES: tl.constexpr,
     PER_ROW: tl.constexpr,
     EPS_INSIDE: tl.constexpr,
     DELAYED: tl.constexpr,
+    SHORT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Update the weights and accumulators of ROWS touched rows. Grid: (tiles,)."""
+    """Update the weights and accumulators of ROWS touched rows. Grid: (tiles,). SHARED as for ``factors_kernel``."""
     tile = tl.program_id(0).to(tl.int64)
     table = _search(spans, tables, steps, tile)
     begin = tl.load(spans + (tables + 1) + table)
@@ -472,8 +566,12 @@ def apply_kernel(
     dim = tl.load(table_quads + table) * 4
     row = tl.load(rows + entry, mask=valid, other=0)
     target = weights + tl.load(weight_quads + table) * 4 + (row * dim)[:, None]
-    gradient = gradients + tl.load(spans + 2 * (tables + 1) + table) * 4 + ((entry - begin) * dim)[:, None]
+    written = gradient + tl.load(spans + 2 * (tables + 1) + table) * 4 + ((entry - begin) * dim)[:, None]
     accumulators = state + tl.load(row_offsets + table) + row
+    if SHARED:
+        first, last, place, is_long = _occurrences(
+            starts, entry, valid, long_entries, longs, long_steps, long_quads, SHORT
+        )
     root = tl.full((ROWS,), 1.0, tl.float32)
     if ACCUMULATES:
         squares = tl.load(mean_squares + entry, mask=valid, other=0.0)
@@ -485,21 +583,57 @@ def apply_kernel(
     scale = tl.full((ROWS,), 1.0, tl.float32)
     if PER_ROW:
         for start in range(0, dim, COLUMNS):
-            column = (start + tl.arange(0, COLUMNS))[None, :]
-            mask = valid[:, None] & (column < dim)
-            values = tl.load(target + column, mask=mask, other=0.0).to(tl.float32)
-            direction = _direction(tl.load(gradient + column, mask=mask, other=0.0), root[:, None])
-            factors = _largest_factor(values, direction, lr, lambda_rel, lambda_abs)
+            column = start + tl.arange(0, COLUMNS)
+            inside = column < dim
+            mask = valid[:, None] & inside[None, :]
+            if SHARED:
+                total = _row_gradients(
+                    gradient,
+                    sources,
+                    scales,
+                    first,
+                    last,
+                    long_sums,
+                    place,
+                    is_long,
+                    column,
+                    inside,
+                    WEIGHTED,
+                    ROWS,
+                    COLUMNS,
+                )
+            else:
+                total = tl.load(written + column[None, :], mask=mask, other=0.0)
+            values = tl.load(target + column[None, :], mask=mask, other=0.0).to(tl.float32)
+            factors = _largest_factor(values, _direction(total, root[:, None]), lr, lambda_rel, lambda_abs)
             scale = tl.minimum(scale, tl.min(factors, axis=1))
         tl.debug_barrier()
     else:
         scale = scale * tl.load(factor + table)
     for start in range(0, dim, COLUMNS):
-        column = (start + tl.arange(0, COLUMNS))[None, :]
-        mask = valid[:, None] & (column < dim)
-        values = tl.load(target + column, mask=mask, other=0.0).to(tl.float32)
-        direction = tl.load(gradient + column, mask=mask, other=0.0)
+        column = start + tl.arange(0, COLUMNS)
+        inside = column < dim
+        mask = valid[:, None] & inside[None, :]
+        if SHARED:
+            total = _row_gradients(
+                gradient,
+                sources,
+                scales,
+                first,
+                last,
+                long_sums,
+                place,
+                is_long,
+                column,
+                inside,
+                WEIGHTED,
+                ROWS,
+                COLUMNS,
+            )
+        else:
+            total = tl.load(written + column[None, :], mask=mask, other=0.0)
         if ACCUMULATES:
-            direction = _direction(direction, root[:, None])
-        updated = values - (lr * scale)[:, None] * direction
-        tl.store(target + column, updated.to(weights.dtype.element_ty), mask=mask)
+            total = _direction(total, root[:, None])
+        values = tl.load(target + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        updated = values - (lr * scale)[:, None] * total
+        tl.store(target + column[None, :], updated.to(weights.dtype.element_ty), mask=mask)

@@ -48,7 +48,7 @@ struct Batch {
   // and each has a row of its table's width in gradient, one behind the other.
   const int64_t* ids;           // [N]
   const int64_t* offsets;       // [F * B + 1] or null
-  const int64_t* table_ids;     // [T + 1] where each table's ids begin; filled in here if pooled
+  const int64_t* table_ids;     // [T + 1] where each table's ids begin; not read if pooled
   int64_t count;                // N
   int64_t bags;                 // B
   const float* gradient;

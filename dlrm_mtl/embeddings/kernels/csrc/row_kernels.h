@@ -109,6 +109,9 @@ struct RowKernels {
   // square is not finite.
   void (*find_factor)(const TouchedSpan&, float* factor);
   void (*apply)(const TouchedSpan&, float factor);
+  void (*row_factors)(const TouchedSpan&, float* factors);  // [U] of all tables
+  // Raises `largest`, which other threads raise as well, to the largest |r| of the span, times its row's factor if per row.
+  void (*find_largest_direction)(const TouchedSpan&, float* largest);
   void (*expand)(const TouchedSpan&, float* out);
 };
 

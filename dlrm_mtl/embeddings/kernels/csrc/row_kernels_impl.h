@@ -238,8 +238,11 @@ void expand(const TouchedSpan& span, float* out) {
 // ---- the rule ----
 
 // What a row's gradient is divided by.
-inline float root_of(const Rule& rule, float state, float mean_square) {
-  const float denominator = rule.delayed ? state : state + mean_square;
+inline float root_of(const TouchedSpan& span, int64_t u) {
+  const Rule& rule = *span.rule;
+  if (rule.kind == Rule::kSgd) return 1.0f;
+  const float state = span.state[span.touched->rows[u]];
+  const float denominator = rule.delayed ? state : state + span.touched->mean_squares[u];
   return rule.eps_inside ? __builtin_sqrtf(denominator + rule.eps) : __builtin_sqrtf(denominator) + rule.eps;
 }
 
@@ -279,14 +282,29 @@ inline float absolute_scale(const TouchedRows& touched, int64_t u) {
   return touched.scales ? __builtin_fabsf(touched.scales[u]) : 1.0f;
 }
 
-// Bits of floats that are not negative are ordered as the floats are; kNonFinite is below all of them.
-inline void lower(float* shared, float value) {
+// The factor of a touched row; its weights are read only if it can be below 1.
+template <class T>
+float factor_of_touched(const TouchedSpan& span, int64_t u, float root) {
+  const TouchedRows& touched = *span.touched;
+  const float scale = absolute_scale(touched, u);
+  if (factor_bound(*span.rule, touched.maxima[u], scale, root) == 1.0f) return 1.0f;
+  return factor_of_row(*span.rule, row_of<T>(span.table, touched.rows[u], span.dim), touched.gradient(u), span.dim, scale,
+                       root);
+}
+
+// Puts `value` in place of a number that other threads change as well, if it is smaller (or larger). Bits of floats that are
+// not negative are ordered as the floats are; kNonFinite is below all of them.
+template <bool larger>
+inline void replace_if(float* shared, float value) {
   int32_t bits, seen = __atomic_load_n(reinterpret_cast<int32_t*>(shared), __ATOMIC_RELAXED);
   __builtin_memcpy(&bits, &value, 4);
-  while (bits < seen && !__atomic_compare_exchange_n(reinterpret_cast<int32_t*>(shared), &seen, bits, true,
-                                                     __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  while ((larger ? bits > seen : bits < seen) &&
+         !__atomic_compare_exchange_n(reinterpret_cast<int32_t*>(shared), &seen, bits, true, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {
   }
 }
+
+inline void lower(float* shared, float value) { replace_if<false>(shared, value); }
 
 inline float read_shared(float* shared) {
   const int32_t bits = __atomic_load_n(reinterpret_cast<int32_t*>(shared), __ATOMIC_RELAXED);
@@ -305,7 +323,7 @@ int64_t bound_factors(const TouchedSpan& span, float* bounds, float* roots) {
     finite &= is_finite(touched.mean_squares[u]);
     if (rule.kind != Rule::kClippy || rule.per_row) continue;
     if (u + kStatesAhead < span.last) __builtin_prefetch(span.state + touched.rows[u + kStatesAhead]);
-    roots[u - span.first] = root_of(rule, span.state[touched.rows[u]], touched.mean_squares[u]);
+    roots[u - span.first] = root_of(span, u);
     bounds[u - span.first] = factor_bound(rule, touched.maxima[u], absolute_scale(touched, u), roots[u - span.first]);
     if (bounds[u - span.first] < bounds[lowest - span.first]) lowest = u;
   }
@@ -320,10 +338,7 @@ void find_factor_of(const TouchedSpan& span, float* factor) {
   const int64_t lowest = bound_factors(span, bounds, roots);
   if (lowest < 0) lower(factor, kNonFinite);
   if (lowest < 0 || rule.kind != Rule::kClippy || rule.per_row) return;
-  const auto of_row = [&](int64_t u) {
-    return factor_of_row(rule, row_of<T>(span.table, touched.rows[u], span.dim), touched.gradient(u),
-                         span.dim, absolute_scale(touched, u), roots[u - span.first]);
-  };
+  const auto of_row = [&](int64_t u) { return factor_of_touched<T>(span, u, roots[u - span.first]); };
   if (bounds[lowest - span.first] < read_shared(factor)) lower(factor, of_row(lowest));
   float smallest = read_shared(factor);
   int32_t candidates[kTouchedSpan];
@@ -349,22 +364,41 @@ void find_factor(const TouchedSpan& span, float* factor) {
   span.half ? find_factor_of<Half>(span, factor) : find_factor_of<float>(span, factor);
 }
 
-// w <- w - step * (g / root), for roots at which the quotient of the row's numbers is not the product with a quotient.
 template <class T>
-void move_row_exactly(T* weights, const float* gradient, int64_t dim, float step, float scale, float root) {
+void row_factors_of(const TouchedSpan& span, float* factors) {
+  for (int64_t u = span.first; u < span.last; ++u) factors[u] = factor_of_touched<T>(span, u, root_of(span, u));
+}
+
+void row_factors(const TouchedSpan& span, float* factors) {
+  span.half ? row_factors_of<Half>(span, factors) : row_factors_of<float>(span, factors);
+}
+
+template <class T>
+float largest_direction_of(const TouchedSpan& span) {
+  const bool per_row = span.rule->kind == Rule::kClippy && span.rule->per_row;
+  float largest = 0;
+  for (int64_t u = span.first; u < span.last; ++u) {
+    const float root = root_of(span, u), gradient = span.touched->maxima[u] * absolute_scale(*span.touched, u);
+    const float direction = gradient == 0 ? 0.0f : gradient / root;
+    const float moved = per_row ? direction * factor_of_touched<T>(span, u, root) : direction;
+    largest = moved > largest ? moved : largest;
+  }
+  return largest;
+}
+
+void find_largest_direction(const TouchedSpan& span, float* largest) {
+  replace_if<true>(largest, span.half ? largest_direction_of<Half>(span) : largest_direction_of<float>(span));
+}
+
+// w <- w - step * (g / root). The quotient is taken for every coordinate, as the reference does, so that the bits agree: the
+// loop waits for memory anyhow.
+template <class T>
+inline void move_row(T* weights, const float* gradient, int64_t dim, float step, float scale, float root) {
   for_columns(dim, [&](auto zero, int64_t column) {
     using Vector = decltype(zero);
     const Vector value = load<Vector>(gradient + column) * scale;
     const Vector direction = value == zero ? zero : value / root;
     store(weights + column, load<Vector>(weights + column) - direction * step);
-  });
-}
-
-template <class T>
-inline void move_row(T* weights, const float* gradient, int64_t dim, float step) {
-  for_columns(dim, [&](auto zero, int64_t column) {
-    using Vector = decltype(zero);
-    store(weights + column, load<Vector>(weights + column) - load<Vector>(gradient + column) * step);
   });
 }
 
@@ -385,23 +419,10 @@ void apply_to(const TouchedSpan& span, float factor) {
     const float* const gradient = touched.gradient(u);
     T* const weights = const_cast<T*>(row_of<T>(span.table, touched.rows[u], dim));
     const float scale = touched.scales ? touched.scales[u] : 1.0f;
-    float root = 1.0f;
-    if (has_state) {
-      float& state = span.state[touched.rows[u]];
-      root = root_of(rule, state, touched.mean_squares[u]);
-      state += touched.mean_squares[u];
-    }
-    if (per_row) {
-      factor = factor_bound(rule, touched.maxima[u], __builtin_fabsf(scale), root) < 1.0f
-                   ? factor_of_row(rule, weights, gradient, dim, __builtin_fabsf(scale), root)
-                   : 1.0f;
-    }
-    const float step = rule.lr * factor, quotient = step * scale / root;
-    if (is_finite(quotient) && root > __FLT_MIN__) {
-      move_row(weights, gradient, dim, quotient);
-    } else {
-      move_row_exactly(weights, gradient, dim, step, scale, root);
-    }
+    const float root = root_of(span, u);
+    if (has_state) span.state[touched.rows[u]] += touched.mean_squares[u];
+    if (per_row) factor = factor_of_touched<T>(span, u, root);
+    move_row(weights, gradient, dim, rule.lr * factor, scale, root);
   }
 }
 
@@ -415,7 +436,7 @@ void apply(const TouchedSpan& span, float factor) {
 const RowKernels DLRM_MTL_KERNELS = {
     DLRM_MTL_NAME, DLRM_MTL_ISA::lookup,       DLRM_MTL_ISA::copy_bags,   DLRM_MTL_ISA::measure,
     DLRM_MTL_ISA::sum_runs,      DLRM_MTL_ISA::sum_long_run, DLRM_MTL_ISA::find_factor, DLRM_MTL_ISA::apply,
-    DLRM_MTL_ISA::expand,
+    DLRM_MTL_ISA::row_factors,   DLRM_MTL_ISA::find_largest_direction, DLRM_MTL_ISA::expand,
 };
 
 }  // namespace dlrm_mtl

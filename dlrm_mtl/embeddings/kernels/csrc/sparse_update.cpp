@@ -339,6 +339,23 @@ void collect(const Tables& tables, const Batch& batch, const Collected& to, int6
   sum_long_runs(long_runs, sorted, to, threads);
 }
 
+// One row for each id, in their order.
+void lookup_rows(const Tables& tables, const Batch& batch, const int64_t* offsets, float* out, int64_t threads) {
+  const std::vector<TablePart> parts = divide(tables, batch);
+  const std::vector<Piece> pieces = cut_keys(parts);
+  Problems problems;
+  for_each_task(threads, pieces.size(), [&](int64_t i) {
+    const Piece& piece = pieces[i];
+    const TablePart& part = parts[piece.table];
+    const int64_t dim = tables.dims[piece.table], first = part.first + piece.first, count = piece.last - piece.first;
+    int64_t wrong_id;
+    const LookupSpan span = {address(tables, piece.table), tables.half != 0, tables.rows(piece.table), dim, batch.ids,
+                             offsets + first, nullptr, count, first + count, out + part.block + piece.first * dim, dim};
+    if (!kernels->lookup(span, &wrong_id)) problems.report(i, {Problem::kRowOutOfRange, piece.table, wrong_id});
+  });
+  problems.raise();
+}
+
 // ---- factors, apply ----
 
 // Calls body(table, span) for pieces of every table's touched rows.
@@ -385,11 +402,16 @@ bool guarded(Problem* problem, Body&& body) {
 
 using namespace dlrm_mtl;
 
+#define DLRM_MTL_API __attribute__((visibility("default")))
+
 extern "C" {
+
+// Counted up with every change of what Python and this library exchange; cpu.py refuses another one.
+DLRM_MTL_API int64_t dlrm_mtl_interface() { return 1; }
 
 // Chooses the instruction set: "portable", "avx2", "avx512", or "" for the best of this processor. Returns what was chosen,
 // or null if the processor does not have it.
-const char* dlrm_mtl_select(const char* name) {
+DLRM_MTL_API const char* dlrm_mtl_select(const char* name) {
   std::vector<const RowKernels*> best_first;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -406,16 +428,22 @@ const char* dlrm_mtl_select(const char* name) {
   return nullptr;
 }
 
-bool dlrm_mtl_lookup(const Tables* tables, const Batch* batch, float* out, int64_t threads, Problem* problem) {
+DLRM_MTL_API bool dlrm_mtl_lookup(const Tables* tables, const Batch* batch, float* out, int64_t threads, Problem* problem) {
   return guarded(problem, [&] { lookup(*tables, *batch, out, threads); });
 }
 
-bool dlrm_mtl_collect(const Tables* tables, const Batch* batch, const Collected* to, int64_t threads, Problem* problem) {
+// One row for each id. `offsets` is 0, 1, ..., N: each id is a bag of its own.
+DLRM_MTL_API bool dlrm_mtl_lookup_rows(const Tables* tables, const Batch* batch, const int64_t* offsets, float* out,
+                                       int64_t threads, Problem* problem) {
+  return guarded(problem, [&] { lookup_rows(*tables, *batch, offsets, out, threads); });
+}
+
+DLRM_MTL_API bool dlrm_mtl_collect(const Tables* tables, const Batch* batch, const Collected* to, int64_t threads, Problem* problem) {
   return guarded(problem, [&] { collect(*tables, *batch, *to, threads); });
 }
 
 // Writes the gradients of all touched rows one after the other.
-bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touched, float* out, int64_t threads, Problem* problem) {
+DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touched, float* out, int64_t threads, Problem* problem) {
   const Rule no_rule = {};
   return guarded(problem, [&] {
     std::vector<float*> begins;
@@ -430,7 +458,7 @@ bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touched, float* ou
 }
 
 // Largest absolute value and sum of squares of each of `count` rows.
-bool dlrm_mtl_measure(const float* rows, int64_t dim, int64_t count, float* squares, float* maxima, int64_t threads,
+DLRM_MTL_API bool dlrm_mtl_measure(const float* rows, int64_t dim, int64_t count, float* squares, float* maxima, int64_t threads,
                       Problem* problem) {
   return guarded(problem, [&] {
     for_each_task(threads, (count + kTouchedSpan - 1) / kTouchedSpan, [&](int64_t i) {
@@ -440,7 +468,7 @@ bool dlrm_mtl_measure(const float* rows, int64_t dim, int64_t count, float* squa
   });
 }
 
-bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, float* factors,
+DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, float* factors,
                       int64_t threads, Problem* problem) {
   return guarded(problem, [&] {
     std::fill(factors, factors + tables->tables, 1.0f);
@@ -450,7 +478,28 @@ bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Ru
   });
 }
 
-bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, const float* factors,
+// [U] the factor of each touched row.
+DLRM_MTL_API bool dlrm_mtl_row_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+                                       float* factors, int64_t threads, Problem* problem) {
+  return guarded(problem, [&] {
+    for_touched(*tables, *touched, *rule, state, threads,
+                [&](int64_t, const TouchedSpan& span) { kernels->row_factors(span, factors); });
+  });
+}
+
+// [T] the largest change of any coordinate of each table before the table's factor.
+DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+                                         float* moves, int64_t threads, Problem* problem) {
+  return guarded(problem, [&] {
+    std::fill(moves, moves + tables->tables, 0.0f);
+    for_touched(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
+      kernels->find_largest_direction(span, moves + table);
+    });
+    for (int64_t table = 0; table < tables->tables; ++table) moves[table] *= rule->lr;
+  });
+}
+
+DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, const float* factors,
                     int64_t threads, Problem* problem) {
   return guarded(problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,

@@ -1,0 +1,520 @@
+"""The kernels in C++, for tables in the memory of the CPU; same functions and meaning as :mod:`reference`.
+
+Rows that occur once in a batch, nearly all of them in large tables, share the gradient of their bag: only the sums of rows
+that occur several times are written out. Most rows need not be read to find a table's factor either, since a row's largest
+gradient and its accumulator bound its factor from below.
+
+Work is spread over as many threads as ``torch.get_num_threads()`` says, on PyTorch's own pool. Results do not depend on
+their number, on the instruction set, or on which tables are processed together. The GIL is released.
+
+The library is built when the package is installed. Where that failed, :func:`native_status` says why.
+The environment variable DLRM_MTL_ISA (``avx512``, ``avx2``, ``portable``) keeps it from using newer instructions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache, cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup, empty_gradients
+
+LIBRARY = Path(__file__).with_name("_native.so")
+BUILD_LOG = Path(__file__).with_name("_native.log")
+"""Written by setup.py where the library could not be built; its first line is the reason."""
+
+INTERFACE = 1
+"""What ``dlrm_mtl_interface()`` of a library that fits this file returns."""
+
+_KINDS = {"sgd": 0, "adagrad": 1, "clippy": 2}
+
+
+def native_status() -> str | None:
+    """Why the native kernels cannot be used here, in one sentence; None where they can."""
+    return _load()[1]
+
+
+def isa(name: str | None = None) -> str:
+    """The instruction set in use, after switching to another one if ``name`` is given.
+
+    Args:
+        name: ``portable``, ``avx2``, ``avx512``, or empty for the best that this processor has.
+
+    Raises:
+        ValueError: this processor, or this build, does not have it.
+    """
+    global _isa
+    if name is not None or _isa is None:
+        wanted = os.environ.get("DLRM_MTL_ISA", "") if name is None else name
+        chosen = _native().dlrm_mtl_select(wanted.encode())
+        if chosen is None:
+            raise ValueError(f"no instruction set {wanted!r} here; choose portable, avx2 or avx512, or leave DLRM_MTL_ISA empty")
+        _isa = chosen.decode()
+    return _isa
+
+
+_isa: str | None = None
+
+
+class SharedRowGradients(RowGradients):
+    """Row gradients that are written out only when somebody reads :attr:`gradients`."""
+
+    def __init__(
+        self,
+        group: TableGroup,
+        rows: Tensor,
+        table_offsets: Tensor,
+        square_sums: Tensor,
+        maxima: Tensor,
+        values: Tensor,
+        sums: Tensor,
+        sources: Tensor,
+        scales: Tensor | None,
+    ) -> None:
+        """See TouchedRows in csrc/layout.h."""
+        self.rows = rows
+        self.table_offsets = table_offsets
+        self.square_sums = square_sums
+        self.maxima = maxima
+        self.values = values
+        self.sums = sums
+        self.sources = sources
+        self.scales = scales
+        self._group = group
+
+    @cached_property
+    def gradients(self) -> Tensor:  # type: ignore[override]
+        """[sum of U_t * D_t] float32: the rows' gradients one after the other. From now on these count, also if changed."""
+        sizes = self.table_offsets.diff() * self._group.dims
+        out = torch.empty(int(sizes.sum()))
+        if len(out):
+            touched = _touched(self, None)
+            _call("dlrm_mtl_expand", _tables(self._group), touched, out.data_ptr())
+        return out
+
+
+def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
+    """As :func:`reference.lookup`.
+
+    Raises:
+        IndexError: an id is not a row of its table.
+        ValueError: offsets or weights do not fit the ids.
+    """
+    indices, offsets, bag_weights = _ids(group, indices, offsets, bags, bag_weights)
+    out = torch.empty(bags, group.output_offsets()[-1])
+    batch = _Batch(indices.data_ptr(), offsets.data_ptr(), None, len(indices), bags, None, 0, _pointer(bag_weights))
+    _call("dlrm_mtl_lookup", _tables(group), batch, out.data_ptr())
+    return out
+
+
+def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> Tensor:
+    """As :func:`reference.lookup_unpooled`.
+
+    Raises:
+        IndexError: an id is not a row of its table.
+        ValueError: lengths do not fit the ids, or tables differ in width.
+    """
+    dim, starts = _unpooled(group, indices, lengths)
+    indices = indices.to(torch.int64).contiguous()
+    offsets, out = torch.arange(len(indices) + 1), torch.empty(len(indices), dim)
+    batch = _Batch(indices.data_ptr(), None, starts.data_ptr(), len(indices), 0, None, 0, None)
+    _call("dlrm_mtl_lookup_rows", _tables(group), batch, offsets.data_ptr(), out.data_ptr())
+    return out
+
+
+def collect(
+    group: TableGroup,
+    indices: Tensor,
+    offsets: Tensor,
+    bags: int,
+    gradient: Tensor,
+    bag_weights: Tensor | None = None,
+) -> RowGradients:
+    """As :func:`reference.collect`. Keeps no reference to ``gradient``.
+
+    Raises:
+        IndexError: an id is not a row of its table.
+        ValueError: offsets, weights or gradient do not fit the ids.
+    """
+    indices, offsets, bag_weights = _ids(group, indices, offsets, bags, bag_weights)
+    width = group.output_offsets()[-1]
+    if gradient.shape != (bags, width):
+        raise ValueError(f"gradient has the shape {list(gradient.shape)}, not [{bags}, {width}]")
+    gradient = _floats(gradient, "gradient")
+    boundaries = offsets[:: max(bags, 1)] if bags else offsets.new_zeros(len(group.feature_tables) + 1)
+    counts = torch.zeros(group.tables, dtype=torch.int64).index_add_(0, group.feature_tables, boundaries.diff())
+    batch = _Batch(
+        indices.data_ptr(), offsets.data_ptr(), None, len(indices), bags, gradient.data_ptr(), width, _pointer(bag_weights)
+    )
+    values = torch.empty(bags * width)
+    return _collect(group, batch, counts, bags * len(group.feature_tables), values, bag_weights is not None)
+
+
+def collect_unpooled(group: TableGroup, indices: Tensor, lengths: list[int], gradient: Tensor) -> RowGradients:
+    """As :func:`reference.collect_unpooled`. The result refers to ``gradient``, which must not be changed any more.
+
+    Raises:
+        IndexError: an id is not a row of its table.
+        ValueError: lengths or gradient do not fit the ids.
+    """
+    dim, starts = _unpooled(group, indices, lengths)
+    if gradient.shape != (len(indices), dim):
+        raise ValueError(f"gradient has the shape {list(gradient.shape)}, not [{len(indices)}, {dim}]")
+    return _collect_rows(group, indices, starts, gradient.reshape(-1))
+
+
+def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
+    """As :func:`reference.merge`."""
+    if len(parts) == 1:
+        return parts[0]
+    rows, gradients = [], []
+    for table in range(group.tables):
+        rows += [part.part(part.rows, table) for part in parts]
+        gradients += [part.gradient(group, table).reshape(-1) for part in parts]
+    if not rows:
+        return empty_gradients(group)
+    starts = torch.stack([part.table_offsets for part in parts]).sum(dim=0)
+    return _collect_rows(group, torch.cat(rows), starts, torch.cat(gradients))
+
+
+def factors(
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+) -> Tensor:
+    """As :func:`reference.factors`."""
+    return _by_rule("dlrm_mtl_factors", group.tables, group, state, gradients, mean_squares, rule, lr)
+
+
+def row_factors(
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+) -> Tensor:
+    """As :func:`reference.row_factors`."""
+    return _by_rule("dlrm_mtl_row_factors", len(mean_squares), group, state, gradients, mean_squares, rule, lr)
+
+
+def largest_moves(
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+) -> Tensor:
+    """As :func:`reference.largest_moves`."""
+    return _by_rule("dlrm_mtl_largest_moves", group.tables, group, state, gradients, mean_squares, rule, lr)
+
+
+def apply(
+    group: TableGroup,
+    state: Tensor,
+    gradients: RowGradients,
+    mean_squares: Tensor,
+    factor: Tensor,
+    rule: Rule,
+    lr: float,
+) -> None:
+    """As :func:`reference.apply`."""
+    factor = _floats(factor, "factor")
+    if len(factor) != group.tables:
+        raise ValueError(f"{len(factor)} factors for {group.tables} tables")
+    touched = _touched(_shared(group, gradients), mean_squares)
+    _call("dlrm_mtl_apply", _tables(group), touched, _rule(rule, lr), _state(group, state, rule), factor.data_ptr())
+
+
+def _by_rule(
+    name: str,
+    size: int,
+    group: TableGroup,
+    state: Tensor,
+    gradients: RowGradients,
+    mean_squares: Tensor,
+    rule: Rule,
+    lr: float,
+) -> Tensor:
+    """[size] what a function of the library finds out about the touched rows."""
+    result = torch.empty(size)
+    touched = _touched(_shared(group, gradients), mean_squares)
+    _call(name, _tables(group), touched, _rule(rule, lr), _state(group, state, rule), result.data_ptr())
+    return result
+
+
+def _unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> tuple[int, Tensor]:
+    """The width of all tables, and [T + 1] where each table's ids begin."""
+    dims = set(group.dims.tolist())
+    if len(dims) != 1:
+        raise ValueError(f"unpooled tables of one group must have one width, not {sorted(dims)}")
+    if len(lengths) != len(group.feature_tables) or sum(lengths) != len(indices) or min(lengths, default=0) < 0:
+        raise ValueError(f"lengths {lengths} of {len(group.feature_tables)} features do not add up to {len(indices)} ids")
+    starts = torch.zeros(group.tables + 1, dtype=torch.int64)
+    starts.index_add_(0, group.feature_tables + 1, torch.tensor(lengths, dtype=torch.int64))
+    return dims.pop(), starts.cumsum(0)
+
+
+def _collect_rows(group: TableGroup, ids: Tensor, starts: Tensor, gradients: Tensor) -> RowGradients:
+    """Sum gradients by row, one for each id, table after table: ``ids`` [N], ``starts`` [T + 1], ``gradients`` [N * D]."""
+    ids, gradients = ids.to(torch.int64).contiguous(), _floats(gradients, "gradient")
+    batch = _Batch(ids.data_ptr(), None, starts.data_ptr(), len(ids), 0, None, 0, None)
+    return _collect(group, batch, starts.diff(), len(ids), gradients, False)
+
+
+def _collect(
+    group: TableGroup, batch: _Batch, counts: Tensor, payloads: int, values: Tensor, weighted: bool
+) -> RowGradients:
+    ids = batch.count
+    keys = torch.empty(2 * ids, dtype=torch.int64)
+    bag_of = torch.empty(ids if weighted else 0, dtype=torch.int32)
+    payload_squares, payload_maxima = torch.empty(2, payloads)
+    # A sum needs two ids. The pages of what is not used are never touched.
+    sums = torch.empty(int(((counts.clamp(min=0) // 2) * group.dims).sum()))
+    rows, sources = torch.empty(2, ids, dtype=torch.int64)
+    squares, maxima = torch.empty(2, ids)
+    scales = torch.empty(ids) if weighted else None
+    table_offsets = torch.empty(group.tables + 1, dtype=torch.int64)
+    outputs = [keys, bag_of, payload_squares, payload_maxima, values, sums, rows, table_offsets, sources]
+    pointers = [tensor.data_ptr() for tensor in outputs]
+    collected = _Collected(*pointers, _pointer(scales), squares.data_ptr(), maxima.data_ptr())
+    _call("dlrm_mtl_collect", _tables(group), batch, collected)
+    touched = int(table_offsets[-1])
+    return SharedRowGradients(
+        group=group,
+        rows=rows[:touched],
+        table_offsets=table_offsets,
+        square_sums=squares[:touched],
+        maxima=maxima[:touched],
+        values=values,
+        sums=sums,
+        sources=sources[:touched],
+        scales=None if scales is None else scales[:touched],
+    )
+
+
+def _shared(group: TableGroup, gradients: RowGradients) -> SharedRowGradients:
+    """The same gradients in the form that the library reads."""
+    if isinstance(gradients, SharedRowGradients) and "gradients" not in vars(gradients):
+        return gradients
+    values = _floats(gradients.gradients, "gradients")
+    squares, maxima = torch.empty(2, len(gradients.rows))
+    sources, measured, first = [torch.empty(0, dtype=torch.int64)], 0, 0
+    for table, touched in enumerate(gradients.table_offsets.diff().tolist()):
+        dim = int(group.dims[table])
+        sources.append(torch.arange(first, first + touched * dim, dim))
+        results = squares[measured:].data_ptr(), maxima[measured:].data_ptr()
+        _call("dlrm_mtl_measure", values[first:].data_ptr(), dim, touched, *results)
+        first, measured = first + touched * dim, measured + touched
+    if first != len(values):
+        raise ValueError(f"{len(values)} gradients, not {first}, for {len(gradients.rows)} touched rows")
+    return SharedRowGradients(
+        group=group,
+        rows=gradients.rows.contiguous(),
+        table_offsets=gradients.table_offsets,
+        square_sums=gradients.square_sums,
+        maxima=maxima,
+        values=values,
+        sums=torch.empty(0),
+        sources=torch.cat(sources),
+        scales=None,
+    )
+
+
+# ---- what the library is handed: see csrc/layout.h ----
+
+
+class _Tables(ctypes.Structure):
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        ("half", ctypes.c_int64),
+        ("weight_offsets", ctypes.c_void_p),
+        ("row_offsets", ctypes.c_void_p),
+        ("dims", ctypes.c_void_p),
+        ("feature_tables", ctypes.c_void_p),
+        ("tables", ctypes.c_int64),
+        ("features", ctypes.c_int64),
+    ]
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = [("kind", ctypes.c_int64), ("table", ctypes.c_int64), ("value", ctypes.c_int64)]
+
+
+class _TouchedRows(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("rows", "table_offsets", "values", "sums", "sources", "scales", "maxima", "mean_squares")
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        ("ids", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("table_ids", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("bags", ctypes.c_int64),
+        ("gradient", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("bag_weights", ctypes.c_void_p),
+    ]
+
+
+class _Collected(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in (
+            "keys",
+            "bag_of",
+            "payload_squares",
+            "payload_maxima",
+            "values",
+            "sums",
+            "rows",
+            "table_offsets",
+            "sources",
+            "scales",
+            "squares",
+            "maxima",
+        )
+    ]
+
+
+class _Rule(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int64),
+        ("eps_inside", ctypes.c_int64),
+        ("delayed", ctypes.c_int64),
+        ("per_row", ctypes.c_int64),
+        ("lambda_rel", ctypes.c_float),
+        ("lambda_abs", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("lr", ctypes.c_float),
+    ]
+
+
+def _tables(group: TableGroup) -> _Tables:
+    weights = group.weights
+    if weights.device.type != "cpu" or weights.dtype not in (torch.float32, torch.float16):
+        raise TypeError(f"tables are {weights.dtype} on {weights.device}; these kernels need float32 or float16 on the CPU")
+    return _Tables(
+        weights.data_ptr(),
+        weights.dtype == torch.float16,
+        group.weight_offsets.data_ptr(),
+        group.row_offsets.data_ptr(),
+        group.dims.data_ptr(),
+        group.feature_tables.data_ptr(),
+        group.tables,
+        len(group.feature_tables),
+    )
+
+
+def _touched(gradients: SharedRowGradients, mean_squares: Tensor | None) -> _TouchedRows:
+    if mean_squares is not None and mean_squares.shape != gradients.rows.shape:
+        raise ValueError(f"{len(mean_squares)} mean squares for {len(gradients.rows)} touched rows")
+    tensors = [gradients.rows, gradients.table_offsets, gradients.values, gradients.sums, gradients.sources]
+    touched = _TouchedRows(
+        *(tensor.data_ptr() for tensor in tensors),
+        _pointer(gradients.scales),
+        gradients.maxima.data_ptr(),
+        None,
+    )
+    touched.owner = gradients  # as the structure holds mere addresses
+    if mean_squares is not None:
+        touched.owner_of_squares = _floats(mean_squares, "mean_squares")
+        touched.mean_squares = touched.owner_of_squares.data_ptr()
+    return touched
+
+
+def _rule(rule: Rule, lr: float) -> _Rule:
+    if rule.kind not in _KINDS:
+        raise ValueError(f"unknown rule {rule.kind!r}; known are {', '.join(_KINDS)}")
+    numbers = (rule.lambda_rel, rule.lambda_abs, rule.eps, lr)
+    return _Rule(_KINDS[rule.kind], rule.eps_inside, rule.delayed, rule.per_row, *numbers)
+
+
+def _state(group: TableGroup, state: Tensor, rule: Rule) -> int | None:
+    if rule.kind == "sgd":
+        return None
+    rows = int(group.row_offsets[-1])
+    if state.dtype != torch.float32 or len(state) != rows or not state.is_contiguous():
+        raise ValueError(f"state is {list(state.shape)} {state.dtype}; {rows} float32 in a row are needed")
+    return state.data_ptr()
+
+
+def _ids(
+    group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    expected = len(group.feature_tables) * bags + 1
+    if len(offsets) != expected:
+        raise ValueError(f"{len(offsets)} offsets, not {expected}, for {len(group.feature_tables)} features and {bags} bags")
+    if bag_weights is not None:
+        if len(bag_weights) != len(indices):
+            raise ValueError(f"{len(bag_weights)} weights for {len(indices)} ids")
+        bag_weights = _floats(bag_weights, "bag_weights")
+    return indices.to(torch.int64).contiguous(), offsets.to(torch.int64).contiguous(), bag_weights
+
+
+def _floats(values: Tensor, name: str) -> Tensor:
+    if values.dtype != torch.float32 or values.device.type != "cpu":
+        raise TypeError(f"{name} is {values.dtype} on {values.device}, not float32 on the CPU")
+    return values.detach().contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+# ---- the library ----
+
+
+def _call(name: str, *arguments: object) -> None:
+    isa()
+    problem = _Problem()
+    threads = ctypes.c_int64(torch.get_num_threads())
+    passed = [ctypes.byref(argument) if isinstance(argument, ctypes.Structure) else argument for argument in arguments]
+    if not getattr(_native(), name)(*passed, threads, ctypes.byref(problem)):
+        _raise(problem.kind, problem.table, problem.value)
+
+
+def _raise(kind: int, table: int, value: int) -> None:
+    if kind == 1:
+        raise IndexError(f"id {value} is not a row of table {table}")
+    if kind == 2:
+        raise ValueError(f"offsets of table {table} descend or point outside of the ids")
+    if kind == 3:
+        raise ValueError(f"table {table}: {value} ids in one batch are too many for a table of its size")
+    raise MemoryError("the sparse update found no memory")
+
+
+def _native() -> ctypes.CDLL:
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(f"{reason}; dispatch.kernels_for() chooses the reference instead")
+    return library
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or why there is none."""
+    if not LIBRARY.exists():
+        reason = BUILD_LOG.read_text().partition("\n")[0] if BUILD_LOG.exists() else "it has not been built"
+        return None, f"the native kernels are missing: {reason}"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        found = library.dlrm_mtl_interface()
+    except (OSError, AttributeError) as error:
+        return None, f"the native kernels cannot be loaded: {error}"
+    if found != INTERFACE:
+        return None, f"the native kernels are of another version ({found}, not {INTERFACE}): install the package again"
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.dlrm_mtl_select.argtypes, library.dlrm_mtl_select.restype = [ctypes.c_char_p], ctypes.c_char_p
+    signatures = {
+        "dlrm_mtl_lookup": [pointer, pointer, pointer],
+        "dlrm_mtl_lookup_rows": [pointer, pointer, pointer, pointer],
+        "dlrm_mtl_collect": [pointer, pointer, pointer],
+        "dlrm_mtl_expand": [pointer, pointer, pointer],
+        "dlrm_mtl_measure": [pointer, number, number, pointer, pointer],
+        "dlrm_mtl_factors": [pointer, pointer, pointer, pointer, pointer],
+        "dlrm_mtl_row_factors": [pointer, pointer, pointer, pointer, pointer],
+        "dlrm_mtl_largest_moves": [pointer, pointer, pointer, pointer, pointer],
+        "dlrm_mtl_apply": [pointer, pointer, pointer, pointer, pointer],
+    }
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = [*arguments, number, pointer], ctypes.c_bool
+    return library, None

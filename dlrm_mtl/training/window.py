@@ -1,0 +1,60 @@
+"""Losses and speed between two entries in the log."""
+
+from __future__ import annotations
+
+import time
+from signal import SIGTERM
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Window:
+    """Averages over the steps since the last entry.
+
+    Args:
+        names: the tasks.
+        device: where losses are computed.
+    """
+
+    def __init__(self, names: list[str], device: torch.device) -> None:
+        self.names = names
+        self.device = device
+        self.restart(0.0)
+
+    def restart(self, wait_seconds: float) -> None:
+        """Begin anew, without the time that went into something else than training."""
+        self.parts: list[Tensor] = []
+        self.rows = 0
+        self.waited = wait_seconds
+        self.start = time.monotonic()
+
+    def add(self, parts: Tensor | None, rows: int) -> None:
+        """Add one step: this process's parts of the tasks' losses [T], or None if it was skipped."""
+        if parts is not None:
+            self.parts.append(parts)
+        self.rows += rows
+
+    def close(self, wait_seconds: float, signal: int) -> tuple[dict[str, float], int]:
+        """Average over the window and begin the next one; to be called on every process.
+
+        Args:
+            wait_seconds: time this process has waited for data since the run began.
+            signal: the signal this process got, or 0.
+
+        Returns:
+            What to log (nan for losses if all steps were skipped), and a signal that any process got, or 0.
+        """
+        nothing = torch.full((len(self.names),), float("nan"), device=self.device)
+        mean = torch.stack(self.parts).mean(dim=0) if self.parts else nothing
+        summed = torch.cat([mean, mean.new_tensor([float(signal)])])
+        dist.all_reduce(summed)
+        *losses, signals = summed.tolist()
+        seconds = time.monotonic() - self.start
+        values = {f"loss/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
+        values["seconds"] = seconds
+        values["rows_per_second"] = self.rows / seconds
+        values["data_wait_share"] = min((wait_seconds - self.waited) / seconds, 1.0)
+        self.restart(wait_seconds)
+        return values, signal or (int(SIGTERM) if signals else 0)

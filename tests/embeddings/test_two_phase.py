@@ -1,0 +1,221 @@
+"""The two-phase update against a literal, unsharded one, under every plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.embeddings import two_phase_model as tiny
+from tests.processes import run_processes
+
+STEPS = 50
+PLAIN = {"lr": 0.5, "rel": 0.5, "abs": 1e-2}
+RULES: dict[str, dict[str, Any]] = {
+    "table": PLAIN,
+    "row": {"lr": 0.02, "rel": 0.1, "abs": 1e-3, "per_row": True},
+    "delayed": {**PLAIN, "delayed": True, "lr": 0.05},
+}
+TYPES = [
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+MIXTURES = {
+    "mixture": {"a": "row_wise", "b": {"type": "column_wise", "column_shards": 4}, "c": "data_parallel"},
+    "other mixture": {"a": "column_wise", "b": "grid_shard", "c": "table_wise"},
+}
+
+
+def plans(world_size: int) -> dict[str, dict[str, Any]]:
+    hosts = {"processes_per_host": 2} if world_size == 4 else {}
+    result: dict[str, dict[str, Any]] = {name: {"default": name, **hosts} for name in TYPES}
+    return result | {name: {"tables": tables, **hosts} for name, tables in MIXTURES.items()}
+
+
+def rule_of(rule: dict[str, Any]) -> Any:
+    from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad
+
+    return ClippyRowWiseAdagrad(
+        rule["lr"],
+        rule["rel"],
+        rule["abs"],
+        accumulator="delayed" if rule.get("delayed") else "standard",
+        scope="row" if rule.get("per_row") else "table",
+    )
+
+
+def train(
+    rank: int, rules: dict[str, dict[str, Any]], shardings: dict[str, dict[str, Any]], steps: int, **options: Any
+) -> dict[tuple[str, str], Any]:
+    """Weights, accumulators and factors after some steps with each rule under each plan."""
+    import torch.distributed as dist
+
+    from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+
+    world_size = dist.get_world_size()
+    results = {}
+    for rule_name, rule in rules.items():
+        for plan_name, sharding in shardings.items():
+            model = tiny.shard(sharding, **options)
+            optimizer = TwoPhaseOptimizer(model, rule_of(rule))
+            factors = []
+            for step in range(steps):
+                ids, target = tiny.local_batch(step, rank, world_size, options.get("weighted", False))
+                (model(ids, target) * world_size / tiny.BATCH).backward()
+                optimizer.step()
+                factors.append({name.rpartition(".")[2]: value for name, value in optimizer.report.factors.items()})
+            results[rule_name, plan_name] = (*tiny.tables_of(model, optimizer), factors)
+    return results
+
+
+def compare(result: Any, reference: tiny.Reference, what: object, rtol: float = 1e-5) -> None:
+    weights, accumulators, factors = result
+    for table in tiny.TABLES:
+        for ours, theirs in (
+            (weights[table].float(), reference.weights[table]),
+            (accumulators[table], reference.accumulators[table]),
+        ):
+            difference = (ours - theirs).abs() / (theirs.abs() + 0.1)
+            assert difference.max() < rtol, (what, table, difference.max())
+    if factors[0]:
+        for ours, theirs in zip(factors, reference.factors, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4), what
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, tiny.Reference]:
+    result = {}
+    for name, rule in RULES.items():
+        result[name] = tiny.Reference(rule)
+        for step in range(STEPS):
+            result[name].step(step)
+    return result
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_plan_gives_the_unsharded_result(references: dict[str, tiny.Reference], world_size: int) -> None:
+    clipped = [factors for factors in references["table"].factors if min(factors.values()) < 0.9]
+    assert len(clipped) > STEPS // 2, "clipping is active"
+    results = run_processes(world_size, train, RULES, plans(world_size), STEPS)[0]
+    for (rule, plan), (weights, accumulators, factors) in results.items():
+        if RULES[rule].get("per_row"):
+            factors = [{}] * STEPS  # there is a factor for each row, which is not reported
+        compare((weights, accumulators, factors), references[rule], (rule, plan, world_size))
+
+
+@pytest.mark.parametrize(("pooling", "weighted"), [("mean", False), ("sum", True)])
+def test_pooling(pooling: str, weighted: bool) -> None:
+    reference = tiny.Reference(PLAIN, pooling, weighted)
+    for step in range(10):
+        reference.step(step)
+    hosts = {"processes_per_host": 2}
+    shardings = {name: {"tables": tables, **hosts} for name, tables in MIXTURES.items()}
+    shardings |= {name: {"default": name, **hosts} for name in ("table_wise", "row_wise")}
+    results = run_processes(4, pooled, pooling, weighted, shardings)[0]
+    for plan, result in results.items():
+        # TorchRec adds 1e-6 to the divisor of means under row_wise.
+        compare(result, reference, plan, rtol=1e-4 if pooling == "mean" else 1e-5)
+
+
+def pooled(rank: int, pooling: str, weighted: bool, shardings: dict[str, Any]) -> dict[str, Any]:
+    results = train(rank, {"table": PLAIN}, shardings, 10, pooling=pooling, weighted=weighted)
+    return {plan: result for (_, plan), result in results.items()}
+
+
+def test_half_precision_tables_compute_in_single_precision() -> None:
+    reference = tiny.Reference(PLAIN)
+    for step in range(5):
+        reference.step(step)
+    (weights, accumulators, _), *_ = run_processes(2, halves)[0].values()
+    for table in tiny.TABLES:
+        assert weights[table].dtype == torch.float16
+        torch.testing.assert_close(weights[table].float(), reference.weights[table], rtol=5e-3, atol=5e-3)
+        assert accumulators[table].dtype == torch.float32
+
+
+def halves(rank: int) -> dict[tuple[str, str], Any]:
+    return train(rank, {"table": PLAIN}, {"row_wise": {"default": "row_wise"}}, 5, half=True)
+
+
+def test_backward_passes_before_a_step_add_up() -> None:
+    reference = tiny.Reference(PLAIN)
+    for first in (0, 2, 4):
+        reference.step(first, first + 1)
+    weights, accumulators = run_processes(2, accumulated)[0]
+    compare((weights, accumulators, [{}]), reference, "two backward passes a step")
+
+
+def accumulated(rank: int) -> Any:
+    """Three steps, each after two backward passes."""
+    from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+
+    model = tiny.shard({"tables": {"a": "row_wise", "b": {"type": "column_wise", "column_shards": 4}, "c": "table_wise"}})
+    optimizer = TwoPhaseOptimizer(model, rule_of(PLAIN))
+    for first in (0, 2, 4):
+        for step in (first, first + 1):
+            (model(*tiny.local_batch(step, rank, 2, False)) * 2 / tiny.BATCH).backward()
+        optimizer.step()
+    return tiny.tables_of(model, optimizer)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing_anywhere(bad: float) -> None:
+    for before, after, report, again in run_processes(2, poisoned, bad):
+        assert report.skipped
+        assert report.non_finite == ["tables.b"]
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            assert torch.equal(value, after[key]), key
+        assert not again.skipped
+
+
+def poisoned(rank: int, bad: float) -> Any:
+    """One process meets a bad gradient in one table; its shards before and after, and the next step."""
+    from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+
+    model = tiny.shard({"tables": {"a": "row_wise", "b": "column_wise", "c": "data_parallel"}})
+    optimizer = TwoPhaseOptimizer(model, rule_of(PLAIN))
+
+    def local() -> dict[str, Tensor]:
+        tensors = {f"w{n}": t.group.weights.clone() for n, t in enumerate(optimizer.tables)}
+        return tensors | {f"a{n}": t.accumulators.clone() for n, t in enumerate(optimizer.tables)}
+
+    def backward(step: int, factor: float) -> None:
+        ids, _ = tiny.local_batch(step, rank, 2, False)
+        pooled = model.module.tables(ids).to_dict()
+        # Only the gradient of f1, in table b, is spoiled, and only on one process.
+        spoiled = {name: value * (factor if name == "f1" and rank == 1 else 1.0) for name, value in pooled.items()}
+        torch.cat(list(spoiled.values()), dim=1).sum().backward()
+
+    backward(0, 1.0)
+    optimizer.step()
+    before = local()
+    backward(1, bad)
+    optimizer.step()
+    after, report = local(), optimizer.report
+    backward(2, 1.0)
+    optimizer.step()
+    return before, after, report, optimizer.report
+
+
+def test_bad_options_and_models_are_refused() -> None:
+    from dlrm_mtl.embeddings.rules import SGD, ClippyRowWiseAdagrad, RowWiseAdam
+    from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+
+    with pytest.raises(ValueError, match="lr is -1"):
+        ClippyRowWiseAdagrad(-1.0)
+    with pytest.raises(ValueError, match="lambda_abs is nan"):
+        ClippyRowWiseAdagrad(0.1, lambda_abs=float("nan"))
+    with pytest.raises(ValueError, match="scope is 'tables': choose one of table, row"):
+        ClippyRowWiseAdagrad(0.1, scope="tables")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="betas"):
+        RowWiseAdam(0.1, betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="two_phase_sharders"):
+        TwoPhaseOptimizer(torch.nn.Linear(2, 2), SGD(0.1))
