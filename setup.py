@@ -26,6 +26,8 @@ FLAGS_OF_FILE = {
     "row_kernels_avx512.cpp": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mf16c"],
 }
 
+REASON = "the C++ compiler is missing or failed when the package was installed; get g++ 9 or newer and install it again"
+
 
 class BuildNative(build_ext):
     """Compiles each file for its instruction set, and goes on without the library if that is not possible."""
@@ -44,12 +46,21 @@ class BuildNative(build_ext):
             self._build(ext, library)
         except Exception as error:
             library.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(f"building them failed with: {' '.join(str(error).split())}\n")
-            print(f"warning: no native kernels, the slower ones in PyTorch will serve: {error}", file=sys.stderr)
+            log.write_text(f"{REASON}\n\n{error}\n")
+            print(f"warning: no native kernels, so slower ones in PyTorch will serve: {REASON}\n{error}", file=sys.stderr)
+
+    def copy_extensions_to_source(self) -> None:
+        """What an editable install does with the library; here with the log as well, and without what is out of date."""
+        for suffix in (".so", ".log"):
+            built = Path(self.build_lib, FOLDER, "_native").with_suffix(suffix)
+            here = (FOLDER / "_native").with_suffix(suffix)
+            here.unlink(missing_ok=True)
+            if built.exists():
+                self.copy_file(str(built), str(here))
 
     def _build(self, ext: Extension, library: Path) -> None:
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        # For OpenMP, but without linking to its runtime: PyTorch has one loaded, and a second one would bring threads of its own.
+        # OpenMP without linking to its runtime: PyTorch has one loaded, and a second one would bring threads of its own.
         openmp = ["-fopenmp"] if sys.platform == "linux" else []
         objects: list[str] = []
         for source in ext.sources:
@@ -61,6 +72,9 @@ class BuildNative(build_ext):
 
 
 setup(
-    ext_modules=[Extension("dlrm_mtl.embeddings.kernels._native", SOURCES, depends=HEADERS, language="c++")],
+    # Optional: without it, installing from a copy that could not be built would fail after all.
+    ext_modules=[
+        Extension("dlrm_mtl.embeddings.kernels._native", SOURCES, depends=HEADERS, language="c++", optional=True)
+    ],
     cmdclass={"build_ext": BuildNative},
 )

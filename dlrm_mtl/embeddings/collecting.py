@@ -13,10 +13,17 @@ from typing import Any
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    DenseTableBatchedEmbeddingBagsCodegen,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor
 from torchrec import EmbeddingBagCollection, EmbeddingCollection, PoolingType
-from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
+from torchrec.distributed.batched_embedding_kernel import (
+    BatchedDenseEmbedding,
+    BatchedFusedEmbedding,
+    BatchedFusedEmbeddingBag,
+)
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
@@ -114,6 +121,27 @@ class _UnpooledLookup(torch.autograd.Function):
         return None, None, None, None
 
 
+class ReplicatedUnpooledTables(DenseTableBatchedEmbeddingBagsCodegen):
+    """Unpooled tables of which every process holds a full copy. FBGEMM's own lookup returns rows too many on CPU."""
+
+    shapes: list[tuple[int, int]]
+    table_of_feature: list[int]
+
+    def forward(  # type: ignore[override]
+        self, indices: Tensor, offsets: Tensor, *rest: Any, **options: Any
+    ) -> Tensor:
+        """Return one row [N, D] per id; the gradient is dense, so that DDP can reduce it."""
+        sizes = [rows * columns for rows, columns in self.shapes]
+        parts = self.weights.split(sizes)
+        tables = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        bags = (len(offsets) - 1) // len(self.table_of_feature)
+        lengths = offsets[::bags].diff().tolist() if bags else [0] * len(self.table_of_feature)
+        ids = indices.long().split(lengths)
+        return torch.cat(
+            [nn.functional.embedding(i, tables[t]) for t, i in zip(self.table_of_feature, ids, strict=True)]
+        )
+
+
 def collect_gradients(tables: SplitTableBatchedEmbeddingBagsCodegen, names: list[str]) -> None:
     """Turn FBGEMM's tables into :class:`CollectingTables`, in place.
 
@@ -155,6 +183,10 @@ def _replace(lookups: list[Any]) -> None:
         if isinstance(kernel, (BatchedFusedEmbeddingBag, BatchedFusedEmbedding)):
             configs: list[ShardedEmbeddingTable] = kernel._config.embedding_tables
             collect_gradients(kernel._emb_module, [config.name for config in configs])
+        elif isinstance(kernel, BatchedDenseEmbedding):
+            kernel._emb_module.__class__ = ReplicatedUnpooledTables
+            kernel._emb_module.table_of_feature = list(kernel._feature_table_map)
+            kernel._emb_module.shapes = [(c.local_rows, c.local_cols) for c in kernel._config.embedding_tables]
 
 
 class CollectingEmbeddingBagCollection(ShardedEmbeddingBagCollection):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any, overload
 
@@ -14,13 +14,17 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from dlrm_mtl.optim.clippy import Accumulator, ClippyOptions, clipping_factor, never_clips, require_learning_rate
+from dlrm_mtl.optim.clippy_batches import Batch, Entry, put_back, touched, touched_size
 from dlrm_mtl.optim.clippy_passes import (
     Extent,
     Scratch,
     apply_blocked,
     apply_foreach,
+    apply_packed,
     measure_blocked,
     measure_foreach,
+    measure_packed,
+    packs,
 )
 from dlrm_mtl.optim.clippy_shards import local_gradient, local_part, reduce_largest
 
@@ -39,18 +43,8 @@ class Measurement:
     """[P] largest change of a coordinate, after clipping and without weight decay; 0 for one without gradient."""
     nonfinite: Tensor
     """[P] bool: whose gradient, or its square, is not finite."""
-    gradients: dict[int, Tensor]
-    """The gradients that were measured, by position in [P]: this process's part, with sparse ones coalesced."""
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A parameter that takes part in a step."""
-
-    position: int
-    weight: Tensor
-    gradient: Tensor
-    accumulator: Tensor
+    _batches: list[Batch]
+    _with_gradient: list[Tensor]
 
 
 class ClippyAdagrad(Optimizer):
@@ -190,30 +184,30 @@ class ClippyAdagrad(Optimizer):
         """
         device, dtype = self._home()
         zero = torch.zeros((), dtype=dtype, device=device)
-        nothing = Extent(zero, zero, zero)
-        gradients: dict[int, Tensor] = {}
-        parts: list[Tensor] = []
-        for position, group in self._groups():
-            extents = [nothing] * len(group["params"])
-            for offset, parameter in enumerate(group["params"]):
-                gradient = self._gradient(parameter, group)
-                if gradient is not None:
-                    gradients[position + offset] = gradient
-            for entry, extent in self._measured(position, group, gradients):
-                extents[entry.position - position] = Extent(*(value.to(device, dtype) for value in extent))
-            lr = _scalar(group["lr"])
-            rows = [torch.stack(values) for values in zip(*extents, strict=True)]
-            parts.append(torch.stack([rows[0] * lr, rows[1] * lr, (~rows[2].isfinite()).to(dtype)]))
+        batches, with_gradient = self._collect()
+        extents = [Extent(zero, zero, zero)] * sum(len(group["params"]) for group in self.param_groups)
+        for batch in batches:
+            for entry, extent in zip(batch.entries, self._measured(batch), strict=True):
+                extents[entry.position] = extent
+        rows = [torch.stack([value.to(device, dtype) for value in values]) for values in zip(*extents, strict=True)]
+        ratio, change, accumulator = rows or zero.new_zeros(3, 0)
+        sizes = [len(group["params"]) for group in self.param_groups]
+        rates = [_scalar(group["lr"]) for group in self.param_groups]
+        ratio, change = (
+            torch.cat([part * lr for part, lr in zip(values.split(sizes), rates, strict=True)])
+            for values in (ratio, change)
+        )
+        measured = torch.stack([ratio, change, (~accumulator.isfinite()).to(dtype)])
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        measured = torch.cat(parts, dim=1) if parts else zero.new_zeros(3, 0)
-        ratios, changes, nonfinite = reduce_largest(measured, parameters).unbind()
-        factors = clipping_factor(ratios)
+        ratio, change, nonfinite = reduce_largest(measured, parameters).unbind()
+        factors = clipping_factor(ratio)
         return Measurement(
             finite=~nonfinite.any(),
             factors=factors,
-            update_norms=changes * factors,
+            update_norms=change * factors,
             nonfinite=nonfinite != 0,
-            gradients=gradients,
+            _batches=batches,
+            _with_gradient=with_gradient,
         )
 
     @overload
@@ -261,9 +255,8 @@ class ClippyAdagrad(Optimizer):
         apply = measurement.finite
         if apply_if is not None:
             apply = apply & (apply_if != 0).to(apply.device, non_blocking=True)
-        for position, group in self._groups():
-            self._apply(position, group, measurement, apply)
-        self._last = measurement
+        self._apply(measurement, apply)
+        self._last = replace(measurement, _batches=[], _with_gradient=[])  # not the gradients, which take memory
         self._applied = apply
         self._skipped += ~apply
         self._clipped += apply & (measurement.factors < 1).any()
@@ -280,75 +273,90 @@ class ClippyAdagrad(Optimizer):
             )
         return gradient.coalesce()
 
-    def _measured(
-        self, position: int, group: dict[str, Any], gradients: dict[int, Tensor]
-    ) -> Iterator[tuple[_Entry, Extent]]:
-        options = _options(group)
-        for blocked, entries in self._batches(position, group, gradients):
-            rows = [_touched(entry) for entry in entries]
-            if blocked:
-                lr = float(group["lr"])
-                for entry, (weight, gradient, accumulator) in zip(entries, rows, strict=True):
-                    yield entry, measure_blocked(weight, gradient, accumulator, lr, options, self._scratch)
-            else:
-                weights, taken, accumulators = (list(values) for values in zip(*rows, strict=True))
-                yield from zip(entries, measure_foreach(weights, taken, accumulators, options), strict=True)
+    def _collect(self) -> tuple[list[Batch], list[Tensor]]:
+        """What there is to update, batch by batch, and all parameters that have a gradient."""
+        batches: list[Batch] = []
+        with_gradient: list[Tensor] = []
+        compiling = torch.compiler.is_compiling()
+        position = -1
+        for number, group in enumerate(self.param_groups):
+            alike: dict[Any, list[Entry]] = {}
+            for parameter in group["params"]:
+                position += 1
+                gradient = self._gradient(parameter, group)
+                if gradient is None:
+                    continue
+                with_gradient.append(parameter)
+                if not touched_size(gradient):
+                    continue
+                weight, accumulator = local_part(parameter), local_part(self.state[parameter]["sum"])
+                blocked = weight.device.type == "cpu" and not group["foreach"] and not compiling
+                alone = position if group["foreach"] is False and not (blocked or compiling) else None
+                key = (blocked, weight.device, weight.dtype, accumulator.dtype, alone)
+                alike.setdefault(key, []).append(Entry(position, weight, gradient, accumulator))
+            for (blocked, *_), entries in alike.items():
+                for pack in (
+                    packs([touched_size(entry.gradient) for entry in entries]) if blocked else [range(len(entries))]
+                ):
+                    batches.append(Batch(number, blocked, [entries[index] for index in pack]))
+        return batches, with_gradient
 
-    def _apply(self, position: int, group: dict[str, Any], measurement: Measurement, apply: Tensor) -> None:
-        options, lr, maximize = _options(group), _scalar(group["lr"]), bool(group["maximize"])
-        decay = 1 - lr * group["weight_decay"] if group["weight_decay"] != 0 else 1.0
-        all_factors = measurement.factors.unbind()
-        all_scales = (measurement.factors * (lr if maximize else -lr)).unbind()
-        for blocked, entries in self._batches(position, group, measurement.gradients):
+    def _measured(self, batch: Batch) -> list[Extent]:
+        group = self.param_groups[batch.group]
+        options = _options(group)
+        weights, gradients, accumulators = touched(batch.entries)
+        if not batch.blocked:
+            return measure_foreach(weights, gradients, accumulators, options)
+        if len(weights) > 1:
+            return measure_packed(weights, gradients, accumulators, options)
+        return [measure_blocked(weights[0], gradients[0], accumulators[0], float(group["lr"]), options, self._scratch)]
+
+    def _apply(self, measurement: Measurement, apply: Tensor) -> None:
+        factor = measurement.factors.unbind()
+        for batch in measurement._batches:
             # On the CPU this number lies in the host's memory: looking at it waits for nothing.
-            if blocked and not bool(apply):
+            if batch.blocked and not bool(apply):
                 continue
-            device, dtype = entries[0].weight.device, entries[0].accumulator.dtype
-            factors = [all_factors[entry.position].to(device, dtype) for entry in entries]
-            scales = [all_scales[entry.position].to(device, dtype) for entry in entries]
-            rows = [_touched(entry) for entry in entries]
-            if blocked:
-                for (weight, gradient, accumulator), scale, factor in zip(rows, scales, factors, strict=True):
-                    apply_blocked(weight, gradient, accumulator, scale, factor, float(decay), options, self._scratch)
+            group = self.param_groups[batch.group]
+            options, lr, maximize = _options(group), _scalar(group["lr"]), bool(group["maximize"])
+            decay = 1 - lr * group["weight_decay"] if group["weight_decay"] != 0 else 1.0
+            device, dtype = batch.entries[0].weight.device, batch.entries[0].accumulator.dtype
+            factors = torch.stack([factor[entry.position] for entry in batch.entries]).to(device)
+            scales = (factors * (lr if maximize else -lr)).to(dtype)
+            factors = factors.to(dtype)
+            weights, gradients, accumulators = touched(batch.entries)
+            if not batch.blocked:
+                apply_foreach(
+                    weights,
+                    gradients,
+                    accumulators,
+                    list(scales.unbind()),
+                    list(factors.unbind()),
+                    decay,
+                    apply.to(device, non_blocking=True),
+                    maximize,
+                    options,
+                )
+            elif len(weights) > 1:
+                apply_packed(weights, gradients, accumulators, scales, factors, float(decay), options, self._scratch)
             else:
-                weights, gradients, accumulators = (list(values) for values in zip(*rows, strict=True))
-                here = apply.to(device, non_blocking=True)
-                apply_foreach(weights, gradients, accumulators, scales, factors, decay, here, maximize, options)
-            for entry, (weight, _, accumulator) in zip(entries, rows, strict=True):
-                _put_back(entry, weight, accumulator)
+                apply_blocked(
+                    weights[0],
+                    gradients[0],
+                    accumulators[0],
+                    scales[0],
+                    factors[0],
+                    float(decay),
+                    options,
+                    self._scratch,
+                )
+            put_back(batch.entries, weights, accumulators)
         steps: dict[torch.device, list[Tensor]] = {}
-        for offset, parameter in enumerate(group["params"]):
-            if position + offset in measurement.gradients:
-                step = self.state[parameter]["step"]
-                steps.setdefault(step.device, []).append(step)
+        for parameter in measurement._with_gradient:
+            step = self.state[parameter]["step"]
+            steps.setdefault(step.device, []).append(step)
         for device, tensors in steps.items():
             torch._foreach_add_(tensors, apply.to(device, torch.float32, non_blocking=True))
-
-    def _batches(
-        self, position: int, group: dict[str, Any], gradients: dict[int, Tensor]
-    ) -> Iterator[tuple[bool, list[_Entry]]]:
-        """Parameters to update, those together that one list of tensors can hold, and whether to work in blocks."""
-        batches: dict[Any, list[_Entry]] = {}
-        for index, parameter in enumerate(group["params"], start=position):
-            gradient = gradients.get(index)
-            if gradient is None or not (gradient.numel() if gradient.layout == torch.strided else gradient._nnz()):
-                continue
-            weight, accumulator = local_part(parameter), local_part(self.state[parameter]["sum"])
-            compiling = torch.compiler.is_compiling()
-            blocked = weight.device.type == "cpu" and not group["foreach"] and not compiling
-            alone = index if group["foreach"] is False and not compiling else None
-            key = (blocked, weight.device, weight.dtype, accumulator.dtype, alone)
-            batches.setdefault(key, []).append(_Entry(index, weight, gradient, accumulator))
-        for key, entries in batches.items():
-            yield key[0], entries
-
-    def _groups(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Every group that holds parameters, with the position of its first."""
-        position = 0
-        for group in self.param_groups:
-            if group["params"]:
-                yield position, group
-            position += len(group["params"])
 
     def _home(self) -> tuple[torch.device, torch.dtype]:
         """Where measurements are put together, and in which dtype."""
@@ -466,18 +474,3 @@ def _adopted(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
         name: saved[name] for name in ("params", "param_names", "lr", "initial_lr") if name in saved
     }
     return {**own, **taken}
-
-
-def _touched(entry: _Entry) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, gradient and accumulator of a dense gradient; of a sparse one the rows it touches, copied."""
-    if entry.gradient.layout == torch.strided:
-        return entry.weight, entry.gradient, entry.accumulator
-    where = tuple(entry.gradient.indices())
-    return entry.weight[where], entry.gradient.values(), entry.accumulator[where]
-
-
-def _put_back(entry: _Entry, weight: Tensor, accumulator: Tensor) -> None:
-    if entry.gradient.layout != torch.strided:
-        where = tuple(entry.gradient.indices())  # no row twice: the gradient is coalesced
-        entry.weight[where] = weight
-        entry.accumulator[where] = accumulator

@@ -1,10 +1,11 @@
-"""The memory passes of a dense Clippy step, in two forms that give what ``clippy.clippy_update`` gives.
+"""The memory passes of a dense Clippy step, in three forms that give what ``clippy.clippy_update`` gives.
 
 Each form has two halves. ``measure_*`` reads weights, gradients and accumulators and writes nothing but scratch; ``apply_*``
 changes weights and accumulators, once it is known that every gradient of the step is finite.
 
 - ``blocked``: one tensor at a time, in blocks that stay in the processor's cache between passes. It runs on the CPU and
   looks at numbers on the way, which costs nothing there.
+- ``packed``: the same for small tensors on the CPU, copied into one flat tensor, because calls would cost more than passes.
 - ``foreach``: lists of tensors. Nothing is ever copied to the host and no branch depends on a number, so that it never
   waits for a GPU, can be captured in a CUDA graph, and is what ``torch.compile`` sees. A step that must not happen runs with
   gradients of zero.
@@ -12,7 +13,7 @@ changes weights and accumulators, once it is known that every gradient of the st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ from dlrm_mtl.optim.clippy import ClippyOptions, effective_eps
 
 BLOCK = 65_536
 """Elements of a block, per thread. With five buffers of 256 KB in use this fits a second-level cache of 2 MB."""
+
+SMALL = 8_192
+"""Up to how many elements a tensor on the CPU is packed with others."""
 
 
 class Extent(NamedTuple):
@@ -113,8 +117,8 @@ def apply_blocked(
         weight: as for :func:`measure_blocked`.
         gradient: as for :func:`measure_blocked`.
         accumulator: as for :func:`measure_blocked`.
-        scale: [] what r is multiplied with: -lr sigma.
-        factor: [] sigma.
+        scale: what r is multiplied with, -lr sigma: [], or [*] for at most one block.
+        factor: sigma, as ``scale``.
         decay: what the weight is multiplied with before.
         options: the rule's options.
         scratch: buffers.
@@ -138,15 +142,91 @@ def apply_blocked(
             a.addcmul_(taken, taken)
 
 
-def measure_foreach(
+def packs(sizes: list[int]) -> list[list[int]]:
+    """Which tensors of the given sizes are worked on together: alone if large, packed up to a block if small."""
+    together: list[list[int]] = []
+    small: list[int] = []
+    filled = 0
+    for index, size in enumerate(sizes):
+        if size > SMALL:
+            together.append([index])
+            continue
+        if small and filled + size > BLOCK:
+            together.append(small)
+            small, filled = [], 0
+        small.append(index)
+        filled += size
+    return [*together, small] if small else together
+
+
+def measure_packed(
     weights: list[Tensor], gradients: list[Tensor], accumulators: list[Tensor], options: ClippyOptions
 ) -> list[Extent]:
-    """Measure tensors of one device and dtype, none of them empty; without a host synchronisation."""
+    """Measure small tensors of one dtype on the CPU, none of them empty."""
+    lengths = torch.tensor([weight.numel() for weight in weights])
+
+    def largest(flat: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (torch.segment_reduce(flat[0], "max", lengths=lengths, unsafe=True),)
+
+    (extent,) = measure_foreach([_flat(weights)], [_flat(gradients)], [_flat(accumulators)], options, largest)
+    return [Extent(*values) for values in zip(*(part.unbind() for part in extent), strict=True)]
+
+
+def apply_packed(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    accumulators: list[Tensor],
+    scales: Tensor,
+    factors: Tensor,
+    decay: float,
+    options: ClippyOptions,
+    scratch: Scratch,
+) -> None:
+    """Update N small tensors of one dtype on the CPU in place.
+
+    The arguments are those of :func:`apply_blocked`, in lists, and ``scales`` and ``factors`` [N].
+    """
+    lengths = torch.tensor([weight.numel() for weight in weights])
+    scale, factor = (values.repeat_interleave(lengths) for values in (scales, factors))
+    accumulator = _flat(accumulators)
+    weight = _flat(weights).to(accumulator.dtype)
+    apply_blocked(weight, _flat(gradients), accumulator, scale, factor, decay, options, scratch)
+    for targets, values in ((weights, weight), (accumulators, accumulator)):
+        parts = values.split([target.numel() for target in targets])
+        torch._foreach_copy_(targets, [part.view(target.shape) for part, target in zip(parts, targets, strict=True)])
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([values if values.dim() == 1 else values.reshape(-1) for values in tensors])
+
+
+def _largest(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if tensors[0].is_cuda and not torch.compiler.is_compiling():
+        return torch._foreach_max(tensors)
+    return tuple(values.amax() for values in tensors)
+
+
+def measure_foreach(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    accumulators: list[Tensor],
+    options: ClippyOptions,
+    largest_of: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = _largest,
+) -> list[Extent]:
+    """Measure tensors of one device and dtype, none of them empty; without a host synchronisation.
+
+    Args:
+        weights: [*] each.
+        gradients: [*] each, of dtypes that convert to the accumulators'.
+        accumulators: [*] each, of the arithmetic's dtype.
+        options: the rule's options.
+        largest_of: the largest value of each tensor, NaN if it holds one.
+    """
     dtype = accumulators[0].dtype
     gradients, weights = _converted(gradients, dtype), _converted(weights, dtype)
     eps = effective_eps(options, dtype)
     roots = torch._foreach_addcmul(accumulators, gradients, gradients)
-    largest = _largest(roots)
+    largest = largest_of(roots)
     if options.accumulator == "delayed":
         roots = torch._foreach_add(accumulators, eps if options.eps_inside else 0.0)
     elif options.eps_inside:
@@ -156,7 +236,7 @@ def measure_foreach(
         torch._foreach_add_(roots, eps)
     r = torch._foreach_div(gradients, roots)
     torch._foreach_abs_(r)
-    directions = _largest(r)
+    directions = largest_of(r)
     allowed = torch._foreach_abs(weights)
     torch._foreach_mul_(allowed, options.lambda_rel)
     torch._foreach_add_(allowed, options.lambda_abs)
@@ -166,7 +246,7 @@ def measure_foreach(
     torch._foreach_div_(r, allowed)
     if options.lambda_abs < torch.finfo(dtype).tiny:
         r = tuple(values.nan_to_num(nan=0.0, posinf=torch.inf) for values in r)
-    return [Extent(*values) for values in zip(_largest(r), directions, largest, strict=True)]
+    return [Extent(*values) for values in zip(largest_of(r), directions, largest, strict=True)]
 
 
 def apply_foreach(
@@ -240,12 +320,6 @@ def _root(accumulator: Tensor, out: Tensor, eps: float, inside: bool) -> None:
         torch.add(accumulator, eps, out=out).sqrt_()
     else:
         torch.sqrt(accumulator, out=out).add_(eps)
-
-
-def _largest(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if tensors[0].is_cuda and not torch.compiler.is_compiling():
-        return torch._foreach_max(tensors)
-    return tuple(values.amax() for values in tensors)
 
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

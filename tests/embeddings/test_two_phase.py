@@ -156,7 +156,9 @@ def accumulated(rank: int) -> Any:
     """Three steps, each after two backward passes."""
     from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 
-    model = tiny.shard({"tables": {"a": "row_wise", "b": {"type": "column_wise", "column_shards": 4}, "c": "table_wise"}})
+    model = tiny.shard(
+        {"tables": {"a": "row_wise", "b": {"type": "column_wise", "column_shards": 4}, "c": "table_wise"}}
+    )
     optimizer = TwoPhaseOptimizer(model, rule_of(PLAIN))
     for first in (0, 2, 4):
         for step in (first, first + 1):

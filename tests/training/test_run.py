@@ -132,3 +132,42 @@ def test_predict_without_labels(finished: Path, dataset: Path, tmp_path: Path) -
     done = commands.run("predict", finished, "--input", tmp_path / "rows.parquet", "--output", tmp_path / "out.parquet")
     assert done.returncode == 0, done.stderr
     assert pq.read_metadata(tmp_path / "out.parquet").num_rows == rows.num_rows
+
+
+def spoil(dataset: Path, rows: slice) -> None:
+    """Give rows a price so large that the loss overflows."""
+    file = dataset / "train" / "part-0.parquet"
+    table = pq.read_table(file)
+    price = table["price"].to_numpy().copy()
+    price[rows] = 1e38
+    position = table.column_names.index("price")
+    pq.write_table(table.set_column(position, "price", [price]), file, row_group_size=100)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_named(tmp_path: Path) -> None:
+    dataset = synthetic.write_dataset(tmp_path / "data", rows=640)
+    spoil(dataset, slice(3, 4))
+    content = synthetic.config(dataset, training={"epochs": 1, "log_every": 1})
+    done = commands.run(
+        "train", write_config(tmp_path / "run.yaml", content), "--output", tmp_path / "run", processes=2
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "skipped" in line]
+    assert "gradient is not finite in" in line
+    assert "tables.user" in line
+    assert "dense" in line
+    assert "click" in line
+    entries = [e for e in commands.read_metrics(tmp_path / "run" / "metrics.jsonl") if e["kind"] == "train"]
+    assert entries[-1]["skipped_steps"] == 1
+    assert entries[-1]["loss/click"] < 2
+
+
+def test_a_run_that_keeps_failing_ends_with_a_clear_message(tmp_path: Path) -> None:
+    dataset = synthetic.write_dataset(tmp_path / "data", rows=640)
+    spoil(dataset, slice(None))
+    training = {"epochs": 1, "log_every": 1, "max_skipped_steps": 3}
+    config = write_config(tmp_path / "run.yaml", synthetic.config(dataset, training=training))
+    done = commands.run("train", config, "--output", tmp_path / "run", processes=2)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "3 steps in a row met a gradient that is not finite" in done.stderr

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -52,12 +53,34 @@ def isa(name: str | None = None) -> str:
         wanted = os.environ.get("DLRM_MTL_ISA", "") if name is None else name
         chosen = _native().dlrm_mtl_select(wanted.encode())
         if chosen is None:
-            raise ValueError(f"no instruction set {wanted!r} here; choose portable, avx2 or avx512, or leave DLRM_MTL_ISA empty")
+            raise ValueError(f"no instruction set {wanted!r} here: choose portable, avx2, avx512 or nothing")
         _isa = chosen.decode()
     return _isa
 
 
 _isa: str | None = None
+
+
+def use_huge_pages(weights: Tensor) -> bool:
+    """Ask the system to keep tables in pages of 2 MiB, which makes looking up random rows about a third faster.
+
+    Takes about two seconds per GiB that is in memory already, once. Changes no value.
+
+    Args:
+        weights: any tensor on the CPU; small ones are left alone.
+
+    Returns:
+        Whether it did. Linux only.
+    """
+    page = 2 << 20
+    first = -(-weights.data_ptr() // page) * page
+    size = (weights.data_ptr() + weights.numel() * weights.element_size() - first) // page * page
+    if sys.platform != "linux" or weights.device.type != "cpu" or size <= 0:
+        return False
+    advise, collapse = 14, 25  # MADV_HUGEPAGE for pages to come; MADV_COLLAPSE, Linux 6.1, for those that are there
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise(first, size, advise) == 0 and madvise(first, size, collapse) == 0
 
 
 class SharedRowGradients(RowGradients):
@@ -148,7 +171,14 @@ def collect(
     boundaries = offsets[:: max(bags, 1)] if bags else offsets.new_zeros(len(group.feature_tables) + 1)
     counts = torch.zeros(group.tables, dtype=torch.int64).index_add_(0, group.feature_tables, boundaries.diff())
     batch = _Batch(
-        indices.data_ptr(), offsets.data_ptr(), None, len(indices), bags, gradient.data_ptr(), width, _pointer(bag_weights)
+        indices.data_ptr(),
+        offsets.data_ptr(),
+        None,
+        len(indices),
+        bags,
+        gradient.data_ptr(),
+        width,
+        _pointer(bag_weights),
     )
     values = torch.empty(bags * width)
     return _collect(group, batch, counts, bags * len(group.feature_tables), values, bag_weights is not None)
@@ -242,7 +272,9 @@ def _unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> tuple[i
     if len(dims) != 1:
         raise ValueError(f"unpooled tables of one group must have one width, not {sorted(dims)}")
     if len(lengths) != len(group.feature_tables) or sum(lengths) != len(indices) or min(lengths, default=0) < 0:
-        raise ValueError(f"lengths {lengths} of {len(group.feature_tables)} features do not add up to {len(indices)} ids")
+        raise ValueError(
+            f"lengths {lengths} of {len(group.feature_tables)} features do not add up to {len(indices)} ids"
+        )
     starts = torch.zeros(group.tables + 1, dtype=torch.int64)
     starts.index_add_(0, group.feature_tables + 1, torch.tensor(lengths, dtype=torch.int64))
     return dims.pop(), starts.cumsum(0)
@@ -390,7 +422,9 @@ class _Rule(ctypes.Structure):
 def _tables(group: TableGroup) -> _Tables:
     weights = group.weights
     if weights.device.type != "cpu" or weights.dtype not in (torch.float32, torch.float16):
-        raise TypeError(f"tables are {weights.dtype} on {weights.device}; these kernels need float32 or float16 on the CPU")
+        raise TypeError(
+            f"tables are {weights.dtype} on {weights.device}; these kernels need float32 or float16 on the CPU"
+        )
     return _Tables(
         weights.data_ptr(),
         weights.dtype == torch.float16,
@@ -441,7 +475,9 @@ def _ids(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     expected = len(group.feature_tables) * bags + 1
     if len(offsets) != expected:
-        raise ValueError(f"{len(offsets)} offsets, not {expected}, for {len(group.feature_tables)} features and {bags} bags")
+        raise ValueError(
+            f"{len(offsets)} offsets, not {expected}, for {len(group.feature_tables)} features and {bags} bags"
+        )
     if bag_weights is not None:
         if len(bag_weights) != len(indices):
             raise ValueError(f"{len(bag_weights)} weights for {len(indices)} ids")
@@ -462,13 +498,12 @@ def _pointer(tensor: Tensor | None) -> int | None:
 # ---- the library ----
 
 
-def _call(name: str, *arguments: object) -> None:
+def _call(name: str, *arguments: ctypes.Structure | int | None) -> None:
     isa()
     problem = _Problem()
-    threads = ctypes.c_int64(torch.get_num_threads())
     passed = [ctypes.byref(argument) if isinstance(argument, ctypes.Structure) else argument for argument in arguments]
-    if not getattr(_native(), name)(*passed, threads, ctypes.byref(problem)):
-        _raise(problem.kind, problem.table, problem.value)
+    if not getattr(_native(), name)(*passed, torch.get_num_threads(), ctypes.byref(problem)):
+        _raise(int(problem.kind), int(problem.table), int(problem.value))
 
 
 def _raise(kind: int, table: int, value: int) -> None:
@@ -503,7 +538,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"the native kernels are of another version ({found}, not {INTERFACE}): install the package again"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.dlrm_mtl_select.argtypes, library.dlrm_mtl_select.restype = [ctypes.c_char_p], ctypes.c_char_p
-    signatures = {
+    signatures: dict[str, list[type]] = {
         "dlrm_mtl_lookup": [pointer, pointer, pointer],
         "dlrm_mtl_lookup_rows": [pointer, pointer, pointer, pointer],
         "dlrm_mtl_collect": [pointer, pointer, pointer],

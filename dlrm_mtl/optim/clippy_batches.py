@@ -1,0 +1,54 @@
+"""Which parameters a dense Clippy step works on together, and the tensors it works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Entry(NamedTuple):
+    """A parameter that takes part in a step: this process's part of it, with something to update."""
+
+    position: int
+    weight: Tensor
+    gradient: Tensor
+    accumulator: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Parameters that are worked on together: of one group, device and dtype."""
+
+    group: int
+    blocked: bool
+    entries: list[Entry]
+
+
+def touched_size(gradient: Tensor) -> int:
+    """How many elements a step touches."""
+    return gradient.numel() if gradient.layout == torch.strided else gradient._values().numel()
+
+
+def touched(entries: list[Entry]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, gradients and accumulators; where the gradient is sparse, copies of the rows it touches."""
+    weights, gradients, accumulators = [], [], []
+    for _, weight, gradient, accumulator in entries:
+        if gradient.layout != torch.strided:
+            where = tuple(gradient.indices())
+            weight, gradient, accumulator = weight[where], gradient.values(), accumulator[where]
+        weights.append(weight)
+        gradients.append(gradient)
+        accumulators.append(accumulator)
+    return weights, gradients, accumulators
+
+
+def put_back(entries: list[Entry], weights: list[Tensor], accumulators: list[Tensor]) -> None:
+    """Write updated copies of rows to where they came from."""
+    for entry, weight, accumulator in zip(entries, weights, accumulators, strict=True):
+        if entry.gradient.layout != torch.strided:
+            where = tuple(entry.gradient.indices())  # no row twice: the gradient is coalesced
+            entry.weight[where] = weight
+            entry.accumulator[where] = accumulator
