@@ -1,13 +1,14 @@
-"""Forward, backward and update of embedding tables on a GPU: the Triton kernels beside PyTorch, and FBGEMM where it is installed.
+"""Forward, backward and update of embedding tables on a GPU: the Triton kernels beside PyTorch and, where installed, FBGEMM.
 
     python -m benchmarks.sparse_update_cuda [--quick] [--json FILE]
 
 Needs PyTorch and Triton only. All contestants get the same ids and the same gradient of the output, one step each in turns;
 times are of CUDA events, ratios are taken within a turn. The share of bandwidth counts what any exact update has to move:
 each touched row is read by the lookup, and read and written by the update, and the output and its gradient pass once.
-That is set against what a copy of a large buffer reaches on the same device.
+That is set against what a copy of a large buffer reaches on the same device. Each step begins on an idle device, so the
+time in which the host launches kernels counts, too.
 
-Written without a GPU at hand: no figure of it has been published yet. ``--smoke`` runs tiny sizes, also on a CPU in
+It has NOT been run on a GPU yet: it was written and tried out without one. ``--smoke`` runs tiny sizes, also on a CPU in
 Triton's interpreter (TRITON_INTERPRET=1), to see that the script works; its figures mean nothing.
 """
 

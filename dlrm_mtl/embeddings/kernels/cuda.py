@@ -1,6 +1,6 @@
 """The kernels on CUDA: the functions of :mod:`reference`, with the same arguments, on Triton kernels.
 
-Only the import of this module needs Triton. The ids of a batch are sorted by row, stably, so that all occurrences of a row lie
+Nothing but this module needs Triton. The ids of a batch are sorted by row, stably, so that all occurrences of a row lie
 together in their old order, and every sum is taken in that order; equal input gives equal bits.
 
 The number of touched rows is known on the device only. Callers get exact sizes, so the host has to wait for them once per
@@ -244,7 +244,7 @@ def collect(
         indices: as for :func:`lookup`.
         offsets: as for :func:`lookup`.
         bags: B.
-        gradient: [B, sum of D over features] float32.
+        gradient: [B, sum of D over features] float32. The result may refer to it until the step: it must not change.
         bag_weights: as for :func:`lookup`.
         occurrences: what :func:`sort_pooled` returned for the same arguments, if it was called before.
 
@@ -272,7 +272,7 @@ def collect_unpooled(
         group: the tables, all of one width D.
         indices: [N] int64, feature after feature.
         lengths: [F] number of ids of each feature.
-        gradient: [N, D] float32.
+        gradient: [N, D] float32; must not change until the step.
         occurrences: what :func:`sort_unpooled` returned for the same arguments, if it was called before.
 
     Raises:
