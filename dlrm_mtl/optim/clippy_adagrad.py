@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, overload
 
@@ -121,12 +121,15 @@ class ClippyAdagrad(Optimizer):
         self._begin()
 
     def _begin(self) -> None:
-        device = self._home()[0]
-        self._scratch = Scratch()
-        self._last: Measurement | None = None
-        self._applied = torch.ones((), dtype=torch.bool, device=device)
+        # What reports read. Written in place, as CUDA graphs and torch.compile require.
+        device, dtype = self._home()
+        count = sum(len(group["params"]) for group in self.param_groups)
+        self._factors = torch.ones(count, dtype=dtype, device=device)
+        self._update_norms = torch.zeros(count, dtype=dtype, device=device)
+        self._nonfinite = torch.zeros(count, dtype=torch.bool, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._clipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._scratch = Scratch()
 
     # Reports
 
@@ -142,17 +145,15 @@ class ClippyAdagrad(Optimizer):
 
     def clipping_factors(self) -> dict[str, Tensor]:
         """Each parameter's factor in the last step, [] each: 1 without clipping or gradient, 0 if the step was skipped."""
-        return self._report(None if self._last is None else self._last.factors, 1.0)
+        return dict(zip(self.names(), self._factors.clone().unbind(), strict=True))
 
     def update_norms(self) -> dict[str, Tensor]:
         """Each parameter's largest change of a coordinate in the last step, without weight decay, [] each."""
-        return self._report(None if self._last is None else self._last.update_norms, 0.0)
+        return dict(zip(self.names(), self._update_norms.clone().unbind(), strict=True))
 
     def nonfinite_parameters(self) -> list[str]:
         """Names of the parameters whose gradient in the last step was not finite, or its square. Waits for the device."""
-        if self._last is None:
-            return []
-        return [name for name, bad in zip(self.names(), self._last.nonfinite.tolist(), strict=True) if bad]
+        return [name for name, bad in zip(self.names(), self._nonfinite.tolist(), strict=True) if bad]
 
     def names(self) -> list[str]:
         """The parameters' names in the order of ``Measurement``: as given, else ``group.index``."""
@@ -161,13 +162,6 @@ class ClippyAdagrad(Optimizer):
             for number, group in enumerate(self.param_groups)
             for name in group.get("param_names", [f"{number}.{index}" for index in range(len(group["params"]))])
         ]
-
-    def _report(self, values: Tensor | None, before: float) -> dict[str, Tensor]:
-        names = self.names()
-        if values is None:
-            device, dtype = self._home()
-            values = torch.full((len(names),), before, dtype=dtype, device=device)
-        return dict(zip(names, torch.where(self._applied, values, 0.0).unbind(), strict=True))
 
     # The step
 
@@ -256,8 +250,9 @@ class ClippyAdagrad(Optimizer):
         if apply_if is not None:
             apply = apply & (apply_if != 0).to(apply.device, non_blocking=True)
         self._apply(measurement, apply)
-        self._last = replace(measurement, _batches=[], _with_gradient=[])  # not the gradients, which take memory
-        self._applied = apply
+        self._factors.copy_(torch.where(apply, measurement.factors, 0.0))
+        self._update_norms.copy_(torch.where(apply, measurement.update_norms, 0.0))
+        self._nonfinite.copy_(measurement.nonfinite)
         self._skipped += ~apply
         self._clipped += apply & (measurement.factors < 1).any()
         return loss
@@ -356,7 +351,7 @@ class ClippyAdagrad(Optimizer):
             step = self.state[parameter]["step"]
             steps.setdefault(step.device, []).append(step)
         for device, tensors in steps.items():
-            torch._foreach_add_(tensors, apply.to(device, torch.float32, non_blocking=True))
+            torch._foreach_add_(tensors, [apply.to(device, torch.float32, non_blocking=True)] * len(tensors))
 
     def _home(self) -> tuple[torch.device, torch.dtype]:
         """Where measurements are put together, and in which dtype."""
@@ -385,6 +380,10 @@ class ClippyAdagrad(Optimizer):
                     f"a parameter is {parameter.dtype}; ClippyAdagrad updates real numbers: pass torch.view_as_real of it"
                 )
             self._create_state(parameter, self.param_groups[-1])
+        if hasattr(self, "_skipped"):
+            counters = self._skipped, self._clipped
+            self._begin()
+            self._skipped, self._clipped = counters
 
     def _create_state(self, parameter: Tensor, group: dict[str, Any]) -> None:
         # The names and meanings are those of torch.optim.Adagrad, so that states can be exchanged.

@@ -281,7 +281,7 @@ def apply_foreach(
     gradients = [torch.where(apply, gradient, nothing) for gradient in _converted(gradients, dtype)]
     targets = _converted(weights, dtype)
     if isinstance(decay, Tensor) or decay != 1:
-        torch._foreach_mul_(targets, torch.where(apply, decay, 1.0).to(dtype))
+        torch._foreach_mul_(targets, [torch.where(apply, decay, 1.0).to(dtype)] * len(targets))
     delayed = options.accumulator == "delayed"
     if not delayed:
         torch._foreach_addcmul_(accumulators, gradients, gradients)

@@ -527,7 +527,7 @@ def _native() -> ctypes.CDLL:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or why there is none."""
     if not LIBRARY.exists():
-        reason = BUILD_LOG.read_text().partition("\n")[0] if BUILD_LOG.exists() else "it has not been built"
+        reason = BUILD_LOG.read_text().partition("\n")[0] if BUILD_LOG.exists() else "they have not been built; install the package again"
         return None, f"the native kernels are missing: {reason}"
     try:
         library = ctypes.CDLL(str(LIBRARY))

@@ -360,6 +360,24 @@ def zero_gradients(device: str) -> None:
     assert torch.isfinite(case.group.weights).all()
 
 
+@check()
+def barely_clipped(device: str) -> None:
+    """Rows that move a little farther than lambda_abs, as far, and less far; each the only one of its table."""
+    from dlrm_mtl.embeddings.kernels import cuda
+
+    case = make_case(device, dims=[8] * 5, rows=[1] * 5, features=[0, 1, 2, 3, 4], bags=1)
+    case.indices, case.offsets = torch.zeros(5, dtype=torch.int64, device=device), torch.arange(6, device=device)
+    case.group.weights.zero_()
+    case.state.copy_(torch.tensor([0.0, 1.0, 2.9, 3.0, 8.0]))
+    gradients = cuda.collect(case.group, *case.batch, torch.ones(1, 40, device=device))
+    rule = Rule(lambda_abs=0.01)
+    factor = cuda.factors(case.group, case.state, gradients, means(case.group, gradients), rule, lr=0.02)
+    expected = ((1 + case.state).sqrt() / 2).clamp(max=1)
+    near(factor, expected, expected)
+    assert (factor < 1).tolist() == [True, True, True, False, False]
+    update_both(case, gradients, means(case.group, gradients), rule, lr=0.02)
+
+
 @check("pooled", "unpooled")
 def ids_outside_their_table(device: str, kind: str) -> None:
     from dlrm_mtl.embeddings.kernels import cuda

@@ -278,18 +278,48 @@ float factor_of_row(const Rule& rule, const T* weights, const float* gradient, i
   return result;
 }
 
+// Whether the row's factor can be below `limit`: the same without divisions, which would take longer than reading the row, and
+// with some slack for rounding.
+template <class T>
+inline bool may_be_below(float limit, const Rule& rule, const T* weights, const float* gradient, int64_t dim, float scale,
+                         float root) {
+  constexpr float slack = 1.0f + 1e-5f;
+  const float quotient = rule.lr * scale / root * limit * slack;
+  if (!(quotient >= __FLT_MIN__ && quotient <= __FLT_MAX__)) return true;
+  VBits below = {};
+  V4Bits below_in_tail = {};
+  for_columns(dim, [&](auto zero, int64_t column) {
+    using Vector = decltype(zero);
+    const auto found = absolute(load<Vector>(gradient + column)) * quotient >
+                       absolute(load<Vector>(weights + column)) * rule.lambda_rel + rule.lambda_abs;
+    if constexpr (sizeof(Vector) == sizeof(V)) {
+      below |= found;
+    } else {
+      below_in_tail |= found;
+    }
+  });
+  int32_t any = 0;
+  for (int k = 0; k < kWidth; ++k) any |= below[k];
+  for (int k = 0; k < 4; ++k) any |= below_in_tail[k];
+  return any != 0;
+}
+
 inline float absolute_scale(const TouchedRows& touched, int64_t u) {
   return touched.scales ? __builtin_fabsf(touched.scales[u]) : 1.0f;
 }
 
-// The factor of a touched row; its weights are read only if it can be below 1.
+// The factor of a touched row if it is below `limit`, else `limit`. Its weights are read only if need be.
 template <class T>
-float factor_of_touched(const TouchedSpan& span, int64_t u, float root) {
+inline float factor_of_touched(const TouchedSpan& span, int64_t u, float root, float limit) {
   const TouchedRows& touched = *span.touched;
+  const Rule& rule = *span.rule;
   const float scale = absolute_scale(touched, u);
-  if (factor_bound(*span.rule, touched.maxima[u], scale, root) == 1.0f) return 1.0f;
-  return factor_of_row(*span.rule, row_of<T>(span.table, touched.rows[u], span.dim), touched.gradient(u), span.dim, scale,
-                       root);
+  if (factor_bound(rule, touched.maxima[u], scale, root) >= limit) return limit;
+  const T* const weights = row_of<T>(span.table, touched.rows[u], span.dim);
+  const float* const gradient = touched.gradient(u);
+  if (!may_be_below(limit, rule, weights, gradient, span.dim, scale, root)) return limit;
+  const float factor = factor_of_row(rule, weights, gradient, span.dim, scale, root);
+  return factor < limit ? factor : limit;
 }
 
 // Puts `value` in place of a number that other threads change as well, if it is smaller (or larger). Bits of floats that are
@@ -338,9 +368,8 @@ void find_factor_of(const TouchedSpan& span, float* factor) {
   const int64_t lowest = bound_factors(span, bounds, roots);
   if (lowest < 0) lower(factor, kNonFinite);
   if (lowest < 0 || rule.kind != Rule::kClippy || rule.per_row) return;
-  const auto of_row = [&](int64_t u) { return factor_of_touched<T>(span, u, roots[u - span.first]); };
-  if (bounds[lowest - span.first] < read_shared(factor)) lower(factor, of_row(lowest));
-  float smallest = read_shared(factor);
+  const auto of_row = [&](int64_t u, float limit) { return factor_of_touched<T>(span, u, roots[u - span.first], limit); };
+  float smallest = of_row(lowest, read_shared(factor));
   int32_t candidates[kTouchedSpan];
   int64_t count = 0;
   for (int64_t u = span.first; u < span.last; ++u) {
@@ -354,10 +383,9 @@ void find_factor_of(const TouchedSpan& span, float* factor) {
       prefetch(row_of<T>(span.table, touched.rows[next], span.dim), row_bytes);
       prefetch(touched.gradient(next), span.dim * 4);
     }
-    if (bounds[candidates[i]] >= smallest) continue;
-    const float found = of_row(span.first + candidates[i]);
-    if (found < smallest) lower(factor, smallest = found);
+    smallest = of_row(span.first + candidates[i], smallest);
   }
+  lower(factor, smallest);
 }
 
 void find_factor(const TouchedSpan& span, float* factor) {
@@ -366,7 +394,7 @@ void find_factor(const TouchedSpan& span, float* factor) {
 
 template <class T>
 void row_factors_of(const TouchedSpan& span, float* factors) {
-  for (int64_t u = span.first; u < span.last; ++u) factors[u] = factor_of_touched<T>(span, u, root_of(span, u));
+  for (int64_t u = span.first; u < span.last; ++u) factors[u] = factor_of_touched<T>(span, u, root_of(span, u), 1.0f);
 }
 
 void row_factors(const TouchedSpan& span, float* factors) {
@@ -380,7 +408,7 @@ float largest_direction_of(const TouchedSpan& span) {
   for (int64_t u = span.first; u < span.last; ++u) {
     const float root = root_of(span, u), gradient = span.touched->maxima[u] * absolute_scale(*span.touched, u);
     const float direction = gradient == 0 ? 0.0f : gradient / root;
-    const float moved = per_row ? direction * factor_of_touched<T>(span, u, root) : direction;
+    const float moved = per_row ? direction * factor_of_touched<T>(span, u, root, 1.0f) : direction;
     largest = moved > largest ? moved : largest;
   }
   return largest;
@@ -421,7 +449,7 @@ void apply_to(const TouchedSpan& span, float factor) {
     const float scale = touched.scales ? touched.scales[u] : 1.0f;
     const float root = root_of(span, u);
     if (has_state) span.state[touched.rows[u]] += touched.mean_squares[u];
-    if (per_row) factor = factor_of_touched<T>(span, u, root);
+    if (per_row) factor = factor_of_touched<T>(span, u, root, 1.0f);
     move_row(weights, gradient, dim, rule.lr * factor, scale, root);
   }
 }

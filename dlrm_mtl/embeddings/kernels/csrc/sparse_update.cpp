@@ -358,8 +358,9 @@ void lookup_rows(const Tables& tables, const Batch& batch, const int64_t* offset
 
 // ---- factors, apply ----
 
-// Calls body(table, span) for pieces of every table's touched rows.
-template <class Body>
+// Calls body(table, span) for pieces of every table's touched rows. Descending for factors and ascending for the update, which
+// then begins with the rows that are still in the cache.
+template <bool descending = false, class Body>
 void for_touched(const Tables& tables, const TouchedRows& touched, const Rule& rule, float* state, int64_t threads,
                  Body&& body) {
   struct Task {
@@ -381,6 +382,7 @@ void for_touched(const Tables& tables, const TouchedRows& touched, const Rule& r
                         address(tables, table), tables.half != 0, state ? state + tables.row_offsets[table] : nullptr}});
     }
   }
+  if (descending) std::reverse(tasks.begin(), tasks.end());
   for_each_task(threads, tasks.size(), [&](int64_t i) { body(tasks[i].table, tasks[i].span); });
 }
 
@@ -472,7 +474,7 @@ DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touc
                       int64_t threads, Problem* problem) {
   return guarded(problem, [&] {
     std::fill(factors, factors + tables->tables, 1.0f);
-    for_touched(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
+    for_touched<true>(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
       kernels->find_factor(span, factors + table);
     });
   });

@@ -1,0 +1,1 @@
+"""Side-by-side measurements behind the figures of the documentation; never run as tests."""

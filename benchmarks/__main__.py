@@ -1,0 +1,49 @@
+"""The command line: ``python -m benchmarks NAME [--quick] [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BENCHMARKS = {
+    # name -> module with run(quick) -> figures, which also prints them
+    "dense-optimizer": "benchmarks.dense_optimizer",
+    "sparse-update": "benchmarks.sparse_update",
+    "sparse-update-cuda": "benchmarks.sparse_update_cuda",
+}
+
+
+def main() -> None:
+    """Run one benchmark."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Side-by-side measurements.")
+    parser.add_argument("name", choices=sorted(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    arguments = parser.parse_args()
+    module = import_module(BENCHMARKS[arguments.name])
+    figures = {"benchmark": arguments.name, "machine": machine(), **module.run(arguments.quick)}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(models) or None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,443 @@
+"""Lookup, backward pass and update of embedding tables on the CPU, beside FBGEMM's and PyTorch's own.
+
+In one process and on the same batches. The contestants take turns, so that what else the machine does hits all of them; ratios
+are taken within a turn. Each contestant looks up a batch, gets the same gradient with respect to the output, and updates.
+
+    python -m benchmarks sparse-update
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlrm_mtl.embeddings.kernels import cpu
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup
+
+TARGETS = {"uniform": 3.5, "zipf": 2.7}
+"""Times FBGEMM's row-wise AdaGrad, with two threads."""
+BASELINE = "FBGEMM row-wise AdaGrad"
+OURS = "Clippy row-wise AdaGrad"
+LEARNING_RATE = 0.1
+BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is looked up."""
+
+    ids: str = "uniform"
+    """``uniform``, or ``zipf``: row of rank k with a probability proportional to k ** -1.05, ranks in random order."""
+    dim: int = 64
+    per_bag: int = 10
+    tables: int = 8
+    rows: int = 1_000_000
+    bags: int = 2048
+    size: float = 1.0
+    """Standard deviation of the gradient: at 1 every table is clipped and most rows decide by how much, at 1e-3 none is."""
+
+    def label(self) -> str:
+        """The case in a few words."""
+        return f"{self.tables} x {self.rows:,} x {self.dim}, {self.bags} bags of {self.per_bag}, {self.ids}, gradient {self.size:g}"
+
+    @property
+    def lookups(self) -> int:
+        """Ids of a batch."""
+        return self.tables * self.bags * self.per_bag
+
+
+@dataclass
+class Batch:
+    """Ids table after table, as all contestants but PyTorch's want them."""
+
+    indices: Tensor
+    offsets: Tensor
+
+
+class Contestant(Protocol):
+    """Tables, and a way to train them."""
+
+    def __init__(self, case: Case) -> None: ...
+
+    def step(self, batch: Batch, gradient: Tensor) -> None: ...
+
+    def weights(self) -> list[Tensor]: ...
+
+
+class _Lookup(torch.autograd.Function):
+    """As in training: the backward pass collects."""
+
+    @staticmethod
+    def forward(ctx: Any, placeholder: Tensor, tables: TwoPhase, batch: Batch) -> Tensor:
+        ctx.tables, ctx.batch = tables, batch
+        return cpu.lookup(tables.group, batch.indices, batch.offsets, tables.bags)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        tables, batch = ctx.tables, ctx.batch
+        tables.pending = cpu.collect(tables.group, batch.indices, batch.offsets, tables.bags, gradients[0])
+        return None, None, None
+
+
+class TwoPhase:
+    """This project's, Clippy with one factor per table."""
+
+    rule = Rule()
+
+    def __init__(self, case: Case) -> None:
+        self.bags = case.bags
+        tables = torch.arange(case.tables + 1)
+        weights = _random(case.tables * case.rows * case.dim, case.dim)
+        dims = torch.full((case.tables,), case.dim)
+        offsets = tables[:-1] * case.rows * case.dim
+        self.group = TableGroup(weights, offsets, tables * case.rows, dims, tables[:-1].contiguous())
+        self.state = torch.full((case.tables * case.rows,), 0.1)
+        self.placeholder = torch.zeros(0, requires_grad=True)
+        self.pending: RowGradients | None = None
+
+    def step(self, batch: Batch, gradient: Tensor) -> None:
+        """Both phases."""
+        _Lookup.apply(self.placeholder, self, batch).backward(gradient)
+        collected, self.pending = self.pending, None
+        assert collected is not None
+        with torch.no_grad():
+            means = collected.square_sums / self.group.dims[0]
+            factors = cpu.factors(self.group, self.state, collected, means, self.rule, LEARNING_RATE)
+            cpu.apply(self.group, self.state, collected, means, factors, self.rule, LEARNING_RATE)
+
+    def weights(self) -> list[Tensor]:
+        """One buffer."""
+        return [self.group.weights]
+
+
+class Fbgemm:
+    """FBGEMM's tables, updated in the backward pass."""
+
+    optimizer = "EXACT_ROWWISE_ADAGRAD"
+
+    def __init__(self, case: Case) -> None:
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            ComputeDevice,
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+
+        specs = [(case.rows, case.dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * case.tables
+        self.tables = SplitTableBatchedEmbeddingBagsCodegen(
+            specs,
+            optimizer=EmbOptimType[self.optimizer],
+            learning_rate=LEARNING_RATE,
+            bounds_check_mode=BoundsCheckMode.NONE,
+            stochastic_rounding=False,
+        )
+        for weights in self.tables.split_embedding_weights():
+            _random_(weights)
+
+    def step(self, batch: Batch, gradient: Tensor) -> None:
+        """The backward pass updates."""
+        self.tables(batch.indices, batch.offsets).backward(gradient)
+
+    def weights(self) -> list[Tensor]:
+        """One buffer."""
+        return [self.tables.weights_host]
+
+
+class FbgemmSgd(Fbgemm):
+    """As :class:`Fbgemm`, without a state."""
+
+    optimizer = "EXACT_SGD"
+
+
+class PlainTorch:
+    """``nn.EmbeddingBag(sparse=True)`` and ``torch.optim.Adagrad``, whose state is as large as the tables."""
+
+    def __init__(self, case: Case) -> None:
+        self.tables = [
+            nn.EmbeddingBag.from_pretrained(
+                _random_(torch.empty(case.rows, case.dim)), mode="sum", sparse=True, freeze=False
+            )
+            for _ in range(case.tables)
+        ]
+        self.optimizer = torch.optim.Adagrad(
+            [table.weight for table in self.tables], LEARNING_RATE, initial_accumulator_value=0.1
+        )
+
+    def step(self, batch: Batch, gradient: Tensor) -> None:
+        """One table after the other."""
+        bags = (len(batch.offsets) - 1) // len(self.tables)
+        starts = batch.offsets[::bags].tolist()
+        outputs = []
+        for index, (table, first, last) in enumerate(zip(self.tables, starts[:-1], starts[1:], strict=True)):
+            offsets = batch.offsets[index * bags : (index + 1) * bags] - first
+            outputs.append(table(batch.indices[first:last], offsets))
+        torch.cat(outputs, dim=1).backward(gradient)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def weights(self) -> list[Tensor]:
+        """One buffer a table."""
+        return [table.weight.detach() for table in self.tables]
+
+
+CONTESTANTS: dict[str, type[Contestant]] = {
+    OURS: TwoPhase,
+    BASELINE: Fbgemm,
+    "FBGEMM SGD": FbgemmSgd,
+    "EmbeddingBag and torch Adagrad": PlainTorch,
+}
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Measure all cases, print tables, and return the figures."""
+    if reason := cpu.native_status():
+        raise SystemExit(f"nothing to measure: {reason}")
+    print(f"instruction set {cpu.isa()}")
+    turns = 5 if quick else 21
+    threads = sorted({1, min(2, os.cpu_count() or 1)})
+    print("\nForward, backward and update, against all others")
+    rows = 100_000 if quick else 1_000_000
+    main = [Case(ids, rows=rows) for ids in TARGETS]
+    compared = [*_compare(main, list(CONTESTANTS), threads, turns)]
+    print("\nOther shapes, two threads")
+    others = [
+        Case("uniform", size=1e-3),
+        Case("zipf", size=1e-3),
+        Case(dim=16),
+        Case(dim=128, tables=4),
+        Case(dim=256, tables=2),
+        Case(per_bag=1),
+        Case(per_bag=100, tables=4),
+        Case("zipf", per_bag=100, tables=4),
+        Case("zipf", tables=1, bags=16384),
+    ]
+    for case in others[:2] if quick else others:
+        compared += _compare([case], [OURS, BASELINE], threads[-1:], turns)
+    gather = [] if quick else [_gather_share(threads, turns)]
+    memory = [
+        _memory(Case(ids, bags=bags, rows=rows))
+        for ids in TARGETS
+        for bags in ((512, 2048) if quick else (512, 2048, 8192))
+    ]
+    return {
+        "quick": quick,
+        "turns": turns,
+        "instruction_set": cpu.isa(),
+        "targets": TARGETS,
+        "steps": compared,
+        "gather": gather,
+        "memory": memory,
+    }
+
+
+# ---- steps ----
+
+
+def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int) -> Iterator[dict[str, Any]]:
+    """Figures of some cases on the same tables, in ordinary pages and then in huge ones."""
+    contestants = {name: CONTESTANTS[name](cases[0]) for name in names}
+    batches = {case: _batches(case) for case in cases}
+    for pages in ("4 KiB", "2 MiB"):
+        if pages == "2 MiB" and not all(
+            [cpu.use_huge_pages(weights) for contestant in contestants.values() for weights in contestant.weights()]
+        ):
+            return
+        for count in threads:
+            for case in cases:
+                with _threads(count):
+                    times = _take_turns({n: c.step for n, c in contestants.items()}, batches[case], case, turns)
+                figures = {
+                    **asdict(case),
+                    "threads": count,
+                    "pages": pages,
+                    "contestants": _summary(times, case.lookups),
+                }
+                _show_steps(case, figures)
+                yield figures
+
+
+def _take_turns(
+    steps: dict[str, Callable[[Batch, Tensor], None]], batches: list[Batch], case: Case, turns: int
+) -> dict[str, list[float]]:
+    """Seconds of each contestant's step by turn, after a turn that does not count."""
+    gradient = torch.randn(case.bags, case.tables * case.dim, generator=torch.Generator().manual_seed(1)) * case.size
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(turns + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            begin = time.perf_counter()
+            steps[name](batches[turn % len(batches)], gradient)
+            times[name].append(time.perf_counter() - begin)
+    return {name: seconds[1:] for name, seconds in times.items()}
+
+
+def _summary(times: dict[str, list[float]], lookups: int) -> dict[str, dict[str, float]]:
+    """Medians and quartiles; ``speedup`` is how many times the baseline's speed, turn by turn."""
+    summary = {}
+    for name, seconds in times.items():
+        speedups = [base / own for base, own in zip(times[BASELINE], seconds, strict=True)]
+        low, _, high = statistics.quantiles(speedups, n=4)
+        summary[name] = {
+            "milliseconds": statistics.median(seconds) * 1e3,
+            "million_lookups_per_second": lookups / statistics.median(seconds) / 1e6,
+            "speedup": statistics.median(speedups),
+            "speedup_low": low,
+            "speedup_high": high,
+        }
+    return summary
+
+
+def _show_steps(case: Case, figures: dict[str, Any]) -> None:
+    print(f"\n  {case.label()}; {figures['threads']} threads, {figures['pages']} pages")
+    for name, of in figures["contestants"].items():
+        spread = f"({of['speedup_low']:.2f} to {of['speedup_high']:.2f})"
+        print(
+            f"    {name:32}{of['milliseconds']:9.2f} ms {of['million_lookups_per_second']:7.2f} M lookups/s"
+            f"{of['speedup']:8.2f} x {spread}",
+            flush=True,
+        )
+
+
+# ---- the share of what the memory gives ----
+
+
+def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
+    """How long the lookup takes, beside a loop that only reads the same rows."""
+    case = Case()
+    read = _compiled_gather()
+    if read is None:
+        print("\nNo g++: the share of the gather bandwidth was not measured")
+        return {}
+    tables = TwoPhase(case)
+    batches = _batches(case)
+    of_table = torch.arange(case.tables).repeat_interleave(case.bags * case.per_bag) * case.rows
+    figures: dict[str, Any] = {}
+    print(f"\nLookup, beside a loop that only reads the same rows: {case.label()}")
+    for pages in ("4 KiB", "2 MiB"):
+        if pages == "2 MiB" and not cpu.use_huge_pages(tables.group.weights):
+            break
+        for count in threads:
+            reading: dict[int, list[float]] = {4: [], 8: [], 16: [], 32: []}
+            lookups = []
+            with _threads(count):
+                for turn in range(2 * turns):
+                    batch = batches[turn % len(batches)]
+                    rows = batch.indices + of_table
+                    for distance, seconds in reading.items():
+                        begin = time.perf_counter()
+                        read(tables.group.weights.data_ptr(), case.dim * 4, rows.data_ptr(), len(rows), distance, count)
+                        seconds.append(time.perf_counter() - begin)
+                    begin = time.perf_counter()
+                    cpu.lookup(tables.group, batch.indices, batch.offsets, case.bags)
+                    lookups.append(time.perf_counter() - begin)
+            best = min(statistics.median(seconds) for seconds in reading.values())
+            own = statistics.median(lookups)
+            bandwidth = case.lookups * case.dim * 4 / best / 1e9
+            figures[f"{count} threads, {pages} pages"] = {
+                "gather_GB_per_second": bandwidth,
+                "share_of_lookup": best / own,
+            }
+            print(
+                f"    {count} threads, {pages} pages: {bandwidth:6.2f} GB/s of random rows; the lookup reaches {best / own:.0%}"
+            )
+    return figures
+
+
+def _compiled_gather() -> Callable[..., int] | None:
+    source = Path(__file__).with_name("row_gather.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        # Two commands: linking with -fopenmp would bring a second pool of threads beside PyTorch's.
+        library, unlinked = f"{folder}/row_gather.so", f"{folder}/row_gather.o"
+        try:
+            subprocess.run(["g++", "-O3", "-fopenmp", "-fPIC", "-c", str(source), "-o", unlinked], check=True)
+            subprocess.run(["g++", "-shared", unlinked, "-o", library], check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        function = ctypes.CDLL(library).read_random_rows
+    number = ctypes.c_int64
+    function.argtypes, function.restype = (
+        [ctypes.c_void_p, number, ctypes.c_void_p, number, number, number],
+        ctypes.c_uint64,
+    )
+    return function
+
+
+# ---- memory ----
+
+
+def _memory(case: Case) -> dict[str, Any]:
+    """Growth of the process's memory over tables and state while it steps."""
+    contestant = TwoPhase(case)
+    batches = _batches(case)
+    gradient = torch.randn(case.bags, case.tables * case.dim)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    for batch in batches:
+        contestant.step(batch, gradient)
+    growth = _status("VmHWM") - before
+    per_id = growth * 1024 / case.lookups
+    print(
+        f"  memory over tables and state: {growth / 1024:7.1f} MiB, {per_id:6.0f} bytes per id: {case.label()}",
+        flush=True,
+    )
+    return {**asdict(case), "growth_MiB": growth / 1024, "bytes_per_id": per_id}
+
+
+def _status(field: str) -> int:
+    """KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+# ---- data ----
+
+
+def _batches(case: Case) -> list[Batch]:
+    numbers = np.random.default_rng(0)
+    cumulative = np.cumsum(np.arange(1, case.rows + 1, dtype=np.float64) ** -1.05)
+    orders = [numbers.permutation(case.rows) for _ in range(case.tables)] if case.ids == "zipf" else []
+    size = case.bags * case.per_bag
+    batches = []
+    for _ in range(BATCHES):
+        if case.ids == "zipf":
+            ids = [order[np.searchsorted(cumulative, numbers.random(size) * cumulative[-1])] for order in orders]
+        else:
+            ids = [numbers.integers(0, case.rows, size) for _ in range(case.tables)]
+        offsets = torch.arange(case.tables * case.bags + 1) * case.per_bag
+        batches.append(Batch(torch.from_numpy(np.concatenate(ids)), offsets))
+    return batches
+
+
+def _random(size: int, dim: int) -> Tensor:
+    return torch.empty(size).uniform_(-(dim**-0.5), dim**-0.5)
+
+
+def _random_(weights: Tensor) -> Tensor:
+    with torch.no_grad():
+        return weights.uniform_(-(weights.shape[1] ** -0.5), weights.shape[1] ** -0.5)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
