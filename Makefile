@@ -33,7 +33,7 @@ help:
 setup: $(READY)
 	@:
 
-$(READY): requirements/$(BUILD).txt requirements/dev.txt requirements/install.sh setup.cfg setup.py | .venv/made-in
+$(READY): requirements/$(BUILD).txt requirements/dev.txt requirements/install.sh setup.cfg setup.py $(wildcard dlrm_mtl/embeddings/kernels/csrc/*) | .venv/made-in
 	@rm -f .venv/ready-*
 	@bash requirements/install.sh $(BUILD)
 	@touch $@

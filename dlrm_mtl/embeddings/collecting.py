@@ -109,8 +109,7 @@ class _UnpooledLookup(torch.autograd.Function):
         ctx.tables = tables
         ctx.lengths = offsets[::bags].diff().tolist() if bags else [0] * len(group.feature_tables)
         ctx.save_for_backward(indices)
-        parts = zip(group.feature_tables.tolist(), indices.split(ctx.lengths), strict=True)
-        return torch.cat([group.table(table)[ids].float() for table, ids in parts])
+        return kernels_for(group.weights.device).lookup_unpooled(group, indices, ctx.lengths)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:

@@ -9,6 +9,11 @@ from typing import Literal
 from dlrm_mtl.embeddings.kernels.layout import Rule
 
 
+TINY = 2.0**-126
+"""The smallest normal float32: without it under the root, an empty accumulator beside a gradient whose square underflows
+would divide by 0."""
+
+
 @dataclass(frozen=True)
 class ClippyRowWiseAdagrad:
     """AdaGrad with one accumulator per row, clipped as in Clippy (arXiv 2302.09178, Algorithm 1).
@@ -40,7 +45,7 @@ class ClippyRowWiseAdagrad:
             kind="clippy",
             lambda_rel=self.lambda_rel,
             lambda_abs=self.lambda_abs,
-            eps=self.eps,
+            eps=max(self.eps, TINY),
             delayed=self.accumulator == "delayed",
             per_row=self.scope == "row",
         )
@@ -64,7 +69,7 @@ class RowWiseAdagrad:
 
     def kernel_rule(self) -> Rule:
         """The rule as the kernels know it."""
-        return Rule(kind="adagrad", eps=self.eps, eps_inside=False)
+        return Rule(kind="adagrad", eps=max(self.eps, math.sqrt(TINY)), eps_inside=False)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch.distributed._shard.sharding_spec import ShardMetadata
 from torch.profiler import record_function
 from torchrec.optim.keyed import KeyedOptimizer
 
-from dlrm_mtl.embeddings.kernels import reference
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule
 from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad, RowWiseAdam, RowWiseRule
@@ -156,7 +155,9 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         """What the update is about to move, before it does."""
         moves = dict.fromkeys(self.names, 0.0)
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
-            here = reference.largest_moves(local.group, local.accumulators, gradient, mean, self._kernel_rule(), rate)
+            here = kernels_for(mean.device).largest_moves(
+                local.group, local.accumulators, gradient, mean, self._kernel_rule(), rate
+            )
             for shard, move in zip(local.shards, here.tolist(), strict=True):
                 moves[shard.table] = max(moves[shard.table], move * factors[shard.table])
         everywhere = torch.tensor([moves[name] for name in self.names], device=self.tables[0].accumulators.device)
@@ -187,7 +188,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def _scale_rows(self, gradients: list[RowGradients], means: list[Tensor], rule: Rule, rate: float) -> Rule:
         """Multiply every row's gradient by its own factor, taken over all columns; return the rule for what is left."""
         factors = [
-            reference.row_factors(local.group, local.accumulators, gradient, mean, rule, rate)
+            kernels_for(mean.device).row_factors(local.group, local.accumulators, gradient, mean, rule, rate)
             for local, gradient, mean in zip(self.tables, gradients, means, strict=True)
         ]
         self.peers.reduce(gradients, factors, minimum=True)
