@@ -8,7 +8,6 @@ from typing import Literal
 
 from dlrm_mtl.embeddings.kernels.layout import Rule
 
-
 TINY = 2.0**-126
 """The smallest normal float32: without it under the root, an empty accumulator beside a gradient whose square underflows
 would divide by 0."""

@@ -33,19 +33,24 @@ class StepReport:
     factors: dict[str, float] = field(default_factory=dict)
     """The clipping factor of each table, in (0, 1]; 1 where nothing was clipped."""
 
+    smallest_other: float = 1.0
+    """The smallest factor outside the tables."""
     largest_moves: dict[str, float] = field(default_factory=dict)
     """The largest change of any coordinate of each table, if it was asked for."""
+
+    more: dict[str, float] = field(default_factory=dict)
+    """What a training loop adds about parameters outside the tables."""
 
     def scalars(self) -> dict[str, float]:
         """The factors and moves by table's own name, for a log."""
         scalars = {f"factor/{name.rpartition('.')[2]}": value for name, value in self.factors.items()}
         scalars.update({f"largest_move/{name.rpartition('.')[2]}": value for name, value in self.largest_moves.items()})
-        return scalars
+        return scalars | self.more
 
     @property
     def clipped(self) -> bool:
-        """Whether any table was clipped."""
-        return not self.skipped and any(factor < 1.0 for factor in self.factors.values())
+        """Whether anything was clipped."""
+        return not self.skipped and any(factor < 1.0 for factor in [self.smallest_other, *self.factors.values()])
 
 
 class TwoPhaseOptimizer(KeyedOptimizer):
@@ -91,14 +96,14 @@ class TwoPhaseOptimizer(KeyedOptimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, finite: Tensor | None = None, measure: bool = False
+        self, closure: Callable[[], float] | None = None, *, others: Tensor | None = None, measure: bool = False
     ) -> None:
         """Apply the gradients collected since the last step; what happened is in ``report``.
 
         Args:
             closure: computes the loss anew, as in any PyTorch optimizer.
-            finite: 0-dim float32; below 1 if a gradient outside the tables is not finite on this process, so that no table
-                is changed either. Default: 1.
+            others: 0-dim float32; the smallest factor of what is trained outside the tables, or NON_FINITE if a gradient
+                there is not finite on this process, so that no table is changed either. Default: 1.
             measure: whether the report also says how far coordinates moved, which takes another pass over them.
         """
         if closure is not None:
@@ -108,12 +113,12 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             rate = float(self.param_groups[0]["lr"])
             gradients = [local.take_gradients() for local in self.tables]
             means = self._mean_squares(gradients)
-            factors = self._agree(self._factors(gradients, means, rate), finite)
+            factors = self._agree(self._factors(gradients, means, rate), others)
             dense, *by_table = factors.tolist()
             broken = [name for name, factor in zip(self.names, by_table, strict=True) if factor <= NON_FINITE]
-            if dense < 1.0:
+            if dense <= NON_FINITE:
                 broken.append("dense")
-            self.report = StepReport(bool(broken), broken, dict(zip(self.names, by_table, strict=True)))
+            self.report = StepReport(bool(broken), broken, dict(zip(self.names, by_table, strict=True)), dense)
             if not broken:
                 self.steps += 1
                 if measure and not self._is_adam:
@@ -164,9 +169,9 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         dist.all_reduce(everywhere, dist.ReduceOp.MAX)
         return dict(zip(self.names, everywhere.tolist(), strict=True))
 
-    def _agree(self, factors: Tensor, finite: Tensor | None) -> Tensor:
-        """[1 + tables] minima over all processes; the first one is ``finite``. The step's one small all-reduce."""
-        first = factors.new_ones(1) if finite is None else finite.to(factors).reshape(1)
+    def _agree(self, factors: Tensor, others: Tensor | None) -> Tensor:
+        """[1 + tables] minima over all processes; the first one is ``others``. The step's one small all-reduce."""
+        first = factors.new_ones(1) if others is None else others.to(factors).reshape(1)
         both = torch.cat([first, factors])
         dist.all_reduce(both, dist.ReduceOp.MIN)
         return both

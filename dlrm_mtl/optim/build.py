@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mtl.embeddings import rules
+from dlrm_mtl.embeddings.kernels.layout import NON_FINITE
 from dlrm_mtl.embeddings.two_phase import StepReport, TwoPhaseOptimizer
+from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad, Measurement
 from dlrm_mtl.optim.config import (
     AdagradConfig,
     AdamConfig,
+    ClippyAdagradConfig,
     ClippyRowWiseAdagradConfig,
     DenseSGDConfig,
     OptimizerConfig,
@@ -35,7 +38,10 @@ _SPARSE: dict[type, Callable[[Any], rules.RowWiseRule]] = {
     SparseSGDConfig: lambda c: rules.SGD(c.learning_rate),
 }
 
-_DENSE: dict[type, Callable[[Any, list[nn.Parameter]], torch.optim.Optimizer]] = {
+_DENSE: dict[type, Callable[[Any, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]] = {
+    ClippyAdagradConfig: lambda c, parameters: ClippyAdagrad(
+        parameters, c.learning_rate, weight_decay=c.weight_decay, **c.options()
+    ),
     AdamConfig: lambda c, parameters: torch.optim.AdamW(
         parameters, lr=c.learning_rate, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay
     ),
@@ -66,7 +72,7 @@ class Optimizers:
         self.schedule: ScheduleConfig = config.schedule
         self.total_steps = total_steps
         self.dense_parameters = dense
-        self.dense = _DENSE[type(config.dense)](config.dense, list(dense.values()))
+        self.dense = _DENSE[type(config.dense)](config.dense, list(dense.items()))
         self.sparse = TwoPhaseOptimizer(model, _SPARSE[type(config.sparse)](config.sparse))
         self.factor = 1.0
         parts: list[torch.optim.Optimizer] = [self.dense, self.sparse]
@@ -87,12 +93,27 @@ class Optimizers:
         Args:
             measure: whether the report should also say how far coordinates moved, which takes another pass over them.
         """
+        measurement = self.dense.measure() if isinstance(self.dense, ClippyAdagrad) else None
+        self.sparse.step(others=self._smallest_dense_factor(measurement), measure=measure)
+        report = self.sparse.report
+        if isinstance(self.dense, ClippyAdagrad):
+            self.dense.step(measurement=measurement, apply_if=torch.tensor(not report.skipped))
+            if measure:
+                report.more = {f"factor/{name}": float(value) for name, value in self.dense.clipping_factors().items()}
+                moves = {f"largest_move/{name}": float(value) for name, value in self.dense.update_norms().items()}
+                report.more.update(moves)
+        elif not report.skipped:
+            self.dense.step()
+        return report
+
+    def _smallest_dense_factor(self, measurement: Measurement | None) -> Tensor:
+        """The smallest factor of a dense parameter, or NON_FINITE."""
+        if measurement is not None:
+            factor = measurement.factors.amin() if measurement.factors.numel() else measurement.factors.new_ones(())
+            return torch.where(measurement.finite, factor, NON_FINITE)
         gradients = [parameter.grad for parameter in self.dense_parameters.values() if parameter.grad is not None]
         largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
-        self.sparse.step(finite=torch.isfinite(largest).all().float(), measure=measure)
-        if not self.sparse.report.skipped:
-            self.dense.step()
-        return self.sparse.report
+        return torch.where(torch.isfinite(largest).all(), 1.0, NON_FINITE)
 
     def allocate(self) -> None:
         """Create all state tensors without changing a parameter, so that a checkpoint can be loaded into them."""

@@ -174,7 +174,7 @@ class ClippyAdagrad(Optimizer):
         optimizers whether a step is applied.
 
         Raises:
-            ValueError: a sparse gradient with weight decay, or of a sharded parameter.
+            ValueError: a sparse gradient with weight decay.
         """
         device, dtype = self._home()
         zero = torch.zeros((), dtype=dtype, device=device)
@@ -429,6 +429,7 @@ class ClippyAdagrad(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled or loaded state; options it does not know keep their defaults."""
+        state = dict(state)
         counters = state.pop("_counters", None)
         super().__setstate__(state)
         for group in self.param_groups:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dlrm_mtl.config.strict import Strict
 
@@ -91,6 +91,46 @@ class AdagradConfig(Strict):
     """L2 penalty, added to the gradient."""
 
 
+class ClippyAdagradConfig(Strict):
+    """AdaGrad that limits how far any coordinate moves in a step: Clippy, one factor per tensor."""
+
+    name: Literal["clippy_adagrad"] = "clippy_adagrad"
+    learning_rate: LearningRate = 0.1
+    """Step size; above lambda_abs, or nothing is ever clipped with the standard accumulator."""
+    lambda_rel: float = Field(default=0.5, ge=0)
+    """A coordinate w moves at most lambda_rel |w| + lambda_abs in a step."""
+    lambda_abs: float = Field(default=1e-2, ge=0)
+    """See lambda_rel."""
+    initial_accumulator_value: float = Field(default=0.1, ge=0)
+    """What the accumulators start from."""
+    eps: float = Field(default=0.0, ge=0)
+    """Added to the root of the accumulator, or under it (eps_inside)."""
+    eps_inside: bool = False
+    """Whether eps stands under the root."""
+    accumulator: Literal["standard", "delayed"] = "standard"
+    """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
+    accumulator_relative_threshold: float = Field(default=0.0, ge=0)
+    """Added to the allowed move: this times 1 / sqrt(accumulator)."""
+    clip_accumulator_update: bool = False
+    """Whether the accumulator takes the clipped gradient's square; with the delayed accumulator only."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, outside the limit."""
+
+    def options(self) -> dict[str, Any]:
+        """The rule's options, as ClippyAdagrad takes them."""
+        return self.model_dump(exclude={"name", "learning_rate", "weight_decay"})
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> ClippyAdagradConfig:
+        if self.clip_accumulator_update and self.accumulator == "standard":
+            raise ValueError("clip_accumulator_update needs accumulator: delayed; set that, or leave it out.")
+        if self.lambda_rel == self.lambda_abs == self.accumulator_relative_threshold == 0:
+            raise ValueError(
+                "lambda_rel and lambda_abs are both 0, so that nothing could ever move; raise one of them."
+            )
+        return self
+
+
 class DenseSGDConfig(Strict):
     """Stochastic gradient descent."""
 
@@ -118,7 +158,9 @@ class OptimizerConfig(Strict):
         Field(discriminator="name"),
     ] = RowWiseAdagradConfig()
     """The optimizer of the embedding tables."""
-    dense: Annotated[AdamConfig | AdagradConfig | DenseSGDConfig, Field(discriminator="name")] = AdamConfig()
+    dense: Annotated[AdamConfig | AdagradConfig | ClippyAdagradConfig | DenseSGDConfig, Field(discriminator="name")] = (
+        AdamConfig()
+    )
     """The optimizer of all other parameters."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning-rate schedule."""

@@ -236,46 +236,54 @@ void prepare_ids(const Tables& tables, const Batch& batch, const std::vector<Tab
   problems.raise();
 }
 
-// Sorts each table's keys by row. Occurrences of a row stay in the order of the batch.
-void sort_keys(std::vector<TablePart>& parts, const Collected& to, int64_t count, int64_t threads) {
-  const auto sort = [&](TablePart& part, int64_t with_threads) {
-    uint64_t* const keys = to.keys + part.first;
-    part.sorted =
-        radix_sort(keys, keys + count, part.count, part.payload_bits, part.payload_bits + part.row_bits, with_threads);
-  };
-  // All threads share a table that would keep one of them busy while the others wait; else each takes tables, largest first.
-  std::vector<TablePart*> alone;
-  for (TablePart& part : parts) {
-    if (threads > 1 && part.count > 2 * kKeysPerTask && part.count > count / (2 * threads)) {
-      sort(part, threads);
-    } else {
-      alone.push_back(&part);
-    }
-  }
-  std::stable_sort(alone.begin(), alone.end(), [](auto* a, auto* b) { return a->count > b->count; });
-  for_each_task(threads, alone.size(), [&](int64_t i) { sort(*alone[i], 1); });
-}
-
+// Counts the rows that begin in a piece, and those of them that occur several times.
 void count_runs(const TablePart& part, Piece& piece) {
   const uint64_t* const keys = part.sorted;
   const int shift = part.payload_bits;
-  const auto same = [&](int64_t i) {  // as the key before
+  const auto repeats = [&](int64_t i) {  // the row of the key before
     return i > 0 && i < part.count && keys[i] >> shift == keys[i - 1] >> shift;
   };
-  bool repeats = same(piece.first);
+  bool old = repeats(piece.first);
   for (int64_t i = piece.first; i < piece.last; ++i) {
-    const bool next_repeats = same(i + 1);
-    piece.touched += !repeats;
-    piece.sum += !repeats && next_repeats;
-    repeats = next_repeats;
+    const bool next_old = repeats(i + 1);
+    piece.touched += !old;
+    piece.sum += !old && next_old;
+    old = next_old;
   }
 }
 
-// Finds how many rows begin in each piece, and from that where each piece's results go.
-std::vector<Piece> place_runs(const Tables& tables, const std::vector<TablePart>& parts, int64_t* table_offsets,
-                              int64_t threads) {
-  std::vector<Piece> pieces = cut_keys(parts);
-  for_each_task(threads, pieces.size(), [&](int64_t i) { count_runs(parts[pieces[i].table], pieces[i]); });
+// Sorts each table's keys by row, occurrences of a row in the order of the batch, and counts the rows of each piece.
+void sort_keys(std::vector<TablePart>& parts, std::vector<Piece>& pieces, const Collected& to, int64_t count,
+               int64_t threads) {
+  std::vector<int64_t> first_piece(parts.size() + 1, pieces.size());
+  for (int64_t i = pieces.size() - 1; i >= 0; --i) first_piece[pieces[i].table] = i;
+  for (int64_t table = parts.size() - 1; table >= 0; --table) {
+    first_piece[table] = std::min(first_piece[table], first_piece[table + 1]);
+  }
+  const auto sort = [&](int64_t table, int64_t with_threads) {
+    TablePart& part = parts[table];
+    uint64_t* const keys = to.keys + part.first;
+    part.sorted =
+        radix_sort(keys, keys + count, part.count, part.payload_bits, part.payload_bits + part.row_bits, with_threads);
+    const int64_t first = first_piece[table];
+    for_each_task(with_threads, first_piece[table + 1] - first, [&](int64_t i) { count_runs(part, pieces[first + i]); });
+  };
+  // All threads share a table that would keep one of them busy while the others wait; else each takes tables, largest first.
+  std::vector<int64_t> alone;
+  for (size_t table = 0; table < parts.size(); ++table) {
+    if (threads > 1 && parts[table].count > 2 * kKeysPerTask && parts[table].count > count / (2 * threads)) {
+      sort(table, threads);
+    } else {
+      alone.push_back(table);
+    }
+  }
+  std::stable_sort(alone.begin(), alone.end(), [&](int64_t a, int64_t b) { return parts[a].count > parts[b].count; });
+  for_each_task(threads, alone.size(), [&](int64_t i) { sort(alone[i], 1); });
+}
+
+// Turns the counts of pieces into the places where their results go.
+void place_runs(const Tables& tables, const std::vector<TablePart>& parts, std::vector<Piece>& pieces,
+                int64_t* table_offsets) {
   size_t next = 0;
   int64_t touched = 0;
   for (int64_t table = 0; table < tables.tables; ++table) {
@@ -291,7 +299,6 @@ std::vector<Piece> place_runs(const Tables& tables, const std::vector<TablePart>
     }
   }
   table_offsets[tables.tables] = touched;
-  return pieces;
 }
 
 // Adds up the rows that occur so often that one thread would keep the others waiting, some columns at a time.
@@ -318,8 +325,9 @@ void sum_long_runs(const std::vector<LongRun>& runs, const std::vector<SortedKey
 void collect(const Tables& tables, const Batch& batch, const Collected& to, int64_t threads) {
   std::vector<TablePart> parts = divide(tables, batch);
   batch.offsets ? prepare_bags(tables, batch, parts, to, threads) : prepare_ids(tables, batch, parts, to, threads);
-  sort_keys(parts, to, batch.count, threads);
-  const std::vector<Piece> pieces = place_runs(tables, parts, to.table_offsets, threads);
+  std::vector<Piece> pieces = cut_keys(parts);
+  sort_keys(parts, pieces, to, batch.count, threads);
+  place_runs(tables, parts, pieces, to.table_offsets);
   std::vector<SortedKeys> sorted;
   for (int64_t table = 0; table < tables.tables; ++table) {
     const TablePart& part = parts[table];
