@@ -14,6 +14,7 @@ import torch
 BENCHMARKS = {
     # name -> module with run(quick) -> figures, which also prints them
     "dense-optimizer": "benchmarks.dense_optimizer",
+    "multitask": "benchmarks.multitask",
     "sparse-update": "benchmarks.sparse_update",
     "sparse-update-cuda": "benchmarks.sparse_update_cuda",
 }

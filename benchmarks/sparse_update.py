@@ -52,7 +52,8 @@ class Case:
 
     def label(self) -> str:
         """The case in a few words."""
-        return f"{self.tables} x {self.rows:,} x {self.dim}, {self.bags} bags of {self.per_bag}, {self.ids}, gradient {self.size:g}"
+        batch = f"{self.bags} bags of {self.per_bag}, {self.ids} ids, gradient {self.size:g}"
+        return f"{self.tables} x {self.rows:,} x {self.dim}, {batch}"
 
     @property
     def lookups(self) -> int:
@@ -252,10 +253,10 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
     contestants = {name: CONTESTANTS[name](cases[0]) for name in names}
     batches = {case: _batches(case) for case in cases}
     for pages in ("4 KiB", "2 MiB"):
-        if pages == "2 MiB" and not all(
-            [cpu.use_huge_pages(weights) for contestant in contestants.values() for weights in contestant.weights()]
-        ):
-            return
+        if pages == "2 MiB":
+            weights = [tensor for contestant in contestants.values() for tensor in contestant.weights()]
+            if not all(list(map(cpu.use_huge_pages, weights))):
+                return
         for count in threads:
             for case in cases:
                 with _threads(count):

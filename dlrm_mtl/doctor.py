@@ -107,8 +107,12 @@ def facts() -> list[tuple[str, str]]:
         )
         if there
     ]
+    from dlrm_mtl.embeddings.kernels import cpu
+
+    reason = cpu.native_status()
     return [
         *rows,
+        ("table kernels, CPU", f"PyTorch (slow): {reason}" if reason else f"native, {cpu.isa()}"),
         ("CPU capability", torch.backends.cpu.get_cpu_capability()),
         ("CUDA of torch", torch.version.cuda or "none (CPU build)"),
         ("CUDA devices", ", ".join(devices) or "none"),

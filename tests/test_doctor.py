@@ -98,6 +98,7 @@ def test_this_environment_is_well() -> None:
     facts = dict(doctor.facts())
     assert facts["torch"].startswith("2.13.")
     assert "gloo" in facts["backends"]
+    assert facts["table kernels, CPU"].startswith(("native, ", "PyTorch (slow): "))
     assert doctor.report().splitlines()[0].split() == ["python", *facts["python"].split()]
 
 

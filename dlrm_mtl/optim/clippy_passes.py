@@ -21,8 +21,9 @@ from torch import Tensor
 
 from dlrm_mtl.optim.clippy import ClippyOptions, effective_eps
 
-BLOCK = 65_536
-"""Elements of a block, per thread. With five buffers of 256 KB in use this fits a second-level cache of 2 MB."""
+BLOCK = 262_144
+"""Elements of a block, per thread: five buffers of 1 MB. Half and a quarter of it are no faster with one thread, and cost more
+with several where processes compete for cores, because every pass ends with all threads waiting for each other."""
 
 SMALL = 8_192
 """Up to how many elements a tensor on the CPU is packed with others."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.tasks.binary import BinaryCrossEntropyConfig
+from dlrm_mtl.tasks.registry import LOSSES, Kind, LossConfig
 
 
 class TaskConfig(Strict):
@@ -16,12 +16,38 @@ class TaskConfig(Strict):
     """Name of the task, in logs, metrics and predictions."""
     label: str | None = None
     """Name of the data set's label; default: the task's name."""
-    loss: Literal["binary_cross_entropy"] = "binary_cross_entropy"
-    """The loss on the task's logit."""
+    loss: LossConfig = BinaryCrossEntropyConfig()
+    """The loss on the task's logit: `focal`, or with options `{name: focal, gamma: 1}`. It decides on the task's metrics, and
+    on whether a prediction is a probability or a number."""
     weight: float = Field(default=1.0, ge=0)
     """Weight of the task's loss in the sum over tasks."""
+    positive_weight: float = Field(default=1.0, gt=0)
+    """Weight of positives beside negatives in binary cross-entropy. Predicted probabilities rise with it. Ignored by focal
+    loss, which weighs rows by itself."""
+    only_where: str | None = None
+    """Name of another label: the task learns from and is evaluated on rows in which that is 1, such as conversion only where
+    there was a click."""
+    negative_sampling: float = Field(default=1.0, gt=0, le=1)
+    """Share of this task's negatives that it learns from, drawn anew at every step. Predictions stay calibrated to all rows."""
 
     @property
     def label_name(self) -> str:
         """Name of the data set's label."""
         return self.label or self.name
+
+    @property
+    def kind(self) -> Kind:
+        """What the task predicts: the probability of a binary label, or a real number."""
+        return LOSSES[type(self.loss)].kind
+
+    @model_validator(mode="after")
+    def _binary_options_on_binary_losses(self) -> TaskConfig:
+        for key in ("positive_weight", "negative_sampling"):
+            value = getattr(self, key)
+            if self.kind != "binary" and value != 1.0:
+                raise ValueError(
+                    f"{key} {value:g} needs positives and negatives, which {self.loss.name} has not; remove it."
+                )
+        if self.only_where == self.label_name:
+            raise ValueError(f"only_where names the task's own label {self.label_name!r}; name another label.")
+        return self

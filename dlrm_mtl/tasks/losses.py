@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from dlrm_mtl.tasks.config import TaskConfig
+from dlrm_mtl.tasks.registry import LOSSES, LossConfig
+from dlrm_mtl.tasks.weighting import FixedWeighting, TaskWeighting
 
 
 class TaskLosses:
-    """The losses of all tasks, each the weighted mean over the global batch (not a mean of processes' means)."""
+    """The losses of all tasks, each the weighted mean over the global batch (not a mean of processes' means).
 
-    def __init__(self, tasks: list[TaskConfig], device: torch.device) -> None:
+    A model's logit is always that of the probability over all rows. Of negatives kept at rate r, the odds are 1 / r times
+    higher, so a task with negative sampling compares its labels with logit - log r: predictions need no correction later.
+
+    Args:
+        tasks: the tasks.
+        device: where losses are computed.
+        weighting: what the tasks' losses weigh in the sum, beside the configured weights; default: 1 each.
+    """
+
+    def __init__(
+        self, tasks: Sequence[TaskConfig], device: torch.device, weighting: TaskWeighting | None = None
+    ) -> None:
         self.names = [task.name for task in tasks]
         self.task_weights = torch.tensor([task.weight for task in tasks], device=device)  # [T]
+        self.weighting = weighting if weighting is not None else FixedWeighting(len(tasks))
+        offsets = [-math.log(task.negative_sampling) for task in tasks]
+        self.offsets = torch.tensor(offsets, device=device) if any(offsets) else None  # [T]
+        self.groups = _groups(tasks, device)
+        order = torch.cat([columns for _, columns, _ in self.groups])
+        self.order = torch.argsort(order) if len(self.groups) > 1 else None
+
+    def per_row(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The losses [B, T] of single rows; both arguments are [B, T]. Tasks with the same loss are computed together."""
+        if self.offsets is not None:
+            logits = logits + self.offsets
+        if self.order is None:
+            loss, _, positive_weights = self.groups[0]
+            return LOSSES[type(loss)].function(loss, logits, labels, positive_weights)
+        parts = [
+            LOSSES[type(loss)].function(loss, logits[:, columns], labels[:, columns], positive_weights)
+            for loss, columns, positive_weights in self.groups
+        ]
+        return torch.cat(parts, dim=1)[:, self.order]
+
+    def parts(self, logits: Tensor, labels: Tensor, weights: Tensor, totals: Tensor) -> Tensor:
+        """[T], differentiable: this process's parts of the tasks' losses, which sum to these over all processes."""
+        summed = (self.per_row(logits, labels) * weights).sum(dim=0)
+        return summed / torch.where(totals > 0, totals, torch.ones_like(totals))
 
     def __call__(self, logits: Tensor, labels: Tensor, weights: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the loss to call ``backward()`` on, and this process's part of each task's loss for logging.
@@ -33,6 +72,21 @@ class TaskLosses:
             The loss to differentiate (scalar), and [T] parts that sum over processes to the tasks' losses. A task without
             any weight in the global batch has loss 0.
         """
-        per_row = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        parts = (per_row * weights).sum(dim=0) / torch.where(totals > 0, totals, torch.ones_like(totals))
-        return (parts * self.task_weights).sum() * dist.get_world_size(), parts.detach()
+        parts = self.parts(logits, labels, weights, totals)
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        return self.weighting.combine(parts, self.task_weights, totals, processes) * processes, parts.detach()
+
+
+def _groups(tasks: Sequence[TaskConfig], device: torch.device) -> list[tuple[LossConfig, Tensor, Tensor | None]]:
+    """(loss, columns of the tasks that have it, their positive weights unless all are 1) by loss."""
+    columns: dict[LossConfig, list[int]] = {}
+    for column, task in enumerate(tasks):
+        columns.setdefault(task.loss, []).append(column)
+    groups: list[tuple[LossConfig, Tensor, Tensor | None]] = []
+    for loss, own in columns.items():
+        weights = [tasks[column].positive_weight for column in own]
+        weighed = any(weight != 1.0 for weight in weights)
+        groups.append(
+            (loss, torch.tensor(own, device=device), torch.tensor(weights, device=device) if weighed else None)
+        )
+    return groups

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from dlrm_mtl.data.loader import BatchLoader
-from dlrm_mtl.metrics import METRICS
+from dlrm_mtl.metrics import ALL_METRICS, METRICS
 from dlrm_mtl.tasks.config import TaskConfig
+from dlrm_mtl.tasks.targets import Targets
 from dlrm_mtl.training.model import ShardedModel
 
 
@@ -22,7 +23,7 @@ def evaluate(
     device: torch.device,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Compute every metric for every task; to be called on every process, which all get the same result.
+    """Compute every metric of every task's kind; to be called on every process, which all get the same result.
 
     The first process holds 12 bytes per row and task meanwhile: ranking metrics are computed from all scores.
 
@@ -30,10 +31,11 @@ def evaluate(
         ``TASK/METRIC``, and ``mean/METRIC`` for the mean over the tasks where it is defined; nan where undefined.
     """
     model.module.eval()
+    targets = Targets(tasks)
     parts: list[torch.Tensor] = []
     for step, batch in enumerate(loader.epoch(0)):
         logits = model.module(batch.to(device)).cpu()
-        parts.append(torch.stack([logits, batch.labels, batch.weights]))  # [3, B, T]
+        parts.append(torch.stack([logits, *targets(batch.labels, batch.weights)]))  # [3, B, T]
         if on_batch:
             on_batch(step + 1)
     model.module.train()
@@ -52,10 +54,12 @@ def _metrics(everything: np.ndarray, tasks: list[TaskConfig]) -> dict[str, float
     for column, task in enumerate(tasks):
         logits, labels, weights = everything[:, :, column]
         counted = weights > 0
-        for name, metric in METRICS.items():
+        for name, metric in METRICS[task.kind].items():
             result[f"{task.name}/{name}"] = metric(logits[counted], labels[counted], weights[counted])
-    for name in METRICS:
-        values = [result[f"{task.name}/{name}"] for task in tasks]
+    for name in ALL_METRICS:
+        values = [result[f"{task.name}/{name}"] for task in tasks if name in METRICS[task.kind]]
+        if not values:
+            continue
         defined = [value for value in values if not np.isnan(value)]
         result[f"mean/{name}"] = float(np.mean(defined)) if defined else float("nan")
     return result

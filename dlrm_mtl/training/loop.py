@@ -13,15 +13,17 @@ from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.errors import UserError
+from dlrm_mtl.metrics import ALL_METRICS
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.losses import TaskLosses
+from dlrm_mtl.tasks.targets import Targets
 from dlrm_mtl.training.checkpoint import Checkpoints, Progress
 from dlrm_mtl.training.distributed import Process
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.journal import Journal
 from dlrm_mtl.training.model import ShardedModel
-from dlrm_mtl.training.progress import Bar
+from dlrm_mtl.training.progress import Bar, headlines
 from dlrm_mtl.training.window import Window
 
 
@@ -52,6 +54,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.journal = journal
         self.progress = progress
+        self.targets = Targets(config.tasks)
         self.losses = TaskLosses(config.tasks, process.device)
         self.total_steps = total_steps(config, train_data)
         self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
@@ -106,16 +109,20 @@ class Trainer:
     def step(self, batch: Batch, measure: bool = False) -> tuple[Tensor, StepReport]:
         """Take one training step; return this process's parts of the tasks' losses [T], and what the update did."""
         self.model.dropout.step = self.progress.step
+        self.losses.weighting.start(self.progress.step // self.train_data.steps_per_epoch)
         self.optimizers.prepare(self.progress.step)
-        totals = batch.weights.sum(dim=0)  # [T]
+        labels, weights = self.targets.sampled(batch.labels, batch.weights, self.model.dropout)
+        totals = weights.sum(dim=0)  # [T]
         dist.all_reduce(totals)
         with record_function("## forward ##"):
             logits = self.model.module(batch)
-        loss, parts = self.losses(logits, batch.labels, batch.weights, totals)
+        loss, parts = self.losses(logits, labels, weights, totals)
         with record_function("## backward ##"):
             loss.backward()
         with record_function("## optimizer step ##"):
             report = self.optimizers.step(measure)
+        if not report.skipped:
+            self.losses.weighting.observe(parts, totals)
         return parts, report
 
     def check(self, parts: Tensor, report: StepReport, bar: Bar) -> Tensor | None:
@@ -168,9 +175,10 @@ class Trainer:
             self.progress.evaluations_without_improvement += 1
         if self.journal:
             self.journal.write("validation", self.progress.step, metrics)
-            scores = "  ".join(f"{task.name} {metrics[f'{task.name}/auc']:.4f}" for task in self.config.tasks)
             mark = "  (best so far)" if self.progress.best_step == self.progress.step else ""
-            bar.say(f"step {self.progress.step}: validation {watched} {value:.4f}{mark}; AUC {scores}")
+            bar.say(
+                f"step {self.progress.step}: validation {watched} {value:.4f}{mark}; {headlines(self.config.tasks, metrics)}"
+            )
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -185,4 +193,4 @@ def total_steps(config: RunConfig, train_data: BatchLoader) -> int:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of ``TASK/METRIC`` is the better one."""
-    return metric.endswith(("/log_loss", "/normalized_entropy"))
+    return ALL_METRICS[metric.rpartition("/")[2]].lower_is_better

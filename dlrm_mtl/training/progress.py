@@ -6,12 +6,16 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+from dlrm_mtl.metrics import ALL_METRICS, METRICS
+from dlrm_mtl.tasks.config import TaskConfig
 
 PLAN_ROWS = 8
 """Tables that the plan shows one by one."""
@@ -107,26 +111,35 @@ def clock(seconds: float) -> str:
 
 
 def metrics_table(title: str, metrics: dict[str, float], tasks: list[str]) -> Table:
-    """A table with one row per task, and one for the mean."""
+    """A table with one row per task; `-` stands where a metric is not defined for a task."""
     columns = {
-        "auc": ("AUC", "{:.4f}"),
-        "log_loss": ("log loss", "{:.4f}"),
-        "normalized_entropy": ("norm. entropy", "{:.4f}"),
-        "calibration": ("calibration", "{:.3f}"),
-        "positives": ("positives", "{:,.0f}"),
+        name: metric for name, metric in ALL_METRICS.items() if any(f"{task}/{name}" in metrics for task in tasks)
     }
     table = Table(title=title, title_justify="left")
     table.add_column("task")
-    for heading, _ in columns.values():
-        table.add_column(heading, justify="right")
+    for metric in columns.values():
+        table.add_column(metric.heading, justify="right")
     for task in tasks:
-        values = [metrics[f"{task}/{key}"] for key in columns]
+        values = [metrics.get(f"{task}/{name}", math.nan) for name in columns]
         cells = [
-            "-" if math.isnan(value) else form.format(value)
-            for value, (_, form) in zip(values, columns.values(), strict=True)
+            "-" if math.isnan(value) else metric.form.format(value)
+            for value, metric in zip(values, columns.values(), strict=True)
         ]
         table.add_row(task, *cells)
     return table
+
+
+def headlines(tasks: Sequence[TaskConfig], metrics: dict[str, float]) -> str:
+    """The first metric of every task, in a line: "AUC click 0.7500  buy 0.8000; RMSE seconds 12.5000"."""
+    parts = []
+    for kind, of_kind in METRICS.items():
+        name, metric = next(iter(of_kind.items()))
+        own = [
+            f"{task.name} {metric.form.format(metrics[f'{task.name}/{name}'])}" for task in tasks if task.kind == kind
+        ]
+        if own:
+            parts.append(f"{metric.heading} {'  '.join(own)}")
+    return "; ".join(parts)
 
 
 def plan_table(plan: list[dict[str, Any]]) -> Table:

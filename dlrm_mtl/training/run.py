@@ -19,6 +19,8 @@ from dlrm_mtl.doctor import check_or_raise
 from dlrm_mtl.embeddings.sharding import describe_plan
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.metrics import METRICS
+from dlrm_mtl.tasks.check import check_labels, remarks
+from dlrm_mtl.tasks.targets import label_columns
 from dlrm_mtl.training.checkpoint import Checkpoints, Progress
 from dlrm_mtl.training.distributed import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.training.evaluation import evaluate
@@ -80,7 +82,7 @@ def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Proces
     return BatchLoader(
         dataset.split(split),
         config.data,
-        labels=[task.label_name for task in config.tasks],
+        labels=label_columns(config.tasks),
         seed=config.seed,
         rank=process.rank,
         world_size=process.world_size,
@@ -91,21 +93,15 @@ def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Proces
 
 def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
     """Check that the tasks have labels and that the watched metric exists."""
-    labels = {label.name: label for label in spec.labels}
-    for position, task in enumerate(config.tasks):
-        place = f"tasks.{position}.label"
-        if task.label_name not in labels:
-            raise UserError(
-                f"{place}: the data set has no label {task.label_name!r}; {suggest(task.label_name, labels)}."
-            )
-        if labels[task.label_name].kind != "binary":
-            raise UserError(
-                f"{place}: {task.loss} needs a binary label and {task.label_name!r} is a real number; use another."
-            )
+    check_labels(config.tasks, spec)
     watched = config.training.early_stopping.metric
-    known = [f"{task}/{metric}" for task in ["mean", *(task.name for task in config.tasks)] for metric in METRICS]
+    known = [
+        f"{name}/{metric}" for task in config.tasks for name in ("mean", task.name) for metric in METRICS[task.kind]
+    ]
     if watched not in known:
-        raise UserError(f"training.early_stopping.metric: there is no metric {watched!r}; {suggest(watched, known)}.")
+        raise UserError(
+            f"training.early_stopping.metric: there is no metric {watched!r}; {suggest(watched, set(known))}."
+        )
 
 
 def data_order(config: RunConfig) -> dict[str, object]:
@@ -153,6 +149,8 @@ def introduce(
         f"process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
         f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.path}"
     )
+    for remark in remarks(config.tasks):
+        out.print(f"note: {remark}")
     if progress.step:
         out.print(f"resuming after step {progress.step}")
 

@@ -12,6 +12,7 @@ import torch
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.rows import iterate_rows
 from dlrm_mtl.errors import UserError
+from dlrm_mtl.tasks.targets import predictions
 from dlrm_mtl.training.checkpoint import Checkpoints
 from dlrm_mtl.training.distributed import process_group
 from dlrm_mtl.training.model import build_model
@@ -38,7 +39,7 @@ def evaluate_run(run: Path, split: str, checkpoint: str, overrides: list[str] | 
 
 
 def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpoint: str, batch_size: int) -> int:
-    """Write each task's probability for every row of ``source``; one process, constant memory, row order kept.
+    """Write each task's prediction for every row of ``source``; one process, constant memory, row order kept.
 
     Args:
         run: folder of the run.
@@ -77,8 +78,8 @@ def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpo
         try:
             with torch.no_grad(), Bar("predict", rows.rows, process.is_main) as bar:
                 for batch, carried in rows:
-                    probabilities = torch.sigmoid(model.module(batch.to(process.device))).cpu().numpy()
-                    columns = [pa.array(probabilities[:, column]) for column in range(len(names))]
+                    values = predictions(model.module(batch.to(process.device)), config.tasks).cpu().numpy()
+                    columns = [pa.array(values[:, column]) for column in range(len(names))]
                     table = pa.table([*carried.columns, *columns], names=[*carry, *names])
                     writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
                     writer.write_table(table)

@@ -18,7 +18,7 @@ from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad
 from dlrm_mtl.optim.clippy_passes import BLOCK
 
 FORMS = [pytest.param(None, id="blocked"), pytest.param(True, id="foreach")]
-SHAPES = [(40, 50), (7,), (), (0, 3), (3, 2, 5), (130, 130), (BLOCK * 2 + 17,)]
+SHAPES = [(40, 50), (7,), (), (0, 3), (3, 2, 5), (130, 130), (BLOCK + 17,)]
 OPTIONS = {
     "paper": {},
     "tfrs": preset("tfrs").as_dict(),

@@ -14,10 +14,13 @@ from tests.processes import run_processes
 
 STEPS = 20
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"learning_rate": 5.0},
-    "rowwise_adagrad": {"learning_rate": 0.1},
-    "rowwise_adam": {"learning_rate": 0.02},
-    "clippy_rowwise_adagrad": {"learning_rate": 1.0},
+    "sgd": {"sparse": {"name": "sgd", "learning_rate": 5.0}},
+    "rowwise_adagrad": {"sparse": {"name": "rowwise_adagrad", "learning_rate": 0.1}},
+    "rowwise_adam": {"sparse": {"name": "rowwise_adam", "learning_rate": 0.02}},
+    "clippy pair": {
+        "sparse": {"name": "clippy_rowwise_adagrad", "learning_rate": 1.0, "initial_accumulator_value": 1e-4},
+        "dense": {"name": "clippy_adagrad", "learning_rate": 0.1},
+    },
 }
 """Learning rates high enough for the tables to matter within these steps, and for Clippy to clip."""
 ALWAYS = ["data_parallel", "table_wise", "row_wise", "column_wise", "table_column_wise"]
@@ -42,8 +45,7 @@ def losses(rank: int, folder: Path, shardings: dict[str, dict[str, Any]]) -> dic
     dataset = open_dataset(str(folder))
     result = {}
     for optimizer, name in itertools.product(OPTIMIZERS, shardings):
-        sparse = {"name": optimizer, **OPTIMIZERS[optimizer]}
-        content = synthetic.config(folder, sharding=shardings[name], optimizer={"sparse": sparse})
+        content = synthetic.config(folder, sharding=shardings[name], optimizer=OPTIMIZERS[optimizer])
         config = RunConfig.model_validate(content)
         model = build_model(config, dataset.spec, process)
         optimizers = build_optimizers(config, model, STEPS)

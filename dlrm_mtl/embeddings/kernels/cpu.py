@@ -28,7 +28,7 @@ LIBRARY = Path(__file__).with_name("_native.so")
 BUILD_LOG = Path(__file__).with_name("_native.log")
 """Written by setup.py where the library could not be built; its first line is the reason."""
 
-INTERFACE = 1
+INTERFACE = 2
 """What ``dlrm_mtl_interface()`` of a library that fits this file returns."""
 
 _KINDS = {"sgd": 0, "adagrad": 1, "clippy": 2}
@@ -295,7 +295,7 @@ def _collect(
     bag_of = torch.empty(ids if weighted else 0, dtype=torch.int32)
     payload_squares, payload_maxima = torch.empty(2, payloads)
     # A sum needs two ids. The pages of what is not used are never touched.
-    sums = torch.empty(int(((counts.clamp(min=0) // 2) * group.dims).sum()))
+    sums = torch.empty(int(((counts.clamp(0, ids) // 2) * group.dims).sum()))
     rows, sources = torch.empty(2, ids, dtype=torch.int64)
     squares, maxima = torch.empty(2, ids)
     scales = torch.empty(ids) if weighted else None
@@ -329,7 +329,7 @@ def _shared(group: TableGroup, gradients: RowGradients) -> SharedRowGradients:
         dim = int(group.dims[table])
         sources.append(torch.arange(first, first + touched * dim, dim))
         results = squares[measured:].data_ptr(), maxima[measured:].data_ptr()
-        _call("dlrm_mtl_measure", values[first:].data_ptr(), dim, touched, *results)
+        _call("dlrm_mtl_measure", _tables(group), values[first:].data_ptr(), dim, touched, *results)
         first, measured = first + touched * dim, measured + touched
     if first != len(values):
         raise ValueError(f"{len(values)} gradients, not {first}, for {len(gradients.rows)} touched rows")
@@ -352,6 +352,7 @@ def _shared(group: TableGroup, gradients: RowGradients) -> SharedRowGradients:
 class _Tables(ctypes.Structure):
     _fields_ = [
         ("weights", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
         ("half", ctypes.c_int64),
         ("weight_offsets", ctypes.c_void_p),
         ("row_offsets", ctypes.c_void_p),
@@ -427,6 +428,7 @@ def _tables(group: TableGroup) -> _Tables:
         )
     return _Tables(
         weights.data_ptr(),
+        weights.numel(),
         weights.dtype == torch.float16,
         group.weight_offsets.data_ptr(),
         group.row_offsets.data_ptr(),
@@ -513,6 +515,10 @@ def _raise(kind: int, table: int, value: int) -> None:
         raise ValueError(f"offsets of table {table} descend or point outside of the ids")
     if kind == 3:
         raise ValueError(f"table {table}: {value} ids in one batch are too many for a table of its size")
+    if kind == 5:
+        raise ValueError(f"table {table} has dim {value}; these kernels need a multiple of 4")
+    if kind == 6:
+        raise ValueError(f"table {table} lies outside of the buffer, or features are not in the order of their tables")
     raise MemoryError("the sparse update found no memory")
 
 
@@ -527,7 +533,11 @@ def _native() -> ctypes.CDLL:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or why there is none."""
     if not LIBRARY.exists():
-        reason = BUILD_LOG.read_text().partition("\n")[0] if BUILD_LOG.exists() else "they have not been built; install the package again"
+        reason = (
+            BUILD_LOG.read_text().partition("\n")[0]
+            if BUILD_LOG.exists()
+            else "they have not been built; install the package again"
+        )
         return None, f"the native kernels are missing: {reason}"
     try:
         library = ctypes.CDLL(str(LIBRARY))
@@ -543,7 +553,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         "dlrm_mtl_lookup_rows": [pointer, pointer, pointer, pointer],
         "dlrm_mtl_collect": [pointer, pointer, pointer],
         "dlrm_mtl_expand": [pointer, pointer, pointer],
-        "dlrm_mtl_measure": [pointer, number, number, pointer, pointer],
+        "dlrm_mtl_measure": [pointer, pointer, number, number, pointer, pointer],
         "dlrm_mtl_factors": [pointer, pointer, pointer, pointer, pointer],
         "dlrm_mtl_row_factors": [pointer, pointer, pointer, pointer, pointer],
         "dlrm_mtl_largest_moves": [pointer, pointer, pointer, pointer, pointer],

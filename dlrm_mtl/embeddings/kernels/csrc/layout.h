@@ -7,7 +7,8 @@
 namespace dlrm_mtl {
 
 struct Tables {
-  void* weights;                  // [sum of R_t * D_t] float32 or float16
+  void* weights;                  // [size] float32 or float16
+  int64_t size;
   int64_t half;                   // whether the weights are float16
   const int64_t* weight_offsets;  // [T]
   const int64_t* row_offsets;     // [T + 1]
@@ -21,7 +22,7 @@ struct Tables {
 
 // Why a call did nothing, or stopped.
 struct Problem {
-  enum Kind : int64_t { kNone = 0, kRowOutOfRange = 1, kOffsets = 2, kTooLarge = 3, kMemory = 4 };
+  enum Kind : int64_t { kNone = 0, kRowOutOfRange = 1, kOffsets = 2, kTooLarge = 3, kMemory = 4, kDim = 5, kLayout = 6 };
   int64_t kind;
   int64_t table;
   int64_t value;

@@ -49,6 +49,20 @@ void* address(const Tables& tables, int64_t table, int64_t row = 0) {
   return static_cast<char*>(tables.weights) + element * (tables.half ? 2 : 4);
 }
 
+// Refuses tables that would make a kernel reach outside of them.
+void check(const Tables& tables) {
+  for (int64_t table = 0; table < tables.tables; ++table) {
+    const int64_t dim = tables.dims[table], first = tables.weight_offsets[table], rows = tables.rows(table);
+    if (dim <= 0 || dim % 4) throw Failure{{Problem::kDim, table, dim}};
+    if (rows < 0 || first < 0 || first + rows * dim > tables.size) throw Failure{{Problem::kLayout, table, 0}};
+  }
+  for (int64_t feature = 0; feature < tables.features; ++feature) {
+    const int64_t table = tables.feature_tables[feature];
+    const bool ascending = feature == 0 || tables.feature_tables[feature - 1] <= table;
+    if (!ascending || table < 0 || table >= tables.tables) throw Failure{{Problem::kLayout, table, 0}};
+  }
+}
+
 // First column of each feature in a pooled output.
 std::vector<int64_t> output_columns(const Tables& tables) {
   std::vector<int64_t> columns(tables.features + 1);
@@ -395,9 +409,10 @@ void for_touched(const Tables& tables, const TouchedRows& touched, const Rule& r
 }
 
 template <class Body>
-bool guarded(Problem* problem, Body&& body) {
+bool guarded(const Tables& tables, Problem* problem, Body&& body) {
   *problem = {};
   try {
+    check(tables);
     body();
   } catch (const Failure& failure) {
     *problem = failure.problem;
@@ -417,7 +432,7 @@ using namespace dlrm_mtl;
 extern "C" {
 
 // Counted up with every change of what Python and this library exchange; cpu.py refuses another one.
-DLRM_MTL_API int64_t dlrm_mtl_interface() { return 1; }
+DLRM_MTL_API int64_t dlrm_mtl_interface() { return 2; }
 
 // Chooses the instruction set: "portable", "avx2", "avx512", or "" for the best of this processor. Returns what was chosen,
 // or null if the processor does not have it.
@@ -439,23 +454,23 @@ DLRM_MTL_API const char* dlrm_mtl_select(const char* name) {
 }
 
 DLRM_MTL_API bool dlrm_mtl_lookup(const Tables* tables, const Batch* batch, float* out, int64_t threads, Problem* problem) {
-  return guarded(problem, [&] { lookup(*tables, *batch, out, threads); });
+  return guarded(*tables, problem, [&] { lookup(*tables, *batch, out, threads); });
 }
 
 // One row for each id. `offsets` is 0, 1, ..., N: each id is a bag of its own.
 DLRM_MTL_API bool dlrm_mtl_lookup_rows(const Tables* tables, const Batch* batch, const int64_t* offsets, float* out,
                                        int64_t threads, Problem* problem) {
-  return guarded(problem, [&] { lookup_rows(*tables, *batch, offsets, out, threads); });
+  return guarded(*tables, problem, [&] { lookup_rows(*tables, *batch, offsets, out, threads); });
 }
 
 DLRM_MTL_API bool dlrm_mtl_collect(const Tables* tables, const Batch* batch, const Collected* to, int64_t threads, Problem* problem) {
-  return guarded(problem, [&] { collect(*tables, *batch, *to, threads); });
+  return guarded(*tables, problem, [&] { collect(*tables, *batch, *to, threads); });
 }
 
 // Writes the gradients of all touched rows one after the other.
 DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touched, float* out, int64_t threads, Problem* problem) {
   const Rule no_rule = {};
-  return guarded(problem, [&] {
+  return guarded(*tables, problem, [&] {
     std::vector<float*> begins;
     for (int64_t table = 0; table < tables->tables; ++table) {
       begins.push_back(out);
@@ -468,9 +483,9 @@ DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touch
 }
 
 // Largest absolute value and sum of squares of each of `count` rows.
-DLRM_MTL_API bool dlrm_mtl_measure(const float* rows, int64_t dim, int64_t count, float* squares, float* maxima, int64_t threads,
+DLRM_MTL_API bool dlrm_mtl_measure(const Tables* tables, const float* rows, int64_t dim, int64_t count, float* squares, float* maxima, int64_t threads,
                       Problem* problem) {
-  return guarded(problem, [&] {
+  return guarded(*tables, problem, [&] {
     for_each_task(threads, (count + kTouchedSpan - 1) / kTouchedSpan, [&](int64_t i) {
       const int64_t first = i * kTouchedSpan;
       kernels->measure(rows + first * dim, dim, std::min(kTouchedSpan, count - first), squares + first, maxima + first);
@@ -480,7 +495,7 @@ DLRM_MTL_API bool dlrm_mtl_measure(const float* rows, int64_t dim, int64_t count
 
 DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, float* factors,
                       int64_t threads, Problem* problem) {
-  return guarded(problem, [&] {
+  return guarded(*tables, problem, [&] {
     std::fill(factors, factors + tables->tables, 1.0f);
     for_touched<true>(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
       kernels->find_factor(span, factors + table);
@@ -491,7 +506,7 @@ DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touc
 // [U] the factor of each touched row.
 DLRM_MTL_API bool dlrm_mtl_row_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
                                        float* factors, int64_t threads, Problem* problem) {
-  return guarded(problem, [&] {
+  return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
                 [&](int64_t, const TouchedSpan& span) { kernels->row_factors(span, factors); });
   });
@@ -500,7 +515,7 @@ DLRM_MTL_API bool dlrm_mtl_row_factors(const Tables* tables, const TouchedRows* 
 // [T] the largest change of any coordinate of each table before the table's factor.
 DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
                                          float* moves, int64_t threads, Problem* problem) {
-  return guarded(problem, [&] {
+  return guarded(*tables, problem, [&] {
     std::fill(moves, moves + tables->tables, 0.0f);
     for_touched(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
       kernels->find_largest_direction(span, moves + table);
@@ -511,7 +526,7 @@ DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows
 
 DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, const float* factors,
                     int64_t threads, Problem* problem) {
-  return guarded(problem, [&] {
+  return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
                 [&](int64_t table, const TouchedSpan& span) { kernels->apply(span, factors[table]); });
   });

@@ -1,0 +1,31 @@
+"""Metrics of a task with a real label, exact over all rows.
+
+Every function takes predictions, labels and weights >= 0, each [N] float64; rows of weight 0 do not count. Without rows, a
+metric is nan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def mse(predictions: Array, labels: Array, weights: Array) -> float:
+    """Mean squared error."""
+    return _mean(np.square(predictions - labels), weights)
+
+
+def rmse(predictions: Array, labels: Array, weights: Array) -> float:
+    """Root of the mean squared error, in units of the label."""
+    return float(np.sqrt(mse(predictions, labels, weights)))
+
+
+def mae(predictions: Array, labels: Array, weights: Array) -> float:
+    """Mean absolute error, in units of the label."""
+    return _mean(np.abs(predictions - labels), weights)
+
+
+def _mean(errors: Array, weights: Array) -> float:
+    return float(np.average(errors, weights=weights)) if weights.sum() > 0 else float("nan")

@@ -1,0 +1,59 @@
+"""Losses of binary labels, on logits: of one row each, so that masks and weights apply afterwards.
+
+Shapes: any; logits and labels alike, labels in {0, 1}. Write s = z (2 y - 1), so that sigmoid(s) is the probability of what
+was observed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlrm_mtl.config.strict import Strict
+
+
+class BinaryCrossEntropyConfig(Strict):
+    """Binary cross-entropy: -log sigmoid(s)."""
+
+    name: Literal["binary_cross_entropy"] = "binary_cross_entropy"
+
+
+class FocalConfig(Strict):
+    """Focal loss (Lin et al., ICCV 2017): cross-entropy in which rows that are predicted well count less."""
+
+    name: Literal["focal"] = "focal"
+    gamma: float = Field(default=2.0, ge=0)
+    """A row counts (1 - p)^gamma, p the probability of what was observed; 0 is cross-entropy."""
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """Positives count alpha and negatives 1 - alpha; default: both count 1."""
+    detach_factor: bool = False
+    """Treat (1 - p)^gamma as a constant in the gradient, as some implementations do. That is a reweighted cross-entropy, whose
+    gradient is not that of the focal loss."""
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, positive_weight: Tensor | None = None) -> Tensor:
+    """-log sigmoid(s), times ``positive_weight`` for positives, without overflow at any logit.
+
+    Args:
+        logits: any shape.
+        labels: the same shape.
+        positive_weight: of a shape that broadcasts, such as one number for each column; default: 1.
+    """
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none", pos_weight=positive_weight)
+
+
+def focal(
+    logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha: float | None = None, detach_factor: bool = False
+) -> Tensor:
+    """-(1 - p)^gamma log p with p = sigmoid(s), finite with finite gradients at any logit and for any gamma >= 0."""
+    observed = logits * (2.0 * labels - 1.0)  # s
+    factor = (gamma * F.logsigmoid(-observed)).exp()  # (1 - p)^gamma
+    if detach_factor:
+        factor = factor.detach()
+    losses = factor * F.softplus(-observed)
+    if alpha is not None:
+        losses = losses * (alpha * labels + (1.0 - alpha) * (1.0 - labels))
+    return losses

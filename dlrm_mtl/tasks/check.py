@@ -1,0 +1,64 @@
+"""Whether the tasks fit the data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dlrm_mtl.data.spec import DatasetSpec, suggest
+from dlrm_mtl.errors import UserError
+from dlrm_mtl.tasks.config import TaskConfig
+from dlrm_mtl.tasks.registry import LOSSES
+
+
+def check_labels(tasks: Sequence[TaskConfig], spec: DatasetSpec) -> None:
+    """Check that the labels that tasks and masks name exist and are of the right kind; raises :class:`UserError`."""
+    labels = {label.name: label for label in spec.labels}
+    for position, task in enumerate(tasks):
+        place = f"tasks.{position}.label"
+        if task.label_name not in labels:
+            raise UserError(
+                f"{place}: the data set has no label {task.label_name!r}; {suggest(task.label_name, labels)}."
+            )
+        if task.kind == "binary" and labels[task.label_name].kind != "binary":
+            raise UserError(
+                f"{place}: {task.loss.name} needs a binary label and {task.label_name!r} is a real number; use another label, "
+                "or a loss for real numbers, such as mean_squared_error."
+            )
+        place = f"tasks.{position}.only_where"
+        if task.only_where is None:
+            continue
+        if task.only_where not in labels:
+            raise UserError(
+                f"{place}: the data set has no label {task.only_where!r}; {suggest(task.only_where, labels)}."
+            )
+        if labels[task.only_where].kind != "binary":
+            raise UserError(
+                f"{place}: a mask needs a binary label and {task.only_where!r} is a real number; use another."
+            )
+
+
+def remarks(tasks: Sequence[TaskConfig]) -> list[str]:
+    """What the configuration says without effect, in a sentence each."""
+    return [
+        f"tasks.{position}.positive_weight: {task.positive_weight:g} is ignored, because {task.loss.name} loss weighs rows by "
+        "itself; remove it, or use binary_cross_entropy."
+        for position, task in enumerate(tasks)
+        if task.kind == "binary" and task.positive_weight != 1.0 and not LOSSES[type(task.loss)].takes_positive_weight
+    ]
+
+
+def starting_logits(tasks: Sequence[TaskConfig], spec: DatasetSpec) -> list[float | None]:
+    """What each task's logit is on average over the training rows, as far as the data set's description says.
+
+    The logit of a binary label's rate, and a real label's mean. A task with a mask starts from there as well: the mean over the
+    rows that its mask leaves is not known, and is nearer to it than to 0 for most.
+    """
+    means = {label.name: label.mean for label in spec.labels}
+    result: list[float | None] = []
+    for task in tasks:
+        mean = means.get(task.label_name)
+        if mean is not None and task.kind == "binary":
+            mean = math.log(mean / (1.0 - mean)) if 0.0 < mean < 1.0 else None
+        result.append(mean)
+    return result

@@ -1,0 +1,83 @@
+"""Losses that compare scores of several items, for a trainer that has negatives at hand.
+
+They do not fit tasks with one logit a row, so no configuration names them. Each gives one loss per comparison; take the
+weighted mean over the global batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def bpr(positive: Tensor, negative: Tensor) -> Tensor:
+    """Bayesian personalised ranking (Rendle et al., UAI 2009): -log sigmoid(p - n).
+
+    Args:
+        positive: [B], scores of observed items.
+        negative: [B], or [B, N] with N negatives for each.
+
+    Returns:
+        As ``negative``.
+    """
+    return F.softplus(-_margin(positive, negative))
+
+
+def bpr_probability(positive: Tensor, negative: Tensor) -> Tensor:
+    """The smooth count of wrong orders: 1 - sigmoid(p - n), in [0, 1].
+
+    Unlike :func:`bpr`, its gradient vanishes for pairs that are very wrong as well as for those that are right.
+
+    Args:
+        positive: [B], scores of observed items.
+        negative: [B], or [B, N] with N negatives for each.
+
+    Returns:
+        As ``negative``.
+    """
+    return torch.sigmoid(-_margin(positive, negative))
+
+
+def softmax_cross_entropy(positive: Tensor, negatives: Tensor, log_sampling: Tensor | None = None) -> Tensor:
+    """-log of the positive's share in the softmax over itself and its negatives.
+
+    Args:
+        positive: [B], scores of observed items.
+        negatives: [B, N], scores of the others; -inf leaves one out.
+        log_sampling: [B, 1 + N], logarithms of the probabilities with which the items were drawn (the positive first), taken
+            off the scores so that items that are often drawn are not pushed down for it (Yi et al., RecSys 2019).
+
+    Returns:
+        [B].
+    """
+    scores = torch.cat([positive.unsqueeze(1), negatives], dim=1)  # [B, 1 + N]
+    if log_sampling is not None:
+        scores = scores - log_sampling
+    return torch.logsumexp(scores, dim=1) - scores[:, 0]
+
+
+def in_batch_softmax(scores: Tensor, items: Tensor | None = None, log_sampling: Tensor | None = None) -> Tensor:
+    """Softmax cross-entropy in which the other rows' items are the negatives.
+
+    The candidates are those of the matrix: on several processes, gather the items first, or the loss depends on their number.
+
+    Args:
+        scores: [B, B], of row i's context with row j's item; the diagonal holds the observed pairs.
+        items: [B] ids; other rows with the same item are no negatives of it.
+        log_sampling: [B], logarithm of each item's share of the rows.
+
+    Returns:
+        [B].
+    """
+    if log_sampling is not None:
+        scores = scores - log_sampling.unsqueeze(0)
+    if items is not None:
+        same = items.unsqueeze(0) == items.unsqueeze(1)
+        others = same & ~torch.eye(len(items), dtype=torch.bool, device=items.device)
+        scores = scores.masked_fill(others, float("-inf"))
+    return torch.logsumexp(scores, dim=1) - scores.diagonal()
+
+
+def _margin(positive: Tensor, negative: Tensor) -> Tensor:
+    return (positive if positive.dim() == negative.dim() else positive.unsqueeze(-1)) - negative

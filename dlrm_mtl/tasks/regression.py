@@ -1,0 +1,49 @@
+"""Losses of real labels: of one row each. The "logit" of such a task is its prediction.
+
+Shapes: any; predictions and labels alike.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlrm_mtl.config.strict import Strict
+
+
+class MeanSquaredErrorConfig(Strict):
+    """Squared error: (z - y)^2."""
+
+    name: Literal["mean_squared_error"] = "mean_squared_error"
+
+
+class MeanAbsoluteErrorConfig(Strict):
+    """Absolute error: |z - y|."""
+
+    name: Literal["mean_absolute_error"] = "mean_absolute_error"
+
+
+class HuberConfig(Strict):
+    """Huber's loss: (z - y)^2 / 2 within delta of the label, delta (|z - y| - delta / 2) outside."""
+
+    name: Literal["huber"] = "huber"
+    delta: float = Field(default=1.0, gt=0)
+    """Where the loss turns from quadratic to linear, in units of the label."""
+
+
+def squared_error(predictions: Tensor, labels: Tensor) -> Tensor:
+    """(z - y)^2."""
+    return (predictions - labels).square()
+
+
+def absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
+    """|z - y|; its gradient is 0 where both are equal."""
+    return (predictions - labels).abs()
+
+
+def huber(predictions: Tensor, labels: Tensor, delta: float = 1.0) -> Tensor:
+    """(z - y)^2 / 2 where |z - y| <= delta, delta (|z - y| - delta / 2) elsewhere."""
+    return F.huber_loss(predictions, labels, reduction="none", delta=delta)

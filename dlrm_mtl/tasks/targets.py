@@ -1,0 +1,89 @@
+"""What the tasks are to predict in a batch, and which rows count for which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dlrm_mtl.tasks.config import TaskConfig
+
+SAMPLING_LAYER = 1 << 32
+"""Numbers the draws of negative sampling, beside those of the dropout layers."""
+
+
+class Draws(Protocol):
+    """A source of random numbers that belong to a row of a global batch, whatever process holds it."""
+
+    def uniform(self, layer: int, rows: int, width: int, device: torch.device) -> Tensor:
+        """Numbers in [0, 1) of shape [rows, width], see :class:`~dlrm_mtl.models.dropout.DropoutStream`."""
+        ...
+
+
+def label_columns(tasks: Sequence[TaskConfig]) -> list[str]:
+    """The labels to read, in the order of ``Batch.labels``: one per task, then those that only masks need."""
+    own = [task.label_name for task in tasks]
+    masks = [task.only_where for task in tasks if task.only_where is not None]
+    return own + [name for name in dict.fromkeys(masks) if name not in own]
+
+
+class Targets:
+    """Turns a batch's labels and weights, in the order of :func:`label_columns`, into those of the tasks.
+
+    Shapes: B rows, T tasks, L >= T columns.
+
+    Args:
+        tasks: the tasks.
+    """
+
+    def __init__(self, tasks: Sequence[TaskConfig]) -> None:
+        columns = label_columns(tasks)
+        self.tasks = len(tasks)
+        self.masks = [
+            (task, columns.index(config.only_where))
+            for task, config in enumerate(tasks)
+            if config.only_where is not None
+        ]
+        self.rates = [task.negative_sampling for task in tasks]
+
+    def __call__(self, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop the rows in which a task is not defined.
+
+        Args:
+            labels: [B, L].
+            weights: [B, L], 0 where a label is null.
+
+        Returns:
+            Labels and weights [B, T]. The weight is 0 where the label that the task's mask names is 0 or null.
+        """
+        own, counted = labels[:, : self.tasks], weights[:, : self.tasks]
+        if self.masks:
+            counted = counted.clone()
+            for task, mask in self.masks:
+                counted[:, task] *= (labels[:, mask] == 1.0) & (weights[:, mask] > 0.0)
+        return own, counted
+
+    def sampled(self, labels: Tensor, weights: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """For training: also drop negatives of the tasks that want only a share of them, each task on its own.
+
+        Args:
+            labels: [B, L].
+            weights: [B, L].
+            draws: set to the current step, which decides on what is drawn.
+
+        Returns:
+            Labels and weights [B, T].
+        """
+        labels, weights = self(labels, weights)
+        if min(self.rates) < 1.0:
+            uniform = draws.uniform(SAMPLING_LAYER, len(labels), self.tasks, weights.device)
+            weights = weights * ((labels == 1.0) | (uniform < weights.new_tensor(self.rates)))
+        return labels, weights
+
+
+def predictions(logits: Tensor, tasks: Sequence[TaskConfig]) -> Tensor:
+    """What the tasks predict [B, T]: probabilities for binary labels, the logits as they are for real ones."""
+    binary = torch.tensor([task.kind == "binary" for task in tasks], device=logits.device)
+    return torch.where(binary, torch.sigmoid(logits), logits)

@@ -1,0 +1,169 @@
+"""How the tasks' losses become one: fixed weights, weights that are learned, weights that follow the losses' course.
+
+Shapes: T tasks. A new weighting is a configuration and a module, and one line in each of the two tables below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from dlrm_mtl.config.strict import Strict
+
+
+class FixedWeightingConfig(Strict):
+    """The tasks' own weights, and nothing else."""
+
+    name: Literal["fixed"] = "fixed"
+
+
+class UncertaintyWeightingConfig(Strict):
+    """A learned weight for every task (Kendall, Gal and Cipolla, CVPR 2018)."""
+
+    name: Literal["uncertainty"] = "uncertainty"
+    initial_log_variance: float = -0.5
+    """What the learned log variances s start from; a task's loss L counts L / (2 e^s) + s / 2."""
+
+
+class DynamicWeightAverageConfig(Strict):
+    """Tasks whose loss falls more slowly count more (Liu, Johns and Davison, CVPR 2019)."""
+
+    name: Literal["dwa"] = "dwa"
+    temperature: float = Field(default=2.0, gt=0)
+    """High values bring the weights closer together."""
+
+
+class TaskWeighting(nn.Module):
+    """Combines the tasks' losses. Parameters are trained and buffers saved with the model that this is a part of."""
+
+    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """The part of the loss (scalar) that this process adds.
+
+        Args:
+            parts: [T], this process's parts of the tasks' losses.
+            task_weights: [T], the configured weights.
+            totals: [T], the weight of each task's rows in the global batch; 0 where it has no loss.
+            processes: how many add parts.
+        """
+        raise NotImplementedError
+
+    def start(self, epoch: int) -> None:
+        """Say which epoch the next step belongs to."""
+
+    def observe(self, parts: Tensor, totals: Tensor) -> None:
+        """Take note of the losses of a step that was applied; to be called on every process.
+
+        Args:
+            parts: [T], this process's parts.
+            totals: [T], as above.
+        """
+
+
+class FixedWeighting(TaskWeighting):
+    """sum_t w_t L_t."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+
+    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """The part of the loss (scalar), see :class:`TaskWeighting`."""
+        return (parts * task_weights).sum()
+
+
+class UncertaintyWeighting(TaskWeighting):
+    """sum_t w_t (L_t / (2 e^s_t) + s_t / 2), with s_t learned along with the model's dense parameters.
+
+    Left alone, s_t goes to log L_t. A configured weight w_t multiplies the whole term, or s_t would undo it. The second half is
+    left out for a task without a row in the global batch, whose s_t would fall for want of a loss.
+    """
+
+    def __init__(self, tasks: int, initial_log_variance: float = -0.5) -> None:
+        super().__init__()
+        self.log_variances = nn.Parameter(torch.full((tasks,), initial_log_variance))
+
+    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """The part of the loss (scalar), see :class:`TaskWeighting`."""
+        terms = 0.5 * parts * torch.exp(-self.log_variances)
+        terms = terms + 0.5 * self.log_variances * (totals > 0) / processes
+        return (terms * task_weights).sum()
+
+
+class DynamicWeightAverage(TaskWeighting):
+    """sum_t w_t a_t L_t with a = T softmax(r / temperature), r_t = L_t(e - 1) / L_t(e - 2) for the mean losses of epochs.
+
+    r_t is 1 where it is not defined: in the first two epochs, and for a task without a loss in one of them. Losses are added up
+    over all processes (one more all-reduce of T numbers a step) and saved with the model, so a resumed run goes on alike.
+    """
+
+    sums: Tensor
+    counts: Tensor
+    means: Tensor
+    epoch: Tensor
+
+    def __init__(self, tasks: int, temperature: float = 2.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer("sums", torch.zeros(tasks, dtype=torch.float64))  # of this epoch's losses
+        self.register_buffer("counts", torch.zeros(tasks, dtype=torch.float64))  # steps in which the task had a loss
+        self.register_buffer("means", torch.full((2, tasks), float("nan"), dtype=torch.float64))  # e - 2, e - 1
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def weights(self) -> Tensor:
+        """[T], positive, with sum T."""
+        ratios = self.means[1] / self.means[0]
+        ratios = torch.where(torch.isfinite(ratios), ratios, torch.ones_like(ratios))
+        return (len(ratios) * torch.softmax(ratios / self.temperature, dim=0)).float()
+
+    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """The part of the loss (scalar), see :class:`TaskWeighting`."""
+        return (parts * task_weights * self.weights).sum()
+
+    @torch.no_grad()
+    def start(self, epoch: int) -> None:
+        """Say which epoch the next step belongs to; a new one closes the one before."""
+        if epoch != int(self.epoch):
+            self.means.copy_(torch.stack([self.means[1], self.sums / self.counts]))
+            self.sums.zero_()
+            self.counts.zero_()
+            self.epoch.fill_(epoch)
+
+    @torch.no_grad()
+    def observe(self, parts: Tensor, totals: Tensor) -> None:
+        """Add the losses of a step that was applied; to be called on every process."""
+        losses = parts.detach().clone()
+        if dist.is_initialized():
+            dist.all_reduce(losses)
+        self.sums += losses
+        self.counts += totals > 0
+
+
+_Weighting = Annotated[
+    FixedWeightingConfig | UncertaintyWeightingConfig | DynamicWeightAverageConfig, Field(discriminator="name")
+]
+
+_MODULES: dict[type, Callable[[Any, int], TaskWeighting]] = {
+    FixedWeightingConfig: lambda c, tasks: FixedWeighting(tasks),
+    UncertaintyWeightingConfig: lambda c, tasks: UncertaintyWeighting(tasks, c.initial_log_variance),
+    DynamicWeightAverageConfig: lambda c, tasks: DynamicWeightAverage(tasks, c.temperature),
+}
+
+
+def _from_name(value: Any) -> Any:
+    """`task_weighting: dwa` is short for `task_weighting: {name: dwa}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+TaskWeightingConfig = Annotated[
+    _Weighting, BeforeValidator(_from_name, json_schema_input_type=Literal["fixed", "uncertainty", "dwa"] | _Weighting)
+]
+
+
+def build_weighting(config: TaskWeightingConfig, tasks: int) -> TaskWeighting:
+    """The module that ``config`` names, to be made part of the model."""
+    return _MODULES[type(config)](config, tasks)
