@@ -44,6 +44,8 @@ done
 {
     head_of "What tests and linters need on top of the CPU or CUDA set."
     "${UV[@]}" setup.cfg --extra dev --override "$work/cpu.overrides" -c "$work/cpu.txt" "${omit[@]}"
+    # The CUDA kernels' tests run in Triton's interpreter where there is no GPU.
+    sed -n '/^triton==/p' "$work/cuda.txt"
 } >"$work/dev.txt"
 
 # The markers that hold everywhere only hide the ones that matter.
