@@ -40,7 +40,7 @@ _SPARSE: dict[type, Callable[[Any], rules.RowWiseRule]] = {
 
 _DENSE: dict[type, Callable[[Any, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]] = {
     ClippyAdagradConfig: lambda c, parameters: ClippyAdagrad(
-        parameters, c.learning_rate, weight_decay=c.weight_decay, **c.options()
+        parameters, c.learning_rate, weight_decay=c.weight_decay, **c.options().as_dict()
     ),
     AdamConfig: lambda c, parameters: torch.optim.AdamW(
         parameters, lr=c.learning_rate, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.optim.clippy import ClippyOptions
 
 LearningRate = Annotated[float, Field(gt=0)]
 
@@ -116,18 +117,13 @@ class ClippyAdagradConfig(Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, outside the limit."""
 
-    def options(self) -> dict[str, Any]:
-        """The rule's options, as ClippyAdagrad takes them."""
-        return self.model_dump(exclude={"name", "learning_rate", "weight_decay"})
+    def options(self) -> ClippyOptions:
+        """The rule's options."""
+        return ClippyOptions(**self.model_dump(exclude={"name", "learning_rate", "weight_decay"}))
 
     @model_validator(mode="after")
     def _options_fit(self) -> ClippyAdagradConfig:
-        if self.clip_accumulator_update and self.accumulator == "standard":
-            raise ValueError("clip_accumulator_update needs accumulator: delayed; set that, or leave it out.")
-        if self.lambda_rel == self.lambda_abs == self.accumulator_relative_threshold == 0:
-            raise ValueError(
-                "lambda_rel and lambda_abs are both 0, so that nothing could ever move; raise one of them."
-            )
+        self.options()
         return self
 
 
