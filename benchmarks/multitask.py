@@ -38,14 +38,19 @@ class LoopLevel(nn.Module):
     """Experts and gates one by one; gate g mixes the experts in sees[g]. Inputs and outputs are lists of [B, d]."""
 
     def __init__(
-        self, width: int, gate_width: int, layers: list[int], slots: list[int], sees: list[list[int]], native: int = 0
+        self,
+        width: int,
+        gate_width: int,
+        layers: list[int],
+        slots: list[int],
+        sees: list[list[int]],
+        native: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.slots, self.sees = slots, sees
         self.experts = nn.ModuleList(_sequential(width, layers) for _ in slots)
         self.gates = nn.ModuleList(nn.Linear(gate_width, len(seen)) for seen in sees)
-        self.native = nn.ParameterList(nn.Parameter(torch.rand(native)) for _ in sees) if native > 1 else None
-        self.has_native = native > 0
+        self.native = nn.ParameterList(nn.Parameter(torch.rand(count)) for count in native)
 
     def forward(self, inputs: list[Tensor], gate_inputs: list[Tensor]) -> list[Tensor]:
         outputs = [expert(inputs[slot]) for expert, slot in zip(self.experts, self.slots, strict=True)]
@@ -54,12 +59,9 @@ class LoopLevel(nn.Module):
             weights = torch.softmax(gate(gate_inputs[g]), dim=1)
             stacked = torch.stack([outputs[e] for e in seen], dim=1)
             mixed = torch.bmm(weights.unsqueeze(1), stacked).squeeze(1)
-            if self.has_native:
+            if len(self.native):
                 own = [output for output, slot in zip(outputs, self.slots, strict=True) if slot == g]
-                if self.native is None:
-                    mixed = mixed + own[0]
-                else:
-                    mixed = mixed + sum(v * output for v, output in zip(self.native[g], own, strict=True))
+                mixed = mixed + sum(v * output for v, output in zip(self.native[g], own, strict=True))
             fused.append(mixed)
         return fused
 
@@ -139,10 +141,10 @@ def _sequential(width: int, layers: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
-def _levels(sees: list[list[list[int]]], slots: list[int], native: int = 0) -> list[LoopLevel]:
+def _levels(sees: list[list[list[int]]], slots: list[int], native: Sequence[int] = ()) -> list[LoopLevel]:
     widths = [WIDTH, *(layers[-1] for layers in LEVELS)]
     return [
-        LoopLevel(widths[level], widths[level], layers, slots, sees[level], native)
+        LoopLevel(widths[level], widths[level], layers, slots, sees[level], native[: len(sees[level])])
         for level, layers in enumerate(LEVELS)
     ]
 
@@ -181,7 +183,11 @@ def cases() -> dict[str, tuple[MultitaskConfig, Callable[[], nn.Module]]]:
         "cross_stitch": (CrossStitchConfig(levels=LEVELS), LoopStitch),
         "adatt_sp, 2 per task": (
             AdaTTSpConfig(task_experts=2, levels=LEVELS),
-            lambda: Loop(_levels([[every] * TASKS] * 2, two_each, native=2)),
+            lambda: Loop(_levels([[every] * TASKS] * 2, two_each, native=[2] * TASKS)),
+        ),
+        "adatt, 4 own + 4 shared": (
+            AdaTTConfig(task_experts=1, shared_experts=4, levels=LEVELS),
+            lambda: Loop(_levels([[every] * (TASKS + 1), [every] * TASKS], ple_slots, native=[1, 1, 1, 1, 4])),
         ),
         "aitm": (AITMConfig(layers=STACK), LoopAITM),
     }
@@ -189,7 +195,7 @@ def cases() -> dict[str, tuple[MultitaskConfig, Callable[[], nn.Module]]]:
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure all architectures, print a table, and return the figures."""
-    turns, rows = (5, ROWS // 4) if quick else (15, ROWS)
+    turns, rows = (5, ROWS // 4) if quick else (11, ROWS)
     results: list[dict[str, Any]] = []
     threads_before = torch.get_num_threads()
     try:

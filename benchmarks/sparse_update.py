@@ -1,7 +1,9 @@
 """Lookup, backward pass and update of embedding tables on the CPU, beside FBGEMM's and PyTorch's own.
 
 In one process and on the same batches. The contestants take turns, so that what else the machine does hits all of them; ratios
-are taken within a turn. Each contestant looks up a batch, gets the same gradient with respect to the output, and updates.
+are taken within a turn. A turn in which other processes took much of the processor is repeated, for a minute at most; the
+figures say how many such turns are left. Each contestant looks up a batch, gets the same gradient with respect to the output,
+and updates.
 
     python -m benchmarks sparse-update
 """
@@ -34,6 +36,8 @@ BASELINE = "FBGEMM row-wise AdaGrad"
 OURS = "Clippy row-wise AdaGrad"
 LEARNING_RATE = 0.1
 BATCHES = 4
+PATIENCE = 60.0
+"""Seconds that the turns of one case may take longer because of other processes."""
 
 
 @dataclass(frozen=True)
@@ -260,11 +264,13 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
         for count in threads:
             for case in cases:
                 with _threads(count):
-                    times = _take_turns({n: c.step for n, c in contestants.items()}, batches[case], case, turns)
+                    steps = {name: contestant.step for name, contestant in contestants.items()}
+                    times, disturbed = _take_turns(steps, batches[case], case, turns)
                 figures = {
                     **asdict(case),
                     "threads": count,
                     "pages": pages,
+                    "disturbed_turns": disturbed,
                     "contestants": _summary(times, case.lookups),
                 }
                 _show_steps(case, figures)
@@ -273,17 +279,35 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
 
 def _take_turns(
     steps: dict[str, Callable[[Batch, Tensor], None]], batches: list[Batch], case: Case, turns: int
-) -> dict[str, list[float]]:
-    """Seconds of each contestant's step by turn, after a turn that does not count."""
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each contestant's step by turn, after a turn that does not count; and how many turns were disturbed."""
     gradient = torch.randn(case.bags, case.tables * case.dim, generator=torch.Generator().manual_seed(1)) * case.size
     times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for turn in range(turns + 1):
+    names, turn, disturbed, patience = list(steps), 0, 0, time.monotonic() + PATIENCE
+    while len(times[names[0]]) <= turns:
+        seconds = {}
+        others = _processor_seconds_of_others()
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             begin = time.perf_counter()
             steps[name](batches[turn % len(batches)], gradient)
-            times[name].append(time.perf_counter() - begin)
-    return {name: seconds[1:] for name, seconds in times.items()}
+            seconds[name] = time.perf_counter() - begin
+        turn += 1
+        others = _processor_seconds_of_others() - others
+        if others > max(0.1 * sum(seconds.values()), 0.02):
+            if time.monotonic() < patience:
+                time.sleep(0.2)
+                continue
+            disturbed += 1
+        for name in names:
+            times[name].append(seconds[name])
+    return {name: values[1:] for name, values in times.items()}, disturbed
+
+
+def _processor_seconds_of_others() -> float:
+    """Time that all processors spent on other processes since they were started."""
+    user, nice, system, *_ = (int(field) for field in Path("/proc/stat").read_text().split()[1:9])
+    own = os.times()
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def _summary(times: dict[str, list[float]], lookups: int) -> dict[str, dict[str, float]]:
@@ -303,7 +327,8 @@ def _summary(times: dict[str, list[float]], lookups: int) -> dict[str, dict[str,
 
 
 def _show_steps(case: Case, figures: dict[str, Any]) -> None:
-    print(f"\n  {case.label()}; {figures['threads']} threads, {figures['pages']} pages")
+    print(f"\n  {case.label()}; {figures['threads']} threads, {figures['pages']} pages", end="")
+    print(f"; {figures['disturbed_turns']} turns disturbed" if figures["disturbed_turns"] else "")
     for name, of in figures["contestants"].items():
         spread = f"({of['speedup_low']:.2f} to {of['speedup_high']:.2f})"
         print(

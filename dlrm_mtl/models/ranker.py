@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.tables import mean_features
+from dlrm_mtl.errors import UserError
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, ParallelMLP
 from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.models.dropout import LaneDropout
@@ -27,6 +28,9 @@ class MultitaskRanker(nn.Module):
         dense_features: number of dense features; may be 0.
         tasks: number of tasks T.
         config: the ``model`` part of a configuration.
+
+    Raises:
+        UserError: interaction or architecture do not fit the features or the tasks.
     """
 
     def __init__(self, tables: EmbeddingBagCollection, dense_features: int, tasks: int, config: ModelConfig) -> None:
@@ -38,10 +42,15 @@ class MultitaskRanker(nn.Module):
         self.takes_mean = [name in means for name in self.feature_names]
         self.embedding_dropout = LaneDropout(config.embedding_dropout)
         self.dense = MLP(dense_features, config.dense) if dense_features else None
-        width = sum(table.embedding_dim * len(table.feature_names) for table in tables.embedding_bag_configs())
-        width += self.dense.out_features if self.dense else 0
-        self.interaction = build_interaction(config.interaction, width)
-        self.multitask = build_multitask(config.multitask, self.interaction.out_features, tasks)
+        fields = [table.embedding_dim for table in tables.embedding_bag_configs() for _ in table.feature_names]
+        dense_width = self.dense.out_features if self.dense else 0
+        try:
+            place = "model.interaction"
+            self.interaction = build_interaction(config.interaction, fields, dense_width)
+            place = "model.multitask"
+            self.multitask = build_multitask(config.multitask, self.interaction.out_features, tasks)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
         self.towers = ParallelMLP(tasks, self.multitask.out_features, config.tower)
         self.logits = ParallelLinear(tasks, self.towers.out_features, 1)
 

@@ -36,9 +36,10 @@ class Targets:
 
     Args:
         tasks: the tasks.
+        device: of the tensors.
     """
 
-    def __init__(self, tasks: Sequence[TaskConfig]) -> None:
+    def __init__(self, tasks: Sequence[TaskConfig], device: torch.device | str = "cpu") -> None:
         columns = label_columns(tasks)
         self.tasks = len(tasks)
         self.masks = [
@@ -46,7 +47,8 @@ class Targets:
             for task, config in enumerate(tasks)
             if config.only_where is not None
         ]
-        self.rates = [task.negative_sampling for task in tasks]
+        self.samples = any(task.negative_sampling < 1.0 for task in tasks)
+        self.rates = torch.tensor([task.negative_sampling for task in tasks], device=device)  # [T]
 
     def __call__(self, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Drop the rows in which a task is not defined.
@@ -77,9 +79,9 @@ class Targets:
             Labels and weights [B, T].
         """
         labels, weights = self(labels, weights)
-        if min(self.rates) < 1.0:
+        if self.samples:
             uniform = draws.uniform(SAMPLING_LAYER, len(labels), self.tasks, weights.device)
-            weights = weights * ((labels == 1.0) | (uniform < weights.new_tensor(self.rates)))
+            weights = weights * ((labels == 1.0) | (uniform < self.rates))
         return labels, weights
 
 

@@ -54,7 +54,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.journal = journal
         self.progress = progress
-        self.targets = Targets(config.tasks)
+        self.targets = Targets(config.tasks, process.device)
         self.losses = TaskLosses(config.tasks, process.device)
         self.total_steps = total_steps(config, train_data)
         self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrm_mtl.models.blocks import ParallelMLP, StackConfig
+from dlrm_mtl.models.blocks import ACTIVATIONS, NORMS, ParallelMLP, StackConfig
 from dlrm_mtl.models.dropout import DropoutStream, LaneDropout, connect_dropout
 from dlrm_mtl.models.multitask import build_multitask
 from dlrm_mtl.models.multitask.mmoe import MMoE, MMoEConfig
@@ -82,6 +82,56 @@ def test_parallel_stack_is_linear_layers_side_by_side() -> None:
         one[1].weight.data, one[1].bias.data = norm.weight[n].data, norm.bias[n].data
         torch.testing.assert_close(stack(x)[:, n], one(x[:, n]), rtol=1e-6, atol=1e-6)
     assert ParallelMLP(3, 4, StackConfig(layers=[]))(torch.ones(2, 4)).shape == (2, 3, 4)
+
+
+def test_batch_norm_is_batch_norms_side_by_side() -> None:
+    stack = ParallelMLP(3, 4, StackConfig(layers=[5], norm="batch", activation="tanh"))
+    linear = stack.layers[0]
+    ones = [nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh()) for _ in range(3)]
+    for n, one in enumerate(ones):
+        one[0].weight.data, one[0].bias.data = linear.weight[n].data, linear.bias[n].data
+    for rows in (7, 9):
+        x = torch.randn(rows, 3, 4)
+        out = stack(x)
+        for n, one in enumerate(ones):
+            torch.testing.assert_close(out[:, n], one(x[:, n]), rtol=1e-5, atol=1e-6)
+    stack.eval()
+    for n, one in enumerate(ones):
+        torch.testing.assert_close(stack(x)[:, n], one.eval()(x[:, n]), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_of_fewer_than_two_rows_uses_and_keeps_the_running_averages() -> None:
+    norm = NORMS["batch"](2, 3)
+    norm(torch.randn(9, 2, 3))
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    x = torch.randn(1, 2, 3)
+    out = norm(x)
+    assert torch.equal(out, norm.eval()(x))
+    assert norm.train()(x[:0]).shape == (0, 2, 3)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+
+
+def test_prelu() -> None:
+    prelu = ACTIVATIONS["prelu"](2, 3)
+    prelu.slope.data = torch.randn(2, 3)
+    x = torch.randn(5, 2, 3)
+    for n in range(2):
+        torch.testing.assert_close(prelu(x)[:, n], F.prelu(x[:, n], prelu.slope[n]))
+
+
+def test_dice() -> None:
+    dice = ACTIVATIONS["dice"](2, 3)
+    dice.slope.data = torch.randn(2, 3)
+    x = torch.randn(5, 2, 3)
+    out = dice(x)
+    for n in range(2):
+        for c in range(3):
+            s = x[:, n, c]
+            p = torch.sigmoid((s - s.mean()) / torch.sqrt(s.var(unbiased=False) + 1e-8))
+            torch.testing.assert_close(out[:, n, c], p * s + (1 - p) * dice.slope[n, c] * s, rtol=1e-5, atol=1e-6)
+    dice.eval()
+    p = torch.sigmoid((x - 0.1 * x.mean(0)) / torch.sqrt(0.9 + 0.1 * x.var(0) + 1e-8))
+    torch.testing.assert_close(dice(x), p * x + (1 - p) * dice.slope * x, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_masks_do_not_depend_on_the_number_of_processes() -> None:

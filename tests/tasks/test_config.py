@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from dlrm_mtl.config.load import dump_config, json_schema, load_config
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.errors import UserError
-from dlrm_mtl.tasks.check import check_labels, remarks
+from dlrm_mtl.tasks.check import check_labels, remarks, starting_logits
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.registry import LOSSES
 from tests import synthetic
@@ -124,3 +125,16 @@ def test_a_positive_weight_that_is_ignored_gets_a_remark() -> None:
     (remark,) = remarks([TaskConfig(name="a"), TaskConfig(name="b", loss="focal", positive_weight=3)])
     for part in ("tasks.1.positive_weight", "3", "ignored", "focal"):
         assert part in remark
+
+
+def test_logits_start_from_what_the_data_set_says() -> None:
+    labels = [
+        {"name": "click", "mean": 0.2},
+        {"name": "never", "mean": 0.0},
+        {"name": "buy"},
+        {"name": "seconds", "kind": "real", "mean": 0.2},
+    ]
+    spec = DatasetSpec.model_validate({"name": "shop", "splits": {}, "features": [], "labels": labels})
+    tasks = [TaskConfig(name="click"), TaskConfig(name="never"), TaskConfig(name="buy")]
+    tasks += [TaskConfig(name="seconds", loss="huber"), TaskConfig(name="a", label="click", loss="huber")]
+    assert starting_logits(tasks, spec) == [pytest.approx(math.log(0.25)), None, None, 0.2, 0.2]

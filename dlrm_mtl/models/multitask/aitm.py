@@ -39,9 +39,9 @@ class AITMConfig(StackConfig):
 class AITM(Block):
     """q_t = MLP_t(x), z_1 = q_1, z_t = AIT(G_t z_{t-1}, q_t): equations 2 to 6 of the paper.
 
-    G_t is one linear layer (or, see `transfer`, a whole one). AIT weighs the two tokens u, what is handed over and what the task has itself, by
-    softmax_u(<K u, Q u> / sqrt(k)) and adds up V u. The product is that of each token with itself, as in the paper: it is no
-    attention of one token to another. K, Q and V (linear, with biases) are shared by all transfers.
+    G_t is one linear layer (or, see `transfer`, a whole one). AIT weighs the two tokens u, what is handed over and what the
+    task has itself, by softmax_u(<K u, Q u> / sqrt(k)) and adds up V u. The product is that of each token with itself, as in
+    the paper: it is no attention of one token to another. K, Q and V (linear, with biases) are shared by all transfers.
 
     The paper's behavioural expectation calibrator is a term of the loss: :meth:`penalty`.
 
