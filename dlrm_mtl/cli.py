@@ -90,7 +90,7 @@ def predict(
     checkpoint: CheckpointName = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that are in memory at a time.")] = 8192,
 ) -> None:
-    """Predict every task's probability for the rows of Parquet files, in constant memory."""
+    """Predict every task for the rows of Parquet files, in constant memory."""
     from dlrm_mtl.training.use import predict_run
 
     predict_run(run, input, output, carry or [], checkpoint, batch_size)

@@ -10,6 +10,7 @@ from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.optim.config import OptimizerConfig
 from dlrm_mtl.tasks.config import TaskConfig
+from dlrm_mtl.tasks.weighting import FixedWeightingConfig, TaskWeightingConfig
 from dlrm_mtl.training.config import TrainingConfig
 
 
@@ -24,6 +25,8 @@ class RunConfig(Strict):
     """Which rows and columns are read, and in which order."""
     tasks: list[TaskConfig] = Field(min_length=1)
     """What the model predicts."""
+    task_weighting: TaskWeightingConfig = FixedWeightingConfig()
+    """How the tasks' losses become one: `fixed`, `uncertainty` or `dwa`, or with options `{name: dwa, temperature: 1}`."""
     model: ModelConfig = ModelConfig()
     """Tables, interaction, multitask architecture and towers."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -55,11 +53,11 @@ class MultitaskRanker(nn.Module):
         self.logits = ParallelLinear(tasks, self.towers.out_features, 1)
 
     @torch.no_grad()
-    def start_from_rates(self, rates: list[float | None]) -> None:
-        """Let each task's logit start from the rate of its positives, where that is known; rare tasks learn sooner."""
-        for bias, rate in zip(self.logits.bias, rates, strict=True):
-            if rate is not None and 0.0 < rate < 1.0:
-                bias.fill_(math.log(rate / (1.0 - rate)))
+    def start_from(self, logits: list[float | None]) -> None:
+        """Let each task's logit start from what it is on average, where that is known; rare tasks learn sooner."""
+        for bias, logit in zip(self.logits.bias, logits, strict=True):
+            if logit is not None:
+                bias.fill_(logit)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits [B, T]."""

@@ -55,7 +55,7 @@ class Trainer:
         self.journal = journal
         self.progress = progress
         self.targets = Targets(config.tasks, process.device)
-        self.losses = TaskLosses(config.tasks, process.device)
+        self.losses = TaskLosses(config.tasks, process.device, model.weighting)
         self.total_steps = total_steps(config, train_data)
         self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every

@@ -22,6 +22,8 @@ from dlrm_mtl.embeddings.tables import build_tables, initialise, is_table, table
 from dlrm_mtl.models.dropout import DropoutStream, connect_dropout
 from dlrm_mtl.models.ranker import MultitaskRanker
 from dlrm_mtl.optim.build import Optimizers
+from dlrm_mtl.tasks.check import starting_logits
+from dlrm_mtl.tasks.weighting import TaskWeighting, build_weighting
 from dlrm_mtl.training.distributed import Process
 
 
@@ -37,6 +39,8 @@ class ShardedModel:
     """The tables."""
     dropout: DropoutStream
     """Set its ``step`` before every training step."""
+    weighting: TaskWeighting
+    """How the tasks' losses become one. A part of the model: DDP reduces its gradients and checkpoints hold its state."""
 
     def table_weights(self) -> dict[str, Any]:
         """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor if every process holds it all."""
@@ -68,8 +72,9 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     torch.manual_seed(config.seed)
     collection = build_tables(tables)
     ranker = MultitaskRanker(collection, len(selection.dense), len(config.tasks), config.model)
-    rates = {label.name: label.mean for label in spec.labels}
-    ranker.start_from_rates([rates.get(task.label_name) for task in config.tasks])
+    ranker.start_from(starting_logits(config.tasks, spec))
+    weighting = build_weighting(config.task_weighting, len(config.tasks))
+    ranker.add_module("task_weighting", weighting)
     plan = make_plan(ranker, tables, config.sharding, process.device, config.data.batch_size)
     module = DistributedModelParallel(
         ranker,
@@ -81,7 +86,7 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     lanes = config.data.lanes // process.world_size
     stream = DropoutStream(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
     connect_dropout(module, stream)
-    return ShardedModel(module, plan, tables, stream)
+    return ShardedModel(module, plan, tables, stream, weighting)
 
 
 def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -> Optimizers:

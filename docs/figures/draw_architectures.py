@@ -69,7 +69,8 @@ class Figure:
                     f'<rect x="{x - wide / 2:.1f}" y="{y - HIGH / 2:.1f}" width="{wide:.1f}" height="{HIGH}" rx="5" '
                     f'fill="{COLOURS[kind]}" stroke="{border}"{dash}/>'
                 )
-            parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle">{text}</text>')
+            small = ' font-size="10"' if text == "g+v" else ""
+            parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle"{small}>{text}</text>')
         return "\n".join([*parts, "</svg>", ""])
 
     def _reach(self, name: str) -> float:
@@ -83,10 +84,18 @@ def towers(figure: Figure, row: float, a: tuple[str, float], b: tuple[str, float
 
 
 def mixed(
-    figure: Figure, level: str, row: float, column: float, text: str, kind: str, experts: list[str], reads: str
+    figure: Figure,
+    level: str,
+    row: float,
+    column: float,
+    text: str,
+    kind: str,
+    experts: list[str],
+    reads: str,
+    sign: str = "+",
 ) -> str:
     """A gate and the sum that it weighs."""
-    mix = figure.box(f"mix {level} {text}", column, row, "+", "mix")
+    mix = figure.box(f"mix {level} {text}", column, row, sign, "mix")
     gate = figure.box(f"gate {level} {text}", column - 0.75, row, f"gate {text}", "gate")
     figure.line(gate, mix, kind, dashed=True)
     figure.line(reads, gate, kind, dashed=True)
@@ -145,8 +154,8 @@ def multi_level_mmoe() -> Figure:
     slots = [mixed(figure, "1", 2, 2 * e, str(e + 1), "shared", first, "x") for e in range(2)]
     second = [(f"expert {e + 1}", "shared", slots[e], 2.0 * e) for e in range(2)]
     names = experts_row(figure, "2", 3, second)["shared"]
-    a = mixed(figure, "2", 4, 0, "task 1", "a", names, "x")
-    b = mixed(figure, "2", 4, 2, "task 2", "b", names, "x")
+    a = mixed(figure, "2", 4, 0, "1", "a", names, "x")
+    b = mixed(figure, "2", 4, 2, "2", "b", names, "x")
     return towers(figure, 5, (a, 0), (b, 2))
 
 
@@ -154,6 +163,7 @@ def units(title: str, levels: int, sees_all: bool, shared: bool) -> Figure:
     """PLE and AdaTT: experts of task 1, shared ones, of task 2, on levels; the gates read their own slot."""
     figure = Figure(title)
     columns = {"a": 0.0, "shared": 2.0, "b": 4.0} if shared else {"a": 0.0, "b": 2.2}
+    sign = "g+v" if sees_all else "+"  # AdaTT adds the native weights v to the gate
     labels = {"a": "task 1", "shared": "shared", "b": "task 2"}
     slots = dict.fromkeys(columns, figure.box("x", sum(columns.values()) / len(columns), 0, "x", "input"))
     for level in range(1, levels + 1):
@@ -168,7 +178,7 @@ def units(title: str, levels: int, sees_all: bool, shared: bool) -> Figure:
             every = sees_all or kind == "shared"
             seen = [name for other in columns for name in names[other] if every or other in (kind, "shared")]
             text = {"a": "1", "b": "2", "shared": "s"}[kind]
-            fused[kind] = mixed(figure, str(level), row + 1, column, text, kind, seen, slots[kind])
+            fused[kind] = mixed(figure, str(level), row + 1, column, text, kind, seen, slots[kind], sign)
         slots = fused
     return towers(figure, 2 * levels + 1, (slots["a"], columns["a"]), (slots["b"], columns["b"]))
 

@@ -12,8 +12,6 @@ from dlrm_mtl.config.run import RunConfig
 from tests import synthetic
 from tests.processes import run_processes
 
-pytestmark = pytest.mark.skipif("task_weighting" not in RunConfig.model_fields, reason="the key is not there yet")
-
 STEPS = 18
 """Of 5 an epoch: dynamic weights move from step 10 on."""
 CUT = 12
