@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,6 +71,9 @@ class Batch:
 
     indices: Tensor
     offsets: Tensor
+
+    def __post_init__(self) -> None:
+        self.short_indices, self.short_offsets = self.indices.int(), self.offsets.int()
 
 
 class Contestant(Protocol):
@@ -147,7 +150,10 @@ class Fbgemm:
             specs,
             optimizer=EmbOptimType[self.optimizer],
             learning_rate=LEARNING_RATE,
+            # Its fastest settings: no check of ids, and ids of 32 bits.
             bounds_check_mode=BoundsCheckMode.NONE,
+            embedding_table_index_type=torch.int32,
+            embedding_table_offset_type=torch.int32,
             stochastic_rounding=False,
         )
         for weights in self.tables.split_embedding_weights():
@@ -155,7 +161,7 @@ class Fbgemm:
 
     def step(self, batch: Batch, gradient: Tensor) -> None:
         """The backward pass updates."""
-        self.tables(batch.indices, batch.offsets).backward(gradient)
+        self.tables(batch.short_indices, batch.short_offsets).backward(gradient)
 
     def weights(self) -> list[Tensor]:
         """One buffer."""
@@ -278,7 +284,7 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
 
 
 def _take_turns(
-    steps: dict[str, Callable[[Batch, Tensor], None]], batches: list[Batch], case: Case, turns: int
+    steps: Mapping[str, Callable[[Batch, Tensor], None]], batches: list[Batch], case: Case, turns: int
 ) -> tuple[dict[str, list[float]], int]:
     """Seconds of each contestant's step by turn, after a turn that does not count; and how many turns were disturbed."""
     gradient = torch.randn(case.bags, case.tables * case.dim, generator=torch.Generator().manual_seed(1)) * case.size
@@ -286,13 +292,13 @@ def _take_turns(
     names, turn, disturbed, patience = list(steps), 0, 0, time.monotonic() + PATIENCE
     while len(times[names[0]]) <= turns:
         seconds = {}
-        others = _processor_seconds_of_others()
+        others = _busy_elsewhere()
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             begin = time.perf_counter()
             steps[name](batches[turn % len(batches)], gradient)
             seconds[name] = time.perf_counter() - begin
         turn += 1
-        others = _processor_seconds_of_others() - others
+        others = _busy_elsewhere() - others
         if others > max(0.1 * sum(seconds.values()), 0.02):
             if time.monotonic() < patience:
                 time.sleep(0.2)
@@ -303,7 +309,7 @@ def _take_turns(
     return {name: values[1:] for name, values in times.items()}, disturbed
 
 
-def _processor_seconds_of_others() -> float:
+def _busy_elsewhere() -> float:
     """Time that all processors spent on other processes since they were started."""
     user, nice, system, *_ = (int(field) for field in Path("/proc/stat").read_text().split()[1:9])
     own = os.times()

@@ -258,9 +258,8 @@ class ParallelMLP(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [B, D], read by all N stacks, or [B, N, D] to [B, N, d]."""
-        if x.dim() == 2 and (self.count > 1 or len(self.layers) == 0):
-            # Every stack's rows lie together in memory from here on: faster than one wide product and strided layers after.
-            x = x.unsqueeze(1).expand(-1, self.count, -1)
+        if len(self.layers) == 0 and x.dim() == 2:
+            return x.unsqueeze(1).expand(-1, self.count, -1)
         out: Tensor = self.layers(x)
         return out
 

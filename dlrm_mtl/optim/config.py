@@ -12,22 +12,27 @@ from dlrm_mtl.optim.clippy import ClippyOptions
 LearningRate = Annotated[float, Field(gt=0)]
 
 
-class ClippyRowWiseAdagradConfig(Strict):
-    """Row-wise AdaGrad that limits how far any coordinate moves in a step: Clippy, for tables."""
+class ClippyLimits(Strict):
+    """What the Clippy rule is told, for tables and for dense parameters."""
 
-    name: Literal["clippy_rowwise_adagrad"] = "clippy_rowwise_adagrad"
-    learning_rate: LearningRate = 0.1
-    """Step size."""
     lambda_rel: float = Field(default=0.5, ge=0)
     """A coordinate w moves at most lambda_rel |w| + lambda_abs in a step."""
     lambda_abs: float = Field(default=1e-2, ge=0)
     """See lambda_rel."""
     initial_accumulator_value: float = Field(default=0.1, ge=0)
     """What the accumulators start from."""
-    eps: float = Field(default=0.0, ge=0)
-    """Added to the accumulator under the root."""
     accumulator: Literal["standard", "delayed"] = "standard"
     """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
+
+
+class ClippyRowWiseAdagradConfig(ClippyLimits):
+    """Row-wise AdaGrad that limits how far any coordinate moves in a step: Clippy, for tables."""
+
+    name: Literal["clippy_rowwise_adagrad"] = "clippy_rowwise_adagrad"
+    learning_rate: LearningRate = 0.1
+    """Step size."""
+    eps: float = Field(default=0.0, ge=0)
+    """Added to the accumulator under the root."""
     scope: Literal["table", "row"] = "table"
     """One factor for all rows of a table that the global batch touches, or one for each row."""
 
@@ -92,24 +97,16 @@ class AdagradConfig(Strict):
     """L2 penalty, added to the gradient."""
 
 
-class ClippyAdagradConfig(Strict):
+class ClippyAdagradConfig(ClippyLimits):
     """AdaGrad that limits how far any coordinate moves in a step: Clippy, one factor per tensor."""
 
     name: Literal["clippy_adagrad"] = "clippy_adagrad"
     learning_rate: LearningRate = 0.1
     """Step size; above lambda_abs, or nothing is ever clipped with the standard accumulator."""
-    lambda_rel: float = Field(default=0.5, ge=0)
-    """A coordinate w moves at most lambda_rel |w| + lambda_abs in a step."""
-    lambda_abs: float = Field(default=1e-2, ge=0)
-    """See lambda_rel."""
-    initial_accumulator_value: float = Field(default=0.1, ge=0)
-    """What the accumulators start from."""
     eps: float = Field(default=0.0, ge=0)
     """Added to the root of the accumulator, or under it (eps_inside)."""
     eps_inside: bool = False
     """Whether eps stands under the root."""
-    accumulator: Literal["standard", "delayed"] = "standard"
-    """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
     accumulator_relative_threshold: float = Field(default=0.0, ge=0)
     """Added to the allowed move: this times 1 / sqrt(accumulator)."""
     clip_accumulator_update: bool = False

@@ -58,7 +58,7 @@ def test_overrides(file: Path) -> None:
             "model.multitask.name=mmoee",
             ["model.multitask.name", "'mmoee' is not a choice", "did you mean 'mmoe'?", "shared_bottom"],
         ),
-        ("model.interaction.name=dot", ["model.interaction.name", "'dot'", "allowed: concat, dcnv2"]),
+        ("model.interaction.name=product", ["model.interaction.name", "'product'", "allowed: concat, dcnv2"]),
         ("optimizer.sparse.eps=-1", ["optimizer.sparse.eps", "-1", "greater than 0"]),
         ("optimizer.dense.name=adan", ["optimizer.dense.name", "did you mean 'adam'?"]),
         ("sharding.default=rowwise", ["sharding.default", "'rowwise'", "did you mean 'row_wise'?"]),
