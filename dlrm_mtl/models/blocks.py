@@ -27,6 +27,10 @@ class Block(nn.Module):
     out_features: int
     """Size of the output's last dimension."""
 
+    def penalty(self, logits: Tensor) -> Tensor | None:
+        """What the module adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
+        return None
+
 
 class LayerConfig(Strict):
     """What follows every linear layer of a stack: norm, activation and dropout."""

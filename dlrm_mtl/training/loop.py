@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import record_function
@@ -56,7 +57,7 @@ class Trainer:
         self.progress = progress
         self.targets = Targets(config.tasks, process.device)
         self.losses = TaskLosses(config.tasks, process.device, model.weighting)
-        self.total_steps = total_steps(config, train_data)
+        self.total_steps = config.training.total_steps(train_data.steps_per_epoch)
         self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
@@ -112,11 +113,16 @@ class Trainer:
         self.losses.weighting.start(self.progress.step // self.train_data.steps_per_epoch)
         self.optimizers.prepare(self.progress.step)
         labels, weights = self.targets.sampled(batch.labels, batch.weights, self.model.dropout)
-        totals = weights.sum(dim=0)  # [T]
-        dist.all_reduce(totals)
+        rows = weights.amax(dim=1)  # [B], what a row counts where it does not matter for which task
+        sums = torch.cat([weights.sum(dim=0), rows.sum().unsqueeze(0)])  # [T + 1]
+        dist.all_reduce(sums)
+        totals = sums[:-1]
         with record_function("## forward ##"):
             logits = self.model.module(batch)
         loss, parts = self.losses(logits, labels, weights, totals)
+        penalty = self.model.penalty(logits)
+        if penalty is not None:
+            loss = loss + (penalty * rows).sum() / sums[-1].clamp(min=1e-30) * self.process.world_size
         with record_function("## backward ##"):
             loss.backward()
         with record_function("## optimizer step ##"):
@@ -183,12 +189,6 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         self.checkpoints.save(self.model, self.optimizers, self.progress)
-
-
-def total_steps(config: RunConfig, train_data: BatchLoader) -> int:
-    """Steps of the whole run."""
-    steps = config.training.epochs * train_data.steps_per_epoch
-    return min(steps, config.training.max_steps or steps)
 
 
 def lower_is_better(metric: str) -> bool:

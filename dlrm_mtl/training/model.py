@@ -54,6 +54,12 @@ class ShardedModel:
         """The parameters outside the tables by name."""
         return {name: parameter for name, parameter in self.module.named_parameters() if not is_table(name)}
 
+    def penalty(self, logits: Tensor) -> Tensor | None:
+        """What the architecture adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
+        ranker = self.module.module
+        assert isinstance(ranker, MultitaskRanker)
+        return ranker.multitask.penalty(logits)
+
     def parameter_count(self) -> tuple[int, int]:
         """Parameters in the tables, and outside them."""
         sparse = sum(table.num_embeddings * table.embedding_dim for table in self.tables)

@@ -25,7 +25,7 @@ from dlrm_mtl.training.checkpoint import Checkpoints, Progress
 from dlrm_mtl.training.distributed import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.journal import Journal
-from dlrm_mtl.training.loop import Trainer, total_steps
+from dlrm_mtl.training.loop import Trainer
 from dlrm_mtl.training.model import ShardedModel, build_model, build_optimizers
 from dlrm_mtl.training.progress import Bar, clock, console, metrics_table, plan_table
 from dlrm_mtl.training.run_folder import RunFolder
@@ -60,7 +60,7 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
         )
         first_process_only(lambda: folder.check(resume))
         model = build_model(config, dataset.spec, process)
-        optimizers = build_optimizers(config, model, total_steps(config, train_data))
+        optimizers = build_optimizers(config, model, config.training.total_steps(train_data.steps_per_epoch))
         progress = Progress(data=data_order(config))
         if resume and checkpoints.exists():
             progress = checkpoints.load("latest", model, optimizers)
@@ -145,7 +145,7 @@ def introduce(
     out.print(plan_table(describe_plan(model.plan, model.tables)))
     out.print(
         f"{config.name}: {train_data.rows:,} rows of {dataset.spec.name}, {config.training.epochs} epoch(s), "
-        f"{total_steps(config, train_data):,} steps of {config.data.batch_size:,} rows on {process.world_size} "
+        f"{config.training.total_steps(train_data.steps_per_epoch):,} steps of {config.data.batch_size:,} rows on {process.world_size} "
         f"process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
         f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.path}"
     )

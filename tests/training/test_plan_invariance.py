@@ -28,8 +28,8 @@ TWO_HOSTS = ["table_row_wise", "grid_shard"]
 MIXTURE = {"user": "row_wise", "item": {"type": "column_wise", "column_shards": 2}, "tags": "data_parallel"}
 
 
-def losses(rank: int, folder: Path, shardings: dict[str, dict[str, Any]]) -> dict[tuple[str, str], list[list[float]]]:
-    """The losses of the first steps with each optimizer under each sharding, in one group of processes."""
+def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]]:
+    """The losses of the first steps of a run, the same on every process."""
     import torch
     import torch.distributed as dist
 
@@ -43,27 +43,30 @@ def losses(rank: int, folder: Path, shardings: dict[str, dict[str, Any]]) -> dic
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
-    result = {}
-    for optimizer, name in itertools.product(OPTIMIZERS, shardings):
-        content = synthetic.config(folder, sharding=shardings[name], optimizer=OPTIMIZERS[optimizer])
-        config = RunConfig.model_validate(content)
-        model = build_model(config, dataset.spec, process)
-        optimizers = build_optimizers(config, model, STEPS)
-        loader = make_loader(config, dataset, "train", process)
-        trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(folder), None, Progress())
-        model.module.train()
-        values = []
-        while len(values) < STEPS:
-            epoch, start = divmod(len(values), loader.steps_per_epoch)
-            for batch in loader.epoch(epoch, start):
+    config = RunConfig.model_validate(synthetic.config(folder, **changes))
+    model = build_model(config, dataset.spec, process)
+    optimizers = build_optimizers(config, model, STEPS)
+    loader = make_loader(config, dataset, "train", process)
+    trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(folder), None, Progress())
+    model.module.train()
+    values: list[list[float]] = []
+    while len(values) < STEPS:
+        epoch, start = divmod(len(values), loader.steps_per_epoch)
+        with loader.epoch(epoch, start) as batches:
+            for batch in itertools.islice(batches, STEPS - len(values)):
                 parts, _ = trainer.step(batch)
                 dist.all_reduce(parts)
                 values.append(parts.tolist())
                 trainer.progress.step += 1
-                if len(values) == STEPS:
-                    break
-        result[optimizer, name] = values
-    return result
+    return values
+
+
+def losses(rank: int, folder: Path, shardings: dict[str, dict[str, Any]]) -> dict[tuple[str, str], list[list[float]]]:
+    """The losses with each optimizer under each sharding, in one group of processes."""
+    return {
+        (optimizer, name): first_losses(rank, folder, sharding=shardings[name], optimizer=OPTIMIZERS[optimizer])
+        for optimizer, name in itertools.product(OPTIMIZERS, shardings)
+    }
 
 
 def shardings(world_size: int) -> dict[str, dict[str, Any]]:
@@ -97,3 +100,21 @@ def test_losses_do_not_depend_on_processes_or_plan(
         wanted = reference[optimizer]
         assert wanted[-5:, 0].mean() < wanted[:5, 0].mean() - 0.003, f"{optimizer} learns something in these steps"
         np.testing.assert_allclose(values, wanted, rtol=1e-5, err_msg=f"{optimizer}, {name}, {world_size} processes")
+
+
+def penalised(rank: int, folder: Path) -> list[list[float]]:
+    """Losses with AITM, without and with its calibrator."""
+    results = []
+    for calibrator in (0.0, 5.0):
+        multitask = {"name": "aitm", "layers": [8], "calibrator": calibrator}
+        model = {"embeddings": {"dim": 8}, "multitask": multitask, "tower": {"layers": []}}
+        results.append(first_losses(rank, folder, model=model))
+    return results
+
+
+def test_an_architecture_adds_to_the_loss(dataset: Path) -> None:
+    (one, *_), (two, *_) = run_processes(1, penalised, dataset), run_processes(2, penalised, dataset)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    without, with_penalty = one
+    assert without[0] == with_penalty[0], "before the first step"
+    assert abs(without[-1][1] - with_penalty[-1][1]) > 1e-3
