@@ -141,11 +141,12 @@ def introduce(
 ) -> None:
     """Show what is going to happen."""
     sparse, dense = model.parameter_count()
+    steps = config.training.total_steps(train_data.steps_per_epoch)
     out = console()
     out.print(plan_table(describe_plan(model.plan, model.tables)))
     out.print(
         f"{config.name}: {train_data.rows:,} rows of {dataset.spec.name}, {config.training.epochs} epoch(s), "
-        f"{config.training.total_steps(train_data.steps_per_epoch):,} steps of {config.data.batch_size:,} rows on {process.world_size} "
+        f"{steps:,} steps of {config.data.batch_size:,} rows on {process.world_size} "
         f"process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
         f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.path}"
     )
