@@ -35,7 +35,6 @@ TARGETS = {"uniform": 3.5, "zipf": 2.7}
 BASELINE = "FBGEMM row-wise AdaGrad"
 OURS = "Clippy row-wise AdaGrad"
 LEARNING_RATE = 0.1
-BATCHES = 4
 PATIENCE = 60.0
 """Seconds that the turns of one case may take longer because of other processes."""
 
@@ -52,11 +51,13 @@ class Case:
     rows: int = 1_000_000
     bags: int = 2048
     size: float = 1.0
-    """Standard deviation of the gradient: at 1 every table is clipped and most rows decide by how much, at 1e-3 none is."""
+    """Standard deviation of the gradient: at 1 every table is clipped, at 1e-3 none is."""
+    weights: tuple[float, float] = (-0.125, 0.125)
+    """Smallest and largest weight. With (0.5, 1) no weight is near 0, so that every row has to be read for the factor."""
 
     def label(self) -> str:
         """The case in a few words."""
-        batch = f"{self.bags} bags of {self.per_bag}, {self.ids} ids, gradient {self.size:g}"
+        batch = f"{self.bags} bags of {self.per_bag}, {self.ids} ids, gradient {self.size:g}, weights {self.weights}"
         return f"{self.tables} x {self.rows:,} x {self.dim}, {batch}"
 
     @property
@@ -85,6 +86,8 @@ class Contestant(Protocol):
 
     def weights(self) -> list[Tensor]: ...
 
+    def states(self) -> list[Tensor]: ...
+
 
 class _Lookup(torch.autograd.Function):
     """As in training: the backward pass collects."""
@@ -109,11 +112,11 @@ class TwoPhase:
     def __init__(self, case: Case) -> None:
         self.bags = case.bags
         tables = torch.arange(case.tables + 1)
-        weights = _random(case.tables * case.rows * case.dim, case.dim)
+        weights = torch.empty(case.tables * case.rows * case.dim)
         dims = torch.full((case.tables,), case.dim)
         offsets = tables[:-1] * case.rows * case.dim
         self.group = TableGroup(weights, offsets, tables * case.rows, dims, tables[:-1].contiguous())
-        self.state = torch.full((case.tables * case.rows,), 0.1)
+        self.state = torch.empty(case.tables * case.rows)
         self.placeholder = torch.zeros(0, requires_grad=True)
         self.pending: RowGradients | None = None
 
@@ -130,6 +133,10 @@ class TwoPhase:
     def weights(self) -> list[Tensor]:
         """One buffer."""
         return [self.group.weights]
+
+    def states(self) -> list[Tensor]:
+        """One buffer."""
+        return [self.state]
 
 
 class Fbgemm:
@@ -156,8 +163,6 @@ class Fbgemm:
             embedding_table_offset_type=torch.int32,
             stochastic_rounding=False,
         )
-        for weights in self.tables.split_embedding_weights():
-            _random_(weights)
 
     def step(self, batch: Batch, gradient: Tensor) -> None:
         """The backward pass updates."""
@@ -166,6 +171,10 @@ class Fbgemm:
     def weights(self) -> list[Tensor]:
         """One buffer."""
         return [self.tables.weights_host]
+
+    def states(self) -> list[Tensor]:
+        """None for SGD."""
+        return [state for states in self.tables.split_optimizer_states() for state in states]
 
 
 class FbgemmSgd(Fbgemm):
@@ -179,9 +188,7 @@ class PlainTorch:
 
     def __init__(self, case: Case) -> None:
         self.tables = [
-            nn.EmbeddingBag.from_pretrained(
-                _random_(torch.empty(case.rows, case.dim)), mode="sum", sparse=True, freeze=False
-            )
+            nn.EmbeddingBag.from_pretrained(torch.empty(case.rows, case.dim), mode="sum", sparse=True, freeze=False)
             for _ in range(case.tables)
         ]
         self.optimizer = torch.optim.Adagrad(
@@ -203,6 +210,10 @@ class PlainTorch:
     def weights(self) -> list[Tensor]:
         """One buffer a table."""
         return [table.weight.detach() for table in self.tables]
+
+    def states(self) -> list[Tensor]:
+        """As large as the tables."""
+        return [self.optimizer.state[table.weight]["sum"] for table in self.tables]
 
 
 CONTESTANTS: dict[str, type[Contestant]] = {
@@ -228,6 +239,8 @@ def run(quick: bool) -> dict[str, Any]:
     others = [
         Case("uniform", size=1e-3),
         Case("zipf", size=1e-3),
+        Case("uniform", weights=(0.5, 1.0)),
+        Case("zipf", weights=(0.5, 1.0)),
         Case(dim=16),
         Case(dim=128, tables=4),
         Case(dim=256, tables=2),
@@ -236,7 +249,7 @@ def run(quick: bool) -> dict[str, Any]:
         Case("zipf", per_bag=100, tables=4),
         Case("zipf", tables=1, bags=16384),
     ]
-    for case in others[:2] if quick else others:
+    for case in others[:4] if quick else others:
         compared += _compare([case], [OURS, BASELINE], threads[-1:], turns)
     gather = [] if quick else [_gather_share(threads, turns)]
     memory = [
@@ -261,7 +274,7 @@ def run(quick: bool) -> dict[str, Any]:
 def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int) -> Iterator[dict[str, Any]]:
     """Figures of some cases on the same tables, in ordinary pages and then in huge ones."""
     contestants = {name: CONTESTANTS[name](cases[0]) for name in names}
-    batches = {case: _batches(case) for case in cases}
+    streams = {case: Stream(case) for case in cases}
     for pages in ("4 KiB", "2 MiB"):
         if pages == "2 MiB":
             weights = [tensor for contestant in contestants.values() for tensor in contestant.weights()]
@@ -269,9 +282,11 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
                 return
         for count in threads:
             for case in cases:
+                for contestant in contestants.values():
+                    _begin_anew(contestant, case)
                 with _threads(count):
                     steps = {name: contestant.step for name, contestant in contestants.items()}
-                    times, disturbed = _take_turns(steps, batches[case], case, turns)
+                    times, disturbed = _take_turns(steps, streams[case], case, turns)
                 figures = {
                     **asdict(case),
                     "threads": count,
@@ -284,18 +299,18 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
 
 
 def _take_turns(
-    steps: Mapping[str, Callable[[Batch, Tensor], None]], batches: list[Batch], case: Case, turns: int
+    steps: Mapping[str, Callable[[Batch, Tensor], None]], stream: Stream, case: Case, turns: int
 ) -> tuple[dict[str, list[float]], int]:
     """Seconds of each contestant's step by turn, after a turn that does not count; and how many turns were disturbed."""
     gradient = torch.randn(case.bags, case.tables * case.dim, generator=torch.Generator().manual_seed(1)) * case.size
     times: dict[str, list[float]] = {name: [] for name in steps}
     names, turn, disturbed, patience = list(steps), 0, 0, time.monotonic() + PATIENCE
     while len(times[names[0]]) <= turns:
-        seconds = {}
+        seconds, batch = {}, stream.next()
         others = _busy_elsewhere()
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             begin = time.perf_counter()
-            steps[name](batches[turn % len(batches)], gradient)
+            steps[name](batch, gradient)
             seconds[name] = time.perf_counter() - begin
         turn += 1
         others = _busy_elsewhere() - others
@@ -355,7 +370,8 @@ def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
         print("\nNo g++: the share of the gather bandwidth was not measured")
         return {}
     tables = TwoPhase(case)
-    batches = _batches(case)
+    _begin_anew(tables, case)
+    stream = Stream(case)
     of_table = torch.arange(case.tables).repeat_interleave(case.bags * case.per_bag) * case.rows
     figures: dict[str, Any] = {}
     print(f"\nLookup, beside a loop that only reads the same rows: {case.label()}")
@@ -366,13 +382,13 @@ def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
             reading: dict[int, list[float]] = {4: [], 8: [], 16: [], 32: []}
             lookups = []
             with _threads(count):
-                for turn in range(2 * turns):
-                    batch = batches[turn % len(batches)]
-                    rows = batch.indices + of_table
+                for _ in range(2 * turns):
                     for distance, seconds in reading.items():
+                        rows = stream.next().indices + of_table
                         begin = time.perf_counter()
                         read(tables.group.weights.data_ptr(), case.dim * 4, rows.data_ptr(), len(rows), distance, count)
                         seconds.append(time.perf_counter() - begin)
+                    batch = stream.next()
                     begin = time.perf_counter()
                     cpu.lookup(tables.group, batch.indices, batch.offsets, case.bags)
                     lookups.append(time.perf_counter() - begin)
@@ -414,7 +430,9 @@ def _compiled_gather() -> Callable[..., int] | None:
 def _memory(case: Case) -> dict[str, Any]:
     """Growth of the process's memory over tables and state while it steps."""
     contestant = TwoPhase(case)
-    batches = _batches(case)
+    _begin_anew(contestant, case)
+    stream = Stream(case)
+    batches = [stream.next() for _ in range(4)]
     gradient = torch.randn(case.bags, case.tables * case.dim)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -440,29 +458,32 @@ def _status(field: str) -> int:
 # ---- data ----
 
 
-def _batches(case: Case) -> list[Batch]:
-    numbers = np.random.default_rng(0)
-    cumulative = np.cumsum(np.arange(1, case.rows + 1, dtype=np.float64) ** -1.05)
-    orders = [numbers.permutation(case.rows) for _ in range(case.tables)] if case.ids == "zipf" else []
-    size = case.bags * case.per_bag
-    batches = []
-    for _ in range(BATCHES):
+class Stream:
+    """Batches without end, none of them twice, as in training."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.numbers = np.random.default_rng(0)
+        self.cumulative = np.cumsum(np.arange(1, case.rows + 1, dtype=np.float64) ** -1.05)
+        self.orders = [self.numbers.permutation(case.rows) for _ in range(case.tables)]
+
+    def next(self) -> Batch:
+        """Draw a batch."""
+        case, size = self.case, self.case.bags * self.case.per_bag
+        ids = [self.numbers.integers(0, case.rows, size) for _ in range(case.tables)]
         if case.ids == "zipf":
-            ids = [order[np.searchsorted(cumulative, numbers.random(size) * cumulative[-1])] for order in orders]
-        else:
-            ids = [numbers.integers(0, case.rows, size) for _ in range(case.tables)]
-        offsets = torch.arange(case.tables * case.bags + 1) * case.per_bag
-        batches.append(Batch(torch.from_numpy(np.concatenate(ids)), offsets))
-    return batches
+            draws = (np.sort(self.numbers.random(size)) * self.cumulative[-1] for _ in range(case.tables))
+            ranks = (self.numbers.permutation(np.searchsorted(self.cumulative, drawn)) for drawn in draws)
+            ids = [order[rank] for order, rank in zip(self.orders, ranks, strict=True)]
+        return Batch(torch.from_numpy(np.concatenate(ids)), torch.arange(case.tables * case.bags + 1) * case.per_bag)
 
 
-def _random(size: int, dim: int) -> Tensor:
-    return torch.empty(size).uniform_(-(dim**-0.5), dim**-0.5)
-
-
-def _random_(weights: Tensor) -> Tensor:
+def _begin_anew(contestant: Contestant, case: Case) -> None:
     with torch.no_grad():
-        return weights.uniform_(-(weights.shape[1] ** -0.5), weights.shape[1] ** -0.5)
+        for weights in contestant.weights():
+            weights.uniform_(*case.weights)
+        for state in contestant.states():
+            state.fill_(0.1)
 
 
 @contextmanager
