@@ -463,12 +463,14 @@ DLRM_MTL_API bool dlrm_mtl_lookup_rows(const Tables* tables, const Batch* batch,
   return guarded(*tables, problem, [&] { lookup_rows(*tables, *batch, offsets, out, threads); });
 }
 
-DLRM_MTL_API bool dlrm_mtl_collect(const Tables* tables, const Batch* batch, const Collected* to, int64_t threads, Problem* problem) {
+DLRM_MTL_API bool dlrm_mtl_collect(const Tables* tables, const Batch* batch, const Collected* to, int64_t threads,
+                                   Problem* problem) {
   return guarded(*tables, problem, [&] { collect(*tables, *batch, *to, threads); });
 }
 
 // Writes the gradients of all touched rows one after the other.
-DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touched, float* out, int64_t threads, Problem* problem) {
+DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touched, float* out, int64_t threads,
+                                  Problem* problem) {
   const Rule no_rule = {};
   return guarded(*tables, problem, [&] {
     std::vector<float*> begins;
@@ -483,8 +485,8 @@ DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touch
 }
 
 // Largest absolute value and sum of squares of each of `count` rows.
-DLRM_MTL_API bool dlrm_mtl_measure(const Tables* tables, const float* rows, int64_t dim, int64_t count, float* squares, float* maxima, int64_t threads,
-                      Problem* problem) {
+DLRM_MTL_API bool dlrm_mtl_measure(const Tables* tables, const float* rows, int64_t dim, int64_t count, float* squares,
+                                   float* maxima, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     for_each_task(threads, (count + kTouchedSpan - 1) / kTouchedSpan, [&](int64_t i) {
       const int64_t first = i * kTouchedSpan;
@@ -493,8 +495,9 @@ DLRM_MTL_API bool dlrm_mtl_measure(const Tables* tables, const float* rows, int6
   });
 }
 
-DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, float* factors,
-                      int64_t threads, Problem* problem) {
+// [T] the factor of each table.
+DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+                                   float* factors, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     std::fill(factors, factors + tables->tables, 1.0f);
     for_touched<true>(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
@@ -524,8 +527,8 @@ DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows
   });
 }
 
-DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state, const float* factors,
-                    int64_t threads, Problem* problem) {
+DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+                                 const float* factors, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
                 [&](int64_t table, const TouchedSpan& span) { kernels->apply(span, factors[table]); });
