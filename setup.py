@@ -47,7 +47,9 @@ class BuildNative(build_ext):
         except Exception as error:
             library.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(f"{REASON}\n\n{error}\n")
-            print(f"warning: no native kernels, so slower ones in PyTorch will serve: {REASON}\n{error}", file=sys.stderr)
+            print(
+                f"warning: no native kernels, so slower ones in PyTorch will serve: {REASON}\n{error}", file=sys.stderr
+            )
 
     def copy_extensions_to_source(self) -> None:
         """What an editable install does with the library; here with the log as well, and without what is out of date."""
