@@ -84,9 +84,8 @@ def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str
 def _visible(location: tuple[int | str, ...], content: Any) -> list[int | str]:
     """Drop the tags of discriminated unions, which pydantic puts into locations but which are no keys of the file."""
     visible: list[int | str] = []
-    for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if isinstance(content, dict) and part not in content and not last and content.get("name") == part:
+    for part in location:
+        if isinstance(content, dict) and part not in content and content.get("name") == part:
             continue
         visible.append(part)
         if isinstance(content, dict):

@@ -61,6 +61,10 @@ def test_overrides(file: Path) -> None:
         ("model.interaction.name=product", ["model.interaction.name", "'product'", "allowed: concat, dcnv2"]),
         ("optimizer.sparse.eps=-1", ["optimizer.sparse.eps", "-1", "greater than 0"]),
         ("optimizer.dense.name=adan", ["optimizer.dense.name", "did you mean 'adam'?"]),
+        (
+            "optimizer.dense={name: clippy_adagrad, lambda_rel: 0, lambda_abs: 0}",
+            [": optimizer.dense: lambda_rel and lambda_abs are both 0"],
+        ),
         ("sharding.default=rowwise", ["sharding.default", "'rowwise'", "did you mean 'row_wise'?"]),
         ("sharding.tables.user=rowwise", ["sharding.tables.user", "'rowwise'", "did you mean 'row_wise'?"]),
         ("data.batch_size=65", ["data", "batch_size 65 is not a multiple of lanes (4); set it to 64 or 68"]),
