@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dlrm_mtl.embeddings.kernels.layout import Rule
 
@@ -76,7 +76,7 @@ class SGD:
     """w <- w - lr g, without any state."""
 
     lr: float
-    initial_accumulator_value: float = 0.0
+    initial_accumulator_value: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a negative or undefined learning rate."""
@@ -98,7 +98,7 @@ class RowWiseAdam:
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    initial_accumulator_value: float = 0.0
+    initial_accumulator_value: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

@@ -18,7 +18,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule
-from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad, RowWiseAdam, RowWiseRule
+from dlrm_mtl.embeddings.rules import SGD, RowWiseAdam, RowWiseRule
 from dlrm_mtl.embeddings.shards import ColumnPeers, LocalTables, local_tables, placements, sharded_collections
 
 
@@ -224,11 +224,6 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def _kernel_rule(self) -> Rule:
         return Rule(kind="sgd") if isinstance(self.rule, RowWiseAdam) else self.rule.kernel_rule()
 
-    @property
-    def clips(self) -> bool:
-        """Whether the rule ever clips."""
-        return isinstance(self.rule, ClippyRowWiseAdagrad)
-
     def state_by_table(self) -> dict[str, dict[str, Any]]:
         """State of every table by full name; the tensors are the live ones. Call :meth:`loaded` after filling them."""
         return {name: self.state[weight] for name, weight in self.params.items() if self.state[weight]}
@@ -244,7 +239,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         self.loaded(self.steps)
 
     def _state_of(self, name: str, weight: Any, places: list[ShardMetadata]) -> dict[str, Any]:
-        if self.rule.initial_accumulator_value == 0.0 and self._kernel_rule().kind == "sgd" and not self._is_adam:
+        if isinstance(self.rule, SGD):
             return {}
         own = [
             (local, index) for local in self.tables for index, shard in enumerate(local.shards) if shard.table == name

@@ -36,7 +36,7 @@ class Progress:
     skipped_in_a_row: int = 0
     """The last ones of them."""
     clipped_steps: int = 0
-    """Steps in which a table's update was made smaller."""
+    """Steps in which an update was made smaller."""
     best_step: int | None = None
     """Step of the best checkpoint."""
     best_value: float | None = None
@@ -76,7 +76,7 @@ class Checkpoints:
 
     def save(self, model: ShardedModel, optimizers: Optimizers, progress: Progress) -> None:
         """Write ``step_N``; to be called on every process. A checkpoint either exists as a whole or not at all."""
-        name = f"step_{progress.step:08d}"
+        name, description = _name(progress.step), json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
         target, temporary = self.folder / name, self.folder / f"{name}.tmp"
         main = dist.get_rank() == 0
         if main:
@@ -87,10 +87,10 @@ class Checkpoints:
         if not target.is_dir():
             dcp.save(state_dict(model, optimizers), checkpoint_id=temporary)
             if main:
-                _write(temporary / PROGRESS_FILE, json.dumps({"format": FORMAT, **asdict(progress)}, indent=1))
+                _write(temporary / PROGRESS_FILE, description)
                 os.rename(temporary, target)
         elif main:
-            _write(target / PROGRESS_FILE, json.dumps({"format": FORMAT, **asdict(progress)}, indent=1))
+            _write(target / PROGRESS_FILE, description)
         if main:
             _write(self.folder / "latest", name)
             if progress.best_step == progress.step:
@@ -99,7 +99,7 @@ class Checkpoints:
         dist.barrier()
 
     def _remove_old(self, progress: Progress) -> None:
-        best = f"step_{progress.best_step:08d}" if progress.best_step is not None else None
+        best = None if progress.best_step is None else _name(progress.best_step)
         others = [path for path in sorted(self.folder.glob("step_*")) if path.is_dir() and path.name != best]
         for path in others[: -self.keep]:
             shutil.rmtree(path)
@@ -116,13 +116,16 @@ class Checkpoints:
         wanted = state_dict(model, optimizers)
         _check_fits(wanted, path)
         dcp.load(wanted, checkpoint_id=path)
-        model.module.load_state_dict(model.module.state_dict())
         content = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
         content.pop("format")
         progress = Progress(**content)
         if optimizers is not None:
             optimizers.sparse.loaded(progress.steps_applied)
         return progress
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def state_dict(model: ShardedModel, optimizers: Optimizers | None) -> dict[str, Any]:

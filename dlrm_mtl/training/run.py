@@ -15,7 +15,6 @@ from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.data.spec import DatasetSpec, suggest
-from dlrm_mtl.doctor import check_or_raise
 from dlrm_mtl.embeddings.sharding import describe_plan
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.metrics import METRICS
@@ -46,7 +45,6 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
         UserError: a user's mistake, before training starts where that is possible.
         Interrupted: a signal came.
     """
-    check_or_raise()
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
     with process_group() as process:
