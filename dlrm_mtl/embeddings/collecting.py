@@ -8,6 +8,7 @@ takes a step. Several backward passes before a step add up.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,11 +49,65 @@ FUSED_PARAMS = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate"
 """What FBGEMM is told: with this optimizer it keeps one float per row, which the two-phase update uses."""
 
 
+@dataclass
+class Apart:
+    """One lookup, and the gradients of its output that came back, one after the other."""
+
+    indices: Tensor
+    bags: Tensor | list[int]
+    """[F * B + 1] offsets of a pooled lookup; the number of ids of each feature of an unpooled one."""
+    weights: Tensor | None
+    gradients: list[Tensor] = field(default_factory=list)
+    """Each like the output: one per backward pass, which is one per task."""
+
+    def collect(self, group: TableGroup) -> RowGradients:
+        """Sum the gradients by row. Of T tasks at once: then ``group`` is :func:`wider` by T, and a row holds T gradients."""
+        kernels = kernels_for(group.weights.device)
+        if isinstance(self.bags, list):
+            return kernels.collect_unpooled(group, self.indices, self.bags, _beside(self.gradients, [1]))
+        widths = (group.dims // len(self.gradients))[group.feature_tables].tolist()
+        bags = (len(self.bags) - 1) // max(len(widths), 1)
+        return kernels.collect(group, self.indices, self.bags, bags, _beside(self.gradients, widths), self.weights)
+
+
+def _beside(gradients: list[Tensor], widths: list[int]) -> Tensor:
+    """For every feature, of these widths, the tasks' columns side by side; one number of columns stands for them all."""
+    if len(gradients) == 1:
+        return gradients[0]
+    if len(set(widths)) == 1:
+        rows, columns = gradients[0].shape
+        width = widths[0] if len(widths) > 1 else columns
+        split = [gradient.view(rows, -1, width) for gradient in gradients]
+        return torch.stack(split, dim=2).view(rows, len(gradients) * columns)
+    features = zip(*(gradient.split(widths, dim=1) for gradient in gradients), strict=True)
+    return torch.cat([part for feature in features for part in feature], dim=1)
+
+
+def wider(group: TableGroup, times: int) -> TableGroup:
+    """Tables of the same rows with several times the columns, for gradients only: they have no weights of their own."""
+    weights = group.weights[:1].expand(group.weights.numel() * times) if group.weights.numel() else group.weights
+    return TableGroup(
+        weights, group.weight_offsets * times, group.row_offsets, group.dims * times, group.feature_tables
+    )
+
+
 class CollectingTables(SplitTableBatchedEmbeddingBagsCodegen):
     """FBGEMM's tables with another lookup. Made by :func:`collect_gradients` from a stock module, in place."""
 
     group: TableGroup
     pending: list[RowGradients]
+    apart: list[Apart] | None
+    """Where several tasks send back a gradient each through one forward pass: what came back; None to add them up."""
+
+    def came_back(self, lookup: Apart, gradient: Tensor) -> None:
+        """Take the gradient of the output of ``lookup``."""
+        gradient = gradient.float().contiguous()
+        if self.apart is None:
+            self.pending.append(Apart(lookup.indices, lookup.bags, lookup.weights, [gradient]).collect(self.group))
+            return
+        if not lookup.gradients:
+            self.apart.append(lookup)
+        lookup.gradients.append(gradient)
 
     def forward(  # type: ignore[override]
         self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None, *rest: Any, **options: Any
@@ -87,17 +142,13 @@ class _PooledLookup(torch.autograd.Function):
         weights: Tensor | None,
     ) -> Tensor:
         group = tables.group
-        ctx.tables, ctx.weights = tables, weights
-        ctx.save_for_backward(indices, offsets)
-        ctx.bags = (len(offsets) - 1) // len(group.feature_tables)
-        return kernels_for(group.weights.device).lookup(group, indices, offsets, ctx.bags, weights)
+        ctx.tables, ctx.lookup = tables, Apart(indices, offsets, weights)
+        bags = (len(offsets) - 1) // len(group.feature_tables)
+        return kernels_for(group.weights.device).lookup(group, indices, offsets, bags, weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-        tables, (indices, offsets) = ctx.tables, ctx.saved_tensors
-        kernels = kernels_for(tables.group.weights.device)
-        gradient = gradients[0].float().contiguous()
-        tables.pending.append(kernels.collect(tables.group, indices, offsets, ctx.bags, gradient, ctx.weights))
+        ctx.tables.came_back(ctx.lookup, gradients[0])
         return None, None, None, None, None
 
 
@@ -106,17 +157,13 @@ class _UnpooledLookup(torch.autograd.Function):
     def forward(ctx: Any, placeholder: Tensor, tables: CollectingTables, indices: Tensor, offsets: Tensor) -> Tensor:
         group = tables.group
         bags = (len(offsets) - 1) // len(group.feature_tables)
-        ctx.tables = tables
-        ctx.lengths = offsets[::bags].diff().tolist() if bags else [0] * len(group.feature_tables)
-        ctx.save_for_backward(indices)
-        return kernels_for(group.weights.device).lookup_unpooled(group, indices, ctx.lengths)
+        lengths = offsets[::bags].diff().tolist() if bags else [0] * len(group.feature_tables)
+        ctx.tables, ctx.lookup = tables, Apart(indices, lengths, None)
+        return kernels_for(group.weights.device).lookup_unpooled(group, indices, lengths)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-        tables, (indices,) = ctx.tables, ctx.saved_tensors
-        kernels = kernels_for(tables.group.weights.device)
-        gradient = gradients[0].float().contiguous()
-        tables.pending.append(kernels.collect_unpooled(tables.group, indices, ctx.lengths, gradient))
+        ctx.tables.came_back(ctx.lookup, gradients[0])
         return None, None, None, None
 
 
@@ -161,7 +208,7 @@ def collect_gradients(tables: SplitTableBatchedEmbeddingBagsCodegen, names: list
     rows = torch.tensor([0, *(spec[0] for spec in tables.embedding_specs)])
     tables.__class__ = CollectingTables
     collecting: CollectingTables = tables  # type: ignore[assignment]
-    collecting.pending = []
+    collecting.pending, collecting.apart = [], None
     collecting.group = TableGroup(
         weights=weights.detach().flatten(),
         weight_offsets=torch.tensor([int(offset) for offset in tables.weights_physical_offsets[: len(rows) - 1]]),

@@ -75,6 +75,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                 "the model has no tables for the two-phase update: shard it with sharders=two_phase_sharders()"
             )
         self.rule = rule
+        self.collections = collections
         self.tables = local_tables(collections, rule.initial_accumulator_value)
         places = placements(collections)
         self.peers = ColumnPeers(places, self.tables)

@@ -122,7 +122,9 @@ def local_batch(step: int, rank: int, world_size: int, weighted: bool) -> tuple[
     return keyed, target[own]
 
 
-def shard(sharding: dict[str, Any], pooling: str = "sum", weighted: bool = False, half: bool = False) -> Any:
+def shard(
+    sharding: dict[str, Any], pooling: str = "sum", weighted: bool = False, half: bool = False, model: Any = Model
+) -> Any:
     """The model under a plan, with its first weights."""
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
     from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -144,9 +146,9 @@ def shard(sharding: dict[str, Any], pooling: str = "sum", weighted: bool = False
         for table, (rows, dim) in TABLES.items()
     ]
     collection = EmbeddingBagCollection(configs, device=torch.device("meta"), is_weighted=weighted)
-    model = Model(collection)
-    plan = make_plan(model, configs, ShardingConfig.model_validate(sharding), torch.device("cpu"), BATCH)
-    sharded = DistributedModelParallel(model, plan=plan, sharders=two_phase_sharders())
+    whole_model = model(collection)
+    plan = make_plan(whole_model, configs, ShardingConfig.model_validate(sharding), torch.device("cpu"), BATCH)
+    sharded = DistributedModelParallel(whole_model, plan=plan, sharders=two_phase_sharders())
     set_weights(sharded)
     return sharded
 
