@@ -13,8 +13,11 @@ import torch
 
 BENCHMARKS = {
     # name -> module with run(quick) -> figures, which also prints them
+    "balancing": "benchmarks.balancing",
+    "data-loading": "benchmarks.data_loading",
     "dense-optimizer": "benchmarks.dense_optimizer",
     "multitask": "benchmarks.multitask",
+    "prepare-userbehavior": "benchmarks.prepare_userbehavior",
     "sparse-update": "benchmarks.sparse_update",
     "sparse-update-cuda": "benchmarks.sparse_update_cuda",
 }

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from dlrm_mtl.data.prepare.commands import AdapterGroup
 from dlrm_mtl.errors import EXIT_CODE, UserError
 
 app = typer.Typer(
@@ -21,6 +22,16 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Check configuration files, and print their schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Look into data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+prepare_app = typer.Typer(
+    cls=AdapterGroup,
+    help="Turn your own tables or a published data set into Parquet files and dataset.yaml.",
+    no_args_is_help=True,
+    subcommand_metavar="DATASET [OPTIONS]",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(prepare_app, name="prepare")
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as configs/kuairand_mmoe.yaml.")]
 Overrides = Annotated[
@@ -83,9 +94,11 @@ def evaluate(
 def predict(
     run: RunPath,
     input: Annotated[
-        Path, typer.Option(help="Parquet file, or folder of them, with the columns of the run's features.")
+        str, typer.Option(help="Parquet file, or folder of them, with the columns of the run's features; path or URI.")
     ],
-    output: Annotated[Path, typer.Option(help="Parquet file to write: one row per input row, in the same order.")],
+    output: Annotated[
+        str, typer.Option(help="Parquet file to write: one row per input row, in the same order; path or URI.")
+    ],
     carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
     checkpoint: CheckpointName = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that are in memory at a time.")] = 8192,
@@ -97,23 +110,20 @@ def predict(
 
 
 @app.command()
-def prepare(
-    adapter: Annotated[
-        str, typer.Argument(metavar="DATASET", help="The published data set; `kuairand` is KuaiRand-Pure.")
-    ],
-    input: Annotated[Path, typer.Option(help="Folder with the published raw files.")],
-    output: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or still training.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write a self-contained page with all curves to this file, too.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Metric to show of every task, such as log_loss. May be repeated. Default: AUC and RMSE."),
+    ] = None,
 ) -> None:
-    """Turn a published data set into Parquet files and dataset.yaml."""
-    from dlrm_mtl.data.prepare import ADAPTERS
-    from dlrm_mtl.data.spec import suggest
-    from dlrm_mtl.training.progress import Bar
+    """Compare runs: metrics, speed, and where their configurations differ; seeds become means with intervals."""
+    from dlrm_mtl.reports.compare import compare_runs
 
-    if adapter not in ADAPTERS:
-        raise UserError(f"prepare: there is no data set {adapter!r}; {suggest(adapter, ADAPTERS)}.")
-    with Bar("prepare", 100, shown=True) as bar:
-        ADAPTERS[adapter](input, output, lambda what, done: bar.update(round(100 * done), what))
-    print(f"{output}: ready; name it as data.path in a configuration")
+    compare_runs(runs, html, metric or [])
 
 
 @app.command()
@@ -133,14 +143,34 @@ def doctor() -> None:
     console.print("All is well.")
 
 
+@app.command()
+def models(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A run's YAML file, such as configs/kuairand_mmoe.yaml.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the multitask architectures; with a configuration, what each would cost in the place of the one it names."""
+    from dlrm_mtl.models.show import list_models, show_costs
+
+    if config is not None:
+        show_costs(config, overrides, as_json)
+    elif overrides:
+        raise UserError("--set: there is no configuration to override; name one, such as configs/kuairand_mmoe.yaml.")
+    else:
+        list_models(as_json)
+
+
 @config_app.command("check")
 def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
     """Check a configuration file and say what is wrong with it."""
     from dlrm_mtl.config.load import load_config
+    from dlrm_mtl.models.registry import describe_model
 
     loaded = load_config(file, overrides)
     tasks = ", ".join(task.name for task in loaded.tasks)
-    print(f"{file}: valid; run {loaded.name!r}, tasks {tasks}, {loaded.model.multitask.name} on {loaded.data.path}")
+    print(f"{file}: valid; run {loaded.name!r}, tasks {tasks}, {describe_model(loaded.model)} on {loaded.data.path}")
 
 
 @config_app.command("schema")
@@ -149,6 +179,21 @@ def config_schema() -> None:
     from dlrm_mtl.config.load import json_schema
 
     print(json_schema())
+
+
+@data_app.command("describe")
+def data_describe(
+    folder: Annotated[Path, typer.Argument(help="The data set's folder, which holds dataset.yaml.")],
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page with plots to this file, too.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split that features are described over. Default: train.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Memory to use; what does not fit goes to temporary files.")] = "2GB",
+) -> None:
+    """Show what is in a data set: rows, label rates, and how the values of every feature are spread."""
+    from dlrm_mtl.reports.dataset_report import describe_dataset
+
+    describe_dataset(folder, html, split, memory)
 
 
 def _speaks() -> bool:

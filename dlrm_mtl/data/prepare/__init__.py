@@ -1,20 +1,47 @@
-"""Adapters that turn raw public data sets into the layout the reader reads: one file each, and one line here."""
+"""Adapters that turn raw data into the layout the reader reads: one file each, and one line here.
+
+An adapter is a module with a function ``prepare(input, output, *, <own options>, progress)``:
+
+- ``input`` and ``output`` are folders; it writes all of ``output`` or nothing. Without a parameter ``input`` it needs none.
+- Its own options are keyword-only and annotated ``Annotated[TYPE, typer.Option(help="...")]``; the command
+  ``dlrm-mtl prepare NAME`` gets its options and their defaults from there, and its help from the docstring's first paragraph.
+- ``progress`` is called with what is being done and the share that is done.
+- It returns nothing, or what is to be printed when it is done, in place of "OUTPUT: ready".
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from dlrm_mtl.data.prepare import kuairand
-from dlrm_mtl.data.prepare.build import Progress
 
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that is imported when it is first used, so that the command line starts quickly."""
 
-class Adapter(Protocol):
-    """Reads raw files from the folder ``input`` and writes the data set to the folder ``output``, all or nothing."""
+    module: str
+    """Name of the module in this package that has the function ``prepare``."""
 
-    def __call__(self, input: Path, output: Path, progress: Progress = ...) -> None: ...
+    @property
+    def function(self) -> Callable[..., str | None]:
+        """The function ``prepare`` of the module."""
+        function: Callable[..., str | None] = importlib.import_module(f"{__name__}.{self.module}").prepare
+        return function
+
+    def __call__(self, *arguments: Any, **options: Any) -> str | None:
+        """Prepare a data set."""
+        return self.function(*arguments, **options)
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "kuairand": kuairand.prepare,
+    "aliccp": Adapter("aliccp"),
+    "aliexpress": Adapter("aliexpress"),
+    "criteo": Adapter("criteo"),
+    "kuairand": Adapter("kuairand"),
+    "movielens": Adapter("movielens"),
+    "table": Adapter("table"),
+    "userbehavior": Adapter("userbehavior"),
+    "synthetic": Adapter("synthetic"),
 }

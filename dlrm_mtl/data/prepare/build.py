@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,27 @@ def connect() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config={"threads": 1, "preserve_insertion_order": True})
 
 
+def connect_on_disk(work: Path, memory: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB database in the folder ``work``, so that no table has to fit into memory; rows keep their order.
+
+    Args:
+        work: where the database and what is spilled are.
+        memory: how much DuckDB may use, such as 4GB; default: 80% of the machine's.
+        threads: default: all cores.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": str(work / "spilled"),
+        "preserve_insertion_order": True,
+    }
+    if threads is not None:
+        config["threads"] = threads
+    if memory is not None:
+        if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", memory, re.IGNORECASE):
+            raise UserError(f"--memory {memory}: this is no size; give one such as 500MB or 4GB.")
+        config["memory_limit"] = memory
+    return duckdb.connect(str(work / "work.duckdb"), config=config)
+
+
 def find_inputs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """Find each of ``names`` in ``folder``, as it is or with ``.gz`` appended; raises :class:`UserError`."""
     if not folder.is_dir():
@@ -41,7 +64,7 @@ def find_inputs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 def output_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes ``output`` when the block ends well, and is removed when it does not.
 
-    Raises :class:`UserError` if ``output`` already holds something or cannot be written.
+    Raises :class:`UserError` if ``output`` already holds something, cannot be written, or the disk becomes full meanwhile.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: already exists and is not an empty folder; name another one or remove it.")
@@ -56,8 +79,18 @@ def output_folder(output: Path) -> Iterator[Path]:
         if output.exists():
             output.rmdir()
         partial.rename(output)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, duckdb.OutOfMemoryException) and "max_temp_directory_size" not in str(error):
+            problem = (str(error).splitlines() or [""])[0].rstrip(".")
+            raise UserError(
+                f"{output}: memory does not suffice ({problem}); allow more, or use fewer threads."
+            ) from None
+        if _is_full(error):
+            problem = (str(error).splitlines() or [""])[0].rstrip(".")
+            raise UserError(
+                f"{output}: cannot be written to the end ({problem}); free space, or name another disk."
+            ) from None
         raise
 
 
@@ -129,6 +162,16 @@ def write_parquet(table: pa.Table, path: Path, *, row_group_rows: int, many_valu
         write_statistics=True,
         store_schema=False,
     )
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on the size of files stands behind ``error``."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return isinstance(error, duckdb.Error) and any(text in str(error) for text in _FULL)
+
+
+_FULL = ("No space left", "File too large", "quota exceeded", "Could not write", "max_temp_directory_size")
 
 
 def _quote(text: str) -> str:

@@ -87,8 +87,9 @@ TAGS = "CAST(string_split(tag, ',') AS INTEGER[])"
 
 
 def prepare(input: Path, output: Path, progress: Progress = lambda what, done: None) -> None:
-    """Write the data set made from the CSV files in ``input`` to the folder ``output``, which must not exist or be empty.
+    """KuaiRand-Pure: short-video exposures with clicks, likes and long views, split by day.
 
+    Writes the data set made from the CSV files in ``input`` to the folder ``output``, which must not exist or be empty.
     Raises :class:`UserError` if an input is missing or malformed, or if ``output`` cannot be written.
     """
     inputs = find_inputs(input, [LOG, USERS, VIDEOS, HISTORY])

@@ -1,0 +1,380 @@
+"""What is in a data set: counts, shares and distributions, computed out of core with DuckDB over its Parquet files."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, suggest
+from dlrm_mtl.errors import UserError
+
+Floats = NDArray[np.float64]
+Progress = Callable[[str, float], None]
+"""Called with what is being looked at and the share of the whole that is done, 0 to 1."""
+
+TOP_IDS = 3
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+BINS = 40
+CURVE_POINTS = 200
+TIME_NAME = re.compile(r"(^|_)(time|timestamp|date|datetime|day|ts)(_(s|ms|us|ns))?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SplitProfile:
+    """One split."""
+
+    name: str
+    rows: int
+    files: int
+    row_groups: int
+    bytes: int
+    times: dict[str, tuple[str, str]]
+    """First and last value of columns that look like times, as texts."""
+
+
+@dataclass(frozen=True)
+class IdsProfile:
+    """A sparse or sequence feature over one split."""
+
+    feature: FeatureSpec
+    vocabulary_size: int
+    distinct: int
+    """Distinct ids other than 0."""
+    coverage: float
+    """Share of the rows with at least one id other than 0."""
+    nulls: float
+    """Share of the rows in which the column is null."""
+    mean_length: float
+    """Ids per row."""
+    longest: int
+    """Most ids in a row."""
+    unknown: float
+    """Share of id 0 among the ids."""
+    outside: int
+    """Ids that are not in the vocabulary."""
+    top: list[tuple[int, float]]
+    """The most frequent ids, and their shares of all ids."""
+    curve: tuple[Floats, Floats]
+    """Numbers k of ids, and the share of all ids other than 0 that the k most frequent ones have."""
+    unseen: dict[str, float]
+    """For every other split, the share of its ids that do not occur in this one; 0 does not count."""
+
+
+@dataclass(frozen=True)
+class NumbersProfile:
+    """A dense feature over one split; what is null or not finite is counted and left out of everything else."""
+
+    feature: FeatureSpec
+    nulls: float
+    """Share of the rows in which the column is null."""
+    not_finite: int
+    """Rows with nan or an infinity, which training refuses."""
+    zeros: float
+    mean: float
+    std: float
+    low: float
+    high: float
+    quantiles: list[float]
+    """At :data:`QUANTILES`, approximate (t-digest)."""
+    edges: Floats  # [bins + 1], from the first to the last of the quantiles
+    counts: Floats  # [bins]
+
+
+@dataclass(frozen=True)
+class LabelProfile:
+    """A label in every split."""
+
+    label: LabelSpec
+    means: dict[str, float]
+    """Mean of what is not null: of a binary label, the share of positives."""
+    nulls: dict[str, float]
+    """Share of the rows in which it is null."""
+
+
+@dataclass(frozen=True)
+class DatasetProfile:
+    """A data set: all splits, and the features over the one named ``split``."""
+
+    spec: DatasetSpec
+    split: str
+    splits: list[SplitProfile]
+    ids: list[IdsProfile]
+    numbers: list[NumbersProfile]
+    labels: list[LabelProfile]
+
+
+def profile_dataset(
+    path: Path, split: str | None = None, memory: str = "2GB", progress: Progress = lambda what, done: None
+) -> DatasetProfile:
+    """Profile the data set in the folder ``path``.
+
+    Args:
+        path: a local folder with dataset.yaml.
+        split: the split that features are described over; default: train, or the first one.
+        memory: what DuckDB may take, such as 2GB; what does not fit goes to temporary files.
+        progress: see :data:`Progress`.
+
+    Raises:
+        UserError: the data set or a column of it is missing or damaged, or an argument does not fit.
+    """
+    if "://" in str(path):
+        raise UserError(f"{path}: only a local folder can be described; copy the data set or a part of it.")
+    dataset = open_dataset(path)
+    spec = dataset.spec
+    split = split or ("train" if "train" in spec.splits else next(iter(spec.splits), "train"))
+    opened = {name: dataset.split(name) for name in {split: None, **spec.splits}}
+    features = sorted(spec.features, key=lambda feature: feature.kind == "dense")
+    total = len(opened) * (1 + len(spec.labels)) + len(features)
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        progress(what, done / total)
+        done += 1
+
+    with _database(memory) as connection:
+        sources = {name: _source([file.path for file in found.files]) for name, found in opened.items()}
+        types = {name: _types(connection, source) for name, source in sources.items()}
+        _refuse_missing(path, spec, types)
+        splits = []
+        for name, found in opened.items():
+            step(f"split {name}")
+            splits.append(
+                SplitProfile(
+                    name=name,
+                    rows=found.rows,
+                    files=len(found.files),
+                    row_groups=sum(file.metadata.num_row_groups for file in found.files),
+                    bytes=sum(file.filesystem.get_file_info(file.path).size for file in found.files),
+                    times=_times(connection, sources[name], types[name], spec),
+                )
+            )
+        labels = []
+        for label in spec.labels:
+            means, nulls = {}, {}
+            for name, source in sources.items():
+                step(f"label {label.name}")
+                means[name], nulls[name] = _label(connection, source, label.source)
+            labels.append(LabelProfile(label, means, nulls))
+        ids, numbers = [], []
+        others = {name: source for name, source in sources.items() if name != split}
+        for feature in features:
+            step(feature.name)
+            if feature.kind == "dense":
+                numbers.append(_numbers(connection, sources[split], feature))
+            else:
+                size = spec.vocabulary_size(feature.name)
+                listed = {name: types[name][feature.source].endswith("]") for name in sources}
+                ids.append(_ids(connection, sources[split], others, listed, split, feature, size))
+        progress("", 1.0)
+    return DatasetProfile(spec, split, splits, ids, numbers, labels)
+
+
+@contextmanager
+def _database(memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database that keeps to ``memory`` and spills into a temporary folder; its errors become UserErrors."""
+    with tempfile.TemporaryDirectory(prefix="dlrm_mtl-describe-") as spill, duckdb.connect() as connection:
+        try:
+            connection.execute(f"SET memory_limit = {_text(memory)}")
+        except duckdb.Error:
+            raise UserError(f"data describe: --memory {memory}: this is no amount; write it as 2GB or 500MB.") from None
+        connection.execute(f"SET temp_directory = {_text(spill)}")
+        connection.execute("SET preserve_insertion_order = false")
+        try:
+            yield connection
+        except duckdb.OutOfMemoryException:
+            raise UserError(
+                f"data describe: --memory {memory}: this is too little for these files; raise it."
+            ) from None
+        except duckdb.Error as error:
+            problem = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"data describe: a file cannot be read ({problem}); write it again.") from None
+
+
+def _types(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
+    return {str(row[0]): str(row[1]) for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+
+
+def _refuse_missing(path: Path, spec: DatasetSpec, types: dict[str, dict[str, str]]) -> None:
+    for column in [*(feature.source for feature in spec.features), *(label.source for label in spec.labels)]:
+        for split, columns in types.items():
+            if column not in columns:
+                raise UserError(f"{path}: split {split!r} has no column {column!r}; {suggest(column, columns)}.")
+
+
+def _times(
+    connection: duckdb.DuckDBPyConnection, source: str, types: dict[str, str], spec: DatasetSpec
+) -> dict[str, tuple[str, str]]:
+    """Ranges of the columns that are no features or labels and whose type or name says that they are times."""
+    used = {feature.source for feature in spec.features} | {label.source for label in spec.labels}
+    found = {}
+    for column, type_ in types.items():
+        typed = type_.startswith(("TIMESTAMP", "DATE"))
+        if column in used or not (typed or (TIME_NAME.search(column) and type_ in ("INTEGER", "BIGINT", "UBIGINT"))):
+            continue
+        text = f"CAST({_quote(column)} AS VARCHAR)" if typed else _quote(column)
+        first, last = _row(connection, f"SELECT min({text}), max({text}) FROM {source}")
+        shown = (first, last) if typed or first is None else (_as_time(first), _as_time(last))
+        if shown[0] is not None and shown[1] is not None:
+            found[column] = (str(shown[0]), str(shown[1]))
+    return found
+
+
+def _as_time(value: int) -> str | None:
+    """A whole number as a date (20240131) or as time since 1970 in s, ms, us or ns, whichever makes sense; else None."""
+    digits = str(value)
+    if len(digits) == 8 and 1900 <= value // 10000 <= 2100 and 1 <= value // 100 % 100 <= 12 and 1 <= value % 100 <= 31:
+        return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}"
+    for unit in (1, 10**3, 10**6, 10**9):
+        if 10**8 <= value / unit < 5 * 10**9:
+            return datetime.fromtimestamp(value // unit, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return None
+
+
+def _label(connection: duckdb.DuckDBPyConnection, source: str, column: str) -> tuple[float, float]:
+    name = _quote(column)
+    mean, nulls = _row(connection, f"SELECT avg({_finite(name)}), avg(CAST({name} IS NULL AS INTEGER)) FROM {source}")
+    return _float(mean), _float(nulls)
+
+
+def _ids(
+    connection: duckdb.DuckDBPyConnection,
+    source: str,
+    others: dict[str, str],
+    listed: dict[str, bool],
+    split: str,
+    feature: FeatureSpec,
+    size: int,
+) -> IdsProfile:
+    column = _quote(feature.source)
+    present = f"len(list_filter({column}, lambda id: id <> 0)) > 0" if listed[split] else f"{column} <> 0"
+    length = f"list_count({column})" if listed[split] else f"CAST({column} IS NOT NULL AS INTEGER)"
+    coverage, nulls, mean_length, longest = _row(
+        connection,
+        f"""SELECT avg(CASE WHEN {present} THEN 1.0 ELSE 0.0 END), avg(CAST({column} IS NULL AS INTEGER)),
+        avg(coalesce({length}, 0)), max({length}) FROM {source}""",
+    )
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE frequencies AS SELECT id, count(*) AS n
+        FROM ({_each(source, column, listed[split])}) WHERE id IS NOT NULL GROUP BY id"""
+    )
+    distinct, total, unknown, outside = _row(
+        connection,
+        f"""SELECT count(*) FILTER (id <> 0), coalesce(sum(n), 0), coalesce(sum(n) FILTER (id = 0), 0),
+        coalesce(sum(n) FILTER (id < 0 OR id >= {size}), 0) FROM frequencies""",
+    )
+    top = connection.execute(f"SELECT id, n FROM frequencies ORDER BY n DESC, id LIMIT {TOP_IDS}").fetchall()
+    levels = connection.execute(
+        "SELECT n, count(*) AS ids FROM frequencies WHERE id <> 0 GROUP BY n ORDER BY n DESC"
+    ).fetchnumpy()
+    unseen = {}
+    for name, other in others.items():
+        new, all_ = _row(
+            connection,
+            f"""SELECT count(*) FILTER (f.id IS NULL), count(*)
+            FROM (SELECT id FROM ({_each(other, column, listed[name])}) WHERE id <> 0) o
+            LEFT JOIN frequencies f USING (id)""",
+        )
+        unseen[name] = new / all_ if all_ else 0.0
+    return IdsProfile(
+        feature=feature,
+        vocabulary_size=size,
+        distinct=int(distinct),
+        coverage=_float(coverage),
+        nulls=_float(nulls),
+        mean_length=_float(mean_length),
+        longest=int(longest or 0),
+        unknown=unknown / total if total else 0.0,
+        outside=int(outside),
+        top=[(int(id_), n / total) for id_, n in top],
+        curve=_curve(levels["n"].astype(np.float64), levels["ids"].astype(np.float64)),
+        unseen=unseen,
+    )
+
+
+def _curve(frequencies: Floats, ids: Floats) -> tuple[Floats, Floats]:
+    """From frequencies [m], falling, and how many ids have each: k, and the share of the k most frequent ids."""
+    if not len(ids):
+        return np.empty(0), np.empty(0)
+    known_ids, known = np.cumsum(ids), np.cumsum(frequencies * ids)
+    count = int(known_ids[-1])
+    k = np.unique(np.round(np.geomspace(1, count, min(CURVE_POINTS, count))))
+    # Between two levels all ids are equally frequent, so the share is linear in k.
+    return k, np.interp(k, np.concatenate([[0.0], known_ids]), np.concatenate([[0.0], known])) / known[-1]
+
+
+def _numbers(connection: duckdb.DuckDBPyConnection, source: str, feature: FeatureSpec) -> NumbersProfile:
+    column = _quote(feature.source)
+    number = _finite(column)
+    nulls, missing, zeros, mean, std, low, high, quantiles = _row(
+        connection,
+        f"""SELECT avg(CAST({column} IS NULL AS INTEGER)), count({column}) - count({number}),
+        avg(CAST({number} = 0 AS INTEGER)), avg({number}), stddev_pop({number}), min({number}), max({number}),
+        approx_quantile({number}, {list(QUANTILES)}) FROM {source}""",
+    )
+    found = [_float(value) for value in quantiles or [None] * len(QUANTILES)]
+    edges, counts = np.linspace(found[0], found[-1], BINS + 1), np.zeros(BINS)
+    if np.isfinite(found).all() and found[-1] > found[0]:
+        width = (found[-1] - found[0]) / BINS
+        rows = connection.execute(
+            f"""SELECT least(CAST(floor(({number} - {found[0]!r}) / {width!r}) AS INTEGER), {BINS - 1}) AS bin, count(*)
+            FROM {source} WHERE {number} BETWEEN {found[0]!r} AND {found[-1]!r} GROUP BY bin"""
+        ).fetchall()
+        for bin_, count in rows:
+            counts[bin_] = count
+    return NumbersProfile(
+        feature=feature,
+        nulls=_float(nulls),
+        not_finite=int(missing),
+        zeros=_float(zeros),
+        mean=_float(mean),
+        std=_float(std),
+        low=_float(low),
+        high=_float(high),
+        quantiles=found,
+        edges=edges,
+        counts=counts,
+    )
+
+
+def _finite(column: str) -> str:
+    """The column as numbers; what is not finite becomes null."""
+    return f"CASE WHEN isfinite(CAST({column} AS DOUBLE)) THEN CAST({column} AS DOUBLE) END"
+
+
+def _each(source: str, column: str, listed: bool) -> str:
+    """A query for all ids of a column, one a row."""
+    return f"SELECT {f'unnest({column})' if listed else column} AS id FROM {source}"
+
+
+def _source(paths: list[str]) -> str:
+    return f"read_parquet([{', '.join(_text(path) for path in paths)}], hive_partitioning = false)"
+
+
+def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return tuple(row)
+
+
+def _float(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,108 @@
+"""Runs that differ only in their seed: means and confidence intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm_mtl.reports.runs import Curve, Run
+
+Floats = NDArray[np.float64]
+
+NOT_COMPARED = ("seed", "name")
+"""Keys in which runs of a group may differ."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same configuration but for the seed; of runs with the same seed, only the first counts."""
+
+    runs: tuple[Run, ...]
+    repeated: tuple[Run, ...] = ()
+    """Runs whose seed another run of the group has, too: no independent samples."""
+
+    @property
+    def label(self) -> str:
+        """The first run's label, and how many seeds there are."""
+        first = self.runs[0].label
+        return (
+            f"{first} and {len(self.runs) - 1} more seeds"
+            if len(self.runs) > 2
+            else " and ".join(run.label for run in self.runs)
+        )
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Group ``runs``, in the order in which groups first appear."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        rest = {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
+        found.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
+    groups = []
+    for members in found.values():
+        first: dict[Any, Run] = {}
+        repeated = [run for run in members if first.setdefault(run.seed, run) is not run]
+        groups.append(Group(tuple(first.values()), tuple(repeated)))
+    return groups
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Configuration keys whose values differ, with every run's value; None where a run has no such key."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    values = {key: [run.config.get(key) for run in runs] for key in keys}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t distribution; nan for fewer than two values."""
+    if not values:
+        return math.nan, math.nan
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2 or not math.isfinite(mean):
+        return mean, math.nan
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return mean, student_t(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+
+
+def mean_curve(curves: Sequence[Curve]) -> tuple[Floats, Floats, Floats]:
+    """Steps that all curves have [n], the mean there, and half the width of its 95 % interval."""
+    steps = curves[0].steps
+    for curve in curves[1:]:
+        steps = np.intersect1d(steps, curve.steps)
+    rows = []
+    for curve in curves:
+        unique, first = np.unique(curve.steps, return_index=True)
+        rows.append(curve.values[first[np.isin(unique, steps)]])
+    values = np.array(rows)
+    half = student_t(0.975, len(curves) - 1) * values.std(axis=0, ddof=1) / math.sqrt(len(curves))
+    return np.unique(steps), values.mean(axis=0), half
+
+
+def student_t(probability: float, freedom: int) -> float:
+    """Quantile, above the median, of Student's t distribution with a whole number of degrees of freedom."""
+    low, high = 0.0, 1.0
+    while _inside(high, freedom) < 2 * probability - 1:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _inside(middle, freedom) < 2 * probability - 1 else (low, middle)
+    return (low + high) / 2
+
+
+def _inside(t: float, freedom: int) -> float:
+    """P(-t < T < t): Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= cosine**2 * (power + 1) / (power + 2)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

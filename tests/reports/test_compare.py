@@ -1,0 +1,232 @@
+"""Comparing runs: numbers against SciPy's, pages that stand alone, runs that are still training."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dlrm_mtl.errors import UserError
+from dlrm_mtl.reports.compare import compare_runs
+from dlrm_mtl.reports.compare_page import comparison_page
+from dlrm_mtl.reports.groups import differences, group_runs, mean_and_interval, mean_curve, student_t
+from dlrm_mtl.reports.page import Cell, Page, Section, Table
+from dlrm_mtl.reports.plots import thin
+from dlrm_mtl.reports.runs import Curve, flatten, read_runs
+from tests import commands, synthetic
+from tests.reports.folders import write_run
+from tests.reports.pages import Page as ParsedPage
+
+
+@given(freedom=st.integers(1, 400), probability=st.floats(0.6, 0.9999))
+def test_student_t(freedom: int, probability: float) -> None:
+    assert student_t(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12))
+def test_mean_and_interval(values: list[float]) -> None:
+    mean, half = mean_and_interval(values)
+    assert mean == pytest.approx(np.mean(values), abs=1e-6)
+    assert half == pytest.approx(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values), rel=1e-6, abs=1e-6)
+
+
+def test_interval_of_one_value_is_unknown() -> None:
+    assert mean_and_interval([0.5])[0] == 0.5
+    assert math.isnan(mean_and_interval([0.5])[1])
+    assert math.isnan(mean_and_interval([])[0])
+
+
+def test_mean_curve_takes_common_steps() -> None:
+    first = Curve(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 4.0]))
+    second = Curve(np.array([2.0, 3.0, 4.0]), np.array([4.0, 9.0, 4.0]))
+    steps, mean, half = mean_curve([first, second])
+    assert steps.tolist() == [2, 4]
+    assert mean.tolist() == [3, 4]
+    assert half == pytest.approx([stats.t.ppf(0.975, 1) * 1.0, 0.0])
+
+
+@given(st.integers(1, 2000), st.integers(1, 300))
+def test_thinning_keeps_means(count: int, points: int) -> None:
+    x = np.arange(count, dtype=np.float64)
+    few_x, few_y = thin(x, 2 * x, points)
+    assert len(few_x) == min(count, points)
+    np.testing.assert_allclose(few_y, 2 * few_x)
+    assert (np.diff(few_x) > 0).all()
+
+
+def test_runs_are_read(tmp_path: Path) -> None:
+    (run,) = read_runs([write_run(tmp_path / "run", auc=0.7)])
+    assert run.step == 6
+    assert run.total("seconds") == pytest.approx(0.5 * 21)
+    assert run.mean_over_time("data_wait_share") == pytest.approx(0.25)
+    assert run.last("clipped_steps") == 6
+    assert run.validation == {"click/auc": 0.7, "dwell/rmse": 4.0, "mean/auc": 0.7}
+    assert run.test is not None
+    assert run.test["click/auc"] == pytest.approx(0.68)
+    assert run.config["tasks.click.weight"] == 1.0
+    assert run.curves["train", "loss/click"].steps.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_flatten_addresses_lists_by_name() -> None:
+    nested = {
+        "a": {"b": [1, 2]},
+        "tasks": [{"name": "x", "w": 1}, {"name": "y", "w": 2}],
+        "levels": [{"n": 1}, {"n": 2}],
+    }
+    expected = {"a.b": [1, 2], "tasks.x.name": "x", "tasks.x.w": 1, "tasks.y.name": "y", "tasks.y.w": 2}
+    assert flatten(nested) == {**expected, "levels.0.n": 1, "levels.1.n": 2}
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_run_that_is_writing_its_last_line(tmp_path: Path, cut: int) -> None:
+    folder = write_run(tmp_path / "run", finished=False)
+    text = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(text[:-cut])
+    (folder / "results.json").write_text('{"step": 4, "test": {"click')
+    (run,) = read_runs([folder])
+    assert run.test is None
+    assert run.step == 6
+    assert len(run.entries) == (8 if cut > 1 else 9)
+
+
+def test_a_run_that_has_written_nothing_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run", finished=False)
+    (folder / "metrics.jsonl").unlink()
+    compare_runs([folder], tmp_path / "page.html")
+    assert "not finished" in capsys.readouterr().out
+    ParsedPage((tmp_path / "page.html").read_text())
+
+
+def test_groups_are_runs_that_differ_in_the_seed(tmp_path: Path) -> None:
+    runs = read_runs(
+        [
+            write_run(tmp_path / "a1", seed=1),
+            write_run(tmp_path / "b1", seed=1, architecture="ple"),
+            write_run(tmp_path / "a2", seed=2),
+            write_run(tmp_path / "again", seed=2),
+        ]
+    )
+    first, second = group_runs(runs)
+    assert [run.label for run in first.runs] == ["a1", "a2"]
+    assert [run.label for run in first.repeated] == ["again"]
+    assert [run.label for run in second.runs] == ["b1"]
+    assert differences(runs)["model.multitask.name"] == ["mmoe", "ple", "mmoe", "mmoe"]
+
+
+def test_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    aucs = [0.71, 0.74, 0.72]
+    paths = [write_run(tmp_path / f"a{seed}", seed=seed, auc=auc) for seed, auc in enumerate(aucs)]
+    paths.append(write_run(tmp_path / "other", architecture="ple", finished=False))
+    compare_runs(paths)
+    out = capsys.readouterr().out
+    half = stats.t.ppf(0.975, 2) * stats.sem(aucs)
+    assert f"{np.mean(aucs) - 0.02:.4f} ± {half:.4f}" in out
+    assert "a0 and 2 more seeds" in out
+    assert "model.multitask.name" in out
+    assert "data.batch_size" not in out
+    compare_runs(paths[:1], metrics=["positives"])
+    assert "positives" in capsys.readouterr().out
+
+
+def test_page(tmp_path: Path) -> None:
+    balancing = {
+        "balancing/cosine/click~dwell": -0.3,
+        "balancing/norm/click": 2.0,
+        "balancing/norm/dwell": 0.1,
+        "balancing/coefficient/click": 1.0,
+        "balancing/conflict_share": 0.5,
+        "novelty/x": 1.0,
+    }
+    paths = [write_run(tmp_path / f"a{seed}", seed=seed, more=balancing) for seed in (1, 2)]
+    paths.append(write_run(tmp_path / "<b>$x$", architecture="ple"))
+    compare_runs(paths, tmp_path / "page.html")
+    page = ParsedPage((tmp_path / "page.html").read_text())
+    assert "<b>$x$" in page.texts
+    for heading in (
+        "Training losses",
+        "Clipping factors",
+        "Cosines between the tasks' gradients",
+        "novelty",
+        "Validation: AUC",
+    ):
+        assert heading in page.headings
+    for image in [
+        *(f"train {key} by step" for key in balancing),
+        "validation click/auc by step",
+        "train skipped_steps by step",
+    ]:
+        assert image in page.images
+    assert "train seconds by step" not in page.images
+    assert page.texts.index("Where the configurations differ") < page.texts.index("Validation: AUC")
+
+
+def test_page_is_the_same_every_time(tmp_path: Path) -> None:
+    runs = read_runs([write_run(tmp_path / "a", more={"x/nan": math.nan})])
+    (tmp_path / "a" / "metrics.jsonl").unlink()
+    groups = group_runs(runs)
+    assert comparison_page(runs, groups).render() == comparison_page(runs, groups).render()
+
+
+def test_tables_escape_and_mark() -> None:
+    table = Table(("<i>", "n"), [["&", Cell("1", strong=True, bar=0.5, colour="#123456")]])
+    page = ParsedPage(Page("t", sections=[Section("s", "<p>", [table], folded=True)]).render())
+    assert {"<i>", "&", "1", "<p>", "s"} <= set(page.texts)
+
+
+def test_many_tables_show_those_that_move(tmp_path: Path) -> None:
+    still = {f"factor/table_{number:02d}": 1.0 for number in range(20)}
+    run = write_run(tmp_path / "a", more=still)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "train":
+            line["factor/table_13"] = 1 / line["step"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = read_runs([run])
+    section = next(
+        part for part in comparison_page(runs, group_runs(runs)).sections if part.title == "Clipping factors"
+    )
+    assert len(section.figures) == 12
+    assert {"train factor/table_13 by step", "train factor/user by step"} <= {
+        figure.description for figure in section.figures
+    }
+    assert "The 12 of 21 that move most" in section.text
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"nothing: there is no run here; name the folder that"):
+        compare_runs([run, tmp_path / "nothing"])
+    with pytest.raises(UserError, match=r"named twice"):
+        compare_runs([run, tmp_path / "." / "run"])
+    with pytest.raises(UserError, match=r"no metric 'ausc'; did you mean 'auc'"):
+        compare_runs([run], metrics=["ausc"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"page.html: cannot be written"):
+        compare_runs([run], tmp_path / "file" / "page.html")
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config.yaml: line"):
+        compare_runs([run])
+
+
+def test_a_real_run(tmp_path: Path) -> None:
+    data = synthetic.write_dataset(tmp_path / "data", rows=300)
+    training = {"epochs": 1, "max_steps": 4, "log_every": 1, "evaluate_every": 2}
+    config = commands.write_config(tmp_path / "run.yaml", synthetic.config(data, training=training))
+    trained = commands.run("train", config, "--output", tmp_path / "run")
+    assert trained.returncode == 0, trained.stderr
+    page = tmp_path / "pages" / "page.html"
+    done = commands.run("compare", tmp_path / "run", write_run(tmp_path / "other"), "--html", page)
+    assert done.returncode == 0, done.stderr
+    assert "Where the configurations differ" in done.stdout
+    parsed = ParsedPage(page.read_text())
+    assert {"train loss/click by step", "validation buy/auc by step", "train data_wait_share by step"} <= set(
+        parsed.images
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
+    assert f"{results['buy/auc']:.4f}" in parsed.texts
