@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dlrm_mtl.config.check import check_run
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.config.strict import read_yaml, validate
 from dlrm_mtl.errors import UserError
@@ -26,7 +27,9 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     content = read_yaml(path)
     for override in overrides or []:
         apply_override(content, override)
-    return validate(RunConfig, content, str(path))
+    config = validate(RunConfig, content, str(path))
+    check_run(config, str(path))
+    return config
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig
 from dlrm_mtl.config.strict import Strict
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.models.config import ModelConfig
+from dlrm_mtl.models.registry import AnyModelConfig
 from dlrm_mtl.optim.config import OptimizerConfig
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.weighting import FixedWeightingConfig, TaskWeightingConfig
@@ -27,8 +29,11 @@ class RunConfig(Strict):
     """What the model predicts."""
     task_weighting: TaskWeightingConfig = FixedWeightingConfig()
     """How the tasks' losses become one: `fixed`, `uncertainty` or `dwa`, or with options `{name: dwa, temperature: 1}`."""
-    model: ModelConfig = ModelConfig()
-    """Tables, interaction, multitask architecture and towers."""
+    model: AnyModelConfig = ModelConfig()
+    """Tables, interaction, multitask architecture and towers; or, by its `name`, another model."""
+    balancing: BalancingConfig = NoBalancingConfig()
+    """How the tasks' gradients of shared parameters become one: `none` (their sum), or a method such as
+    `{name: metabalance, target: is_click, relax: 0.7}`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """What trains the tables and everything else."""
     sharding: ShardingConfig = ShardingConfig()

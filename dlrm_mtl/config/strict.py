@@ -53,9 +53,9 @@ def validate(model: type[Model], content: dict[str, Any], place: str) -> Model:
 def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str, Any], place: str) -> list[str]:
     sentences = []
     for detail in error.errors(include_url=False):
-        location = list(_visible(detail["loc"], content))
-        path = ".".join(str(part) for part in location) or "(top level)"
         kind, context = detail["type"], detail.get("ctx", {})
+        location = list(_visible(detail["loc"], content, missing=kind == "missing"))
+        path = ".".join(str(part) for part in location) or "(top level)"
         if kind == "extra_forbidden":
             allowed = _keys_beside(model, detail["loc"])
             sentences.append(
@@ -81,11 +81,15 @@ def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str
     return sentences
 
 
-def _visible(location: tuple[int | str, ...], content: Any) -> list[int | str]:
-    """Drop the tags of discriminated unions, which pydantic puts into locations but which are no keys of the file."""
+def _visible(location: tuple[int | str, ...], content: Any, missing: bool) -> list[int | str]:
+    """Drop the tags of discriminated unions, which pydantic puts into locations but which are no keys of the file.
+
+    A tag need not be in the file, where it has a default. Of keys, only a ``missing`` one is not in the file: the last part.
+    """
     visible: list[int | str] = []
-    for part in location:
-        if isinstance(content, dict) and part not in content and content.get("name") == part:
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(content, dict) and part not in content and not (last and missing):
             continue
         visible.append(part)
         if isinstance(content, dict):

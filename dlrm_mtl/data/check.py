@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as pt
 
-from dlrm_mtl.data.dataset import DataFile
+from dlrm_mtl.data.dataset import DataFile, unreadable
 from dlrm_mtl.data.selection import Selection
 from dlrm_mtl.data.spec import FeatureSpec, suggest
 from dlrm_mtl.errors import UserError
@@ -179,10 +180,20 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
     for group in range(file.metadata.num_row_groups):
         row_group = file.metadata.row_group(group)
         for index, column_checks in wanted:
-            statistics = row_group.column(index).statistics
-            if statistics is not None and statistics.has_min_max:
+            chunk = row_group.column(index)
+            if (
+                chunk.physical_type != columns[index].physical_type
+            ):  # Arrow ends the process when asked for its statistics
+                raise unreadable(f"{file.path}: row group {group}", ValueError("its footer contradicts itself"))
+            statistics = chunk.statistics
+            # Some types' statistics come as raw bytes (float16); those values are checked when they are read.
+            if statistics is not None and statistics.has_min_max and _is_number(statistics.min, statistics.max):
                 for check in column_checks:
                     check(f"{file.path}: row group {group}", statistics.min, statistics.max)
+
+
+def _is_number(*values: Any) -> bool:
+    return all(isinstance(value, (int, float, Decimal)) for value in values)
 
 
 def _id_check(feature: FeatureSpec, size: int) -> Callable[[str, Any, Any], None]:

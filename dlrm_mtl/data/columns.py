@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
+import torch
+import torchrec.sparse.jagged_tensor  # noqa: F401  (loads fbgemm's operators)
 from numpy.typing import NDArray
 
 from dlrm_mtl.data.check import Layout, bad_id, bad_label, bad_number, bad_weight
@@ -23,171 +26,158 @@ ABSENT = -1
 
 @dataclass
 class Lists:
-    """A column of lists: row i holds values[starts[i] : starts[i] + lengths[i]]."""
+    """A column of lists: row i holds values[offsets[i] : offsets[i + 1]]."""
 
     values: Array
     """[number of ids] int32 or int64."""
-    starts: Array
-    """[rows] int64."""
-    lengths: Array
-    """[rows] int32."""
-
-    def take(self, index: Array) -> Lists:
-        """The rows ``index``, in that order, with their ids one after the other."""
-        lengths = self.lengths[index]
-        ends = np.cumsum(lengths, dtype=np.int64)
-        starts = ends - lengths
-        # The id at position p of row r comes from self.starts[index[r]] + p - starts[r].
-        positions = np.repeat(self.starts[index] - starts, lengths)
-        positions += np.arange(len(positions))
-        return Lists(np.take(self.values, positions, mode="clip"), starts, lengths)
-
-    def packed(self) -> Lists:
-        """The same rows, with their ids one after the other: lists that were cut short leave gaps."""
-        gaps = len(self.values) != int(self.lengths.sum(dtype=np.int64))
-        return self.take(np.arange(len(self.lengths))) if gaps else self
-
-    def ids(self, start: int, stop: int) -> Array:
-        """The ids of rows start to stop (at least one row) of lists whose ids lie one after the other."""
-        return self.values[self.starts[start] : self.starts[stop - 1] + self.lengths[stop - 1]]
+    offsets: Array
+    """[rows + 1] int64."""
 
 
 @dataclass
 class Block:
     """Rows ready to be sliced into batches; see :mod:`dlrm_mtl.data.assemble`.
 
-    Rows lie next to each other in memory, not columns: picking rows in a random order then reads few cache lines.
+    Columns lie next to each other in memory, as in Arrow and in a KeyedJaggedTensor: nothing is transposed on the way.
     """
 
     ids: Array
-    """[rows, columns of single ids] int32 or int64, in the order of the keys; :data:`ABSENT` where null."""
+    """[columns of single ids, rows] int32 or int64, in the order of the keys; :data:`ABSENT` where null."""
+    complete: Array
+    """[columns of single ids] bool: whether no row of the column is :data:`ABSENT`."""
     lists: list[Lists]
     """Columns of lists, in the order of the keys."""
     numbers: Array
-    """[rows, D + 2 T] float32: dense features (standardised), labels, weights."""
+    """[D + 2 T, rows] float32: dense features (standardised), labels, weights."""
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return int(self.numbers.shape[0])
+        return int(self.numbers.shape[1])
 
-    def packed(self) -> Block:
-        """The same rows in the same order, ready to be sliced."""
-        return Block(self.ids, [lists.packed() for lists in self.lists], self.numbers)
 
-    def take(self, index: NDArray[np.int64]) -> Block:
-        """The rows ``index``, in that order."""
-        return Block(
-            ids=np.take(self.ids, index, axis=0, mode="clip"),  # index is in range: clip only saves the check
-            lists=[lists.take(index) for lists in self.lists],
-            numbers=np.take(self.numbers, index, axis=0, mode="clip"),
-        )
+class Sources:
+    """Tables whose rows, one after the other, become a block, and where each is from."""
+
+    def __init__(self, parts: Sequence[tuple[pa.Table, str, int]]) -> None:
+        """``parts``: table, place (a file and row group), and the number of its first row there, for error messages."""
+        self.rows = sum(table.num_rows for table, _, _ in parts)
+        self._parts = parts
+        self._ends = np.cumsum([table.num_rows for table, _, _ in parts])
+        groups = groupby((table for table, _, _ in parts if table.num_rows), key=lambda table: table.schema.types)
+        # Small row groups are read column by column together: what a column costs does not depend on their number.
+        self._tables = [pa.concat_tables(tables) for _, tables in groups]
+
+    def columns(self, name: str) -> Iterator[tuple[pa.Array, int]]:
+        """The values of a column, and the number of the first row: one array where neighbours have the same types."""
+        first = 0
+        for table in self._tables:
+            column = table.column(name)
+            array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            if isinstance(array, pa.ChunkedArray):  # what older versions of pyarrow give for columns without chunks
+                array = pa.concat_arrays(array.chunks)
+            yield array, first
+            first += table.num_rows
+
+    def row(self, position: int) -> str:
+        """Where row number ``position`` of the block is from."""
+        part = int(np.searchsorted(self._ends, position, side="right"))
+        table, place, first_row = self._parts[part]
+        return f"{place}, row {first_row + position - int(self._ends[part]) + table.num_rows}"
 
 
 class BlockBuilder:
-    """Fills a block of a known number of rows, table by table."""
+    """Turns tables into blocks."""
 
-    def __init__(self, layout: Layout, rows: int, count_unknown: Callable[[str, int], None]) -> None:
+    def __init__(self, layout: Layout, count_unknown: Callable[[str, int], None]) -> None:
         """``count_unknown`` is called with a feature and how many of its ids were out of range and read as 0."""
         self._layout = layout
         self._selection = layout.selection
         self._count_unknown = count_unknown
-        self._rows = 0
-        singles = [feature for feature in self._selection.sparse if feature.name not in layout.lists]
-        dense, labels = len(self._selection.dense), len(self._selection.labels)
         self._dtype = id_dtype(self._selection.vocabulary_sizes)
-        self._singles = singles
-        self._ids: Array = np.empty((len(singles), rows), self._dtype)
-        self._numbers: Array = np.empty((dense + 2 * labels, rows), np.float32)
-        self._lists: dict[str, list[Lists]] = {
-            feature.name: [] for feature in self._selection.sparse if feature.name in layout.lists
-        }
 
-    def add(self, table: pa.Table, place: str, first_row: int = 0) -> None:
-        """Append the rows of ``table``; ``place`` and ``first_row`` say where they are from, for error messages.
+    def build(self, sources: Sources, order: NDArray[np.int64] | None = None) -> Block:
+        """Return the rows of ``sources``, row ``order[i]`` at place i, or as they come.
 
         Raises :class:`UserError` for an id, a label, a weight or a number that is not allowed.
         """
-        part = slice(self._rows, self._rows + table.num_rows)
-        self._rows = part.stop
-        if table.num_rows == 0:
-            return
-        source = _Source(table, place, first_row)
-        for position, feature in enumerate(self._singles):
-            self._add_single(source, feature, self._ids[position, part])
-        for feature in self._selection.sparse:
-            if feature.name in self._lists:
-                self._lists[feature.name].append(self._list(source, feature))
-        numbers = self._numbers[:, part]
-        dense, labels = len(self._selection.dense), len(self._selection.labels)
-        for position, feature in enumerate(self._selection.dense):
-            _add_dense(source, feature, numbers[position], self._selection.dense_limit)
-        weight = _weights(source, self._selection.weight) if self._selection.weight is not None else None
-        for position, label in enumerate(self._selection.labels, start=dense):
+        selection, rows = self._selection, sources.rows
+        singles = [feature for feature in selection.sparse if feature.name not in self._layout.lists]
+        listed = [feature for feature in selection.sparse if feature.name in self._layout.lists]
+        ids: Array = np.empty((len(singles), rows), self._dtype)
+        complete = np.ones(len(singles), np.bool_)
+        for position, feature in enumerate(singles):
+            values, complete[position] = self._single(sources, feature)
+            _place(values, order, ids[position])
+        lists = [self._list(sources, feature, order) for feature in listed]
+        dense, labels = len(selection.dense), len(selection.labels)
+        numbers: Array = np.empty((dense + 2 * labels, rows), np.float32)
+        for position, feature in enumerate(selection.dense):
+            _place(_dense(sources, feature, selection.dense_limit), order, numbers[position])
+        weight = _weights(sources, selection.weight) if selection.weight is not None else None
+        for position, label in enumerate(selection.labels, start=dense):
             if label.name in self._layout.absent:
                 numbers[position] = 0
                 numbers[position + labels] = 0
+                continue
+            values, null = _label(sources, label)
+            _place(values, order, numbers[position])
+            if weight is None and null is None:
+                numbers[position + labels] = 1
             else:
-                _add_label(source, label, numbers[position], numbers[position + labels], weight)
+                weights = np.ones(rows, np.float32) if weight is None else weight.astype(np.float32)
+                if null is not None:
+                    weights[null] = 0
+                _place(weights, order, numbers[position + labels])
+        return Block(ids, complete, lists, numbers)
 
-    def finish(self) -> Block:
-        """Return the block; all its rows must have been added."""
-        assert self._rows == self._numbers.shape[1], (self._rows, self._numbers.shape)
-        lists = [_joined(parts, self._dtype) for parts in self._lists.values()]
-        return Block(np.ascontiguousarray(self._ids.T), lists, np.ascontiguousarray(self._numbers.T))
+    def _single(self, sources: Sources, feature: FeatureSpec) -> tuple[Array, bool]:
+        """Ids in the order of the file, and whether none is :data:`ABSENT`."""
+        parts, complete = [], True
+        for array, first in sources.columns(feature.source):
+            values, null = _integers(array)
+            values = self._in_range(sources, feature, values, first)
+            if null is not None:
+                values = values.astype(self._dtype)
+                values[null] = ABSENT
+                complete = False
+            parts.append(values)
+        return _joined(parts, self._dtype), complete
 
-    def _add_single(self, source: _Source, feature: FeatureSpec, out: Array) -> None:
-        array = source.column(feature.source)
-        values, null = _integers(array)
-        out[:] = self._in_range(source, feature, values, lambda position: position)
-        if null is not None:
-            out[null] = ABSENT
+    def _list(self, sources: Sources, feature: FeatureSpec, order: NDArray[np.int64] | None) -> Lists:
+        id_parts, length_parts = [], []
+        for array, first in sources.columns(feature.source):
+            lengths = _numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
+            flat = array.flatten()  # leaves null lists out
+            ends = np.cumsum(lengths)
+            if flat.null_count:  # drop null elements: count those that stay up to each list's ends
+                stay = np.concatenate([[0], np.cumsum(_numpy(flat.is_valid()), dtype=np.int64)])
+                lengths = stay[ends] - stay[ends - lengths]
+                ends = np.cumsum(lengths)
+                flat = flat.drop_null()
+            values, _ = _integers(flat)
+            values = self._in_range(sources, feature, values, first, ends)
+            id_parts.append(values.astype(self._dtype, copy=False))
+            length_parts.append(lengths)
+        longest = self._selection.max_sequence_length if feature.kind == "sequence" else None
+        return _pick(_joined(id_parts, self._dtype), _joined(length_parts, np.int64), order, longest)
 
-    def _list(self, source: _Source, feature: FeatureSpec) -> Lists:
-        array = source.column(feature.source)
-        lengths = _numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int32)
-        flat = array.flatten()  # leaves null lists out
-        ends = np.cumsum(lengths, dtype=np.int64)
-        if flat.null_count:  # drop null elements: count those that stay up to each list's ends
-            stay = np.concatenate([[0], np.cumsum(_numpy(flat.is_valid()), dtype=np.int64)])
-            lengths = (stay[ends] - stay[ends - lengths]).astype(np.int32)
-            ends = np.cumsum(lengths, dtype=np.int64)
-            flat = flat.drop_null()
-        values, _ = _integers(flat)
-        values = self._in_range(
-            source, feature, values, lambda position: int(np.searchsorted(ends, position, side="right"))
-        )
-        if feature.kind == "sequence":  # the most recent entries are the last ones
-            lengths = np.minimum(lengths, self._selection.max_sequence_length)
-        return Lists(values.astype(self._dtype, copy=False), ends - lengths, lengths)
-
-    def _in_range(self, source: _Source, feature: FeatureSpec, values: Array, row: Callable[[int], int]) -> Array:
+    def _in_range(
+        self, sources: Sources, feature: FeatureSpec, values: Array, first: int, ends: Array | None = None
+    ) -> Array:
+        """Check ids of the rows from ``first`` on; for lists, ``ends`` says where each row's ids end."""
         size = self._selection.vocabulary_sizes[feature.name]
-        if len(values) == 0 or (values.min() >= 0 and values.max() < size):
+        if len(values) == 0 or int(values.view(f"u{values.itemsize}").max()) < size:  # a negative id looks huge
             return values
         bad = (values < 0) | (values >= size)
+        if not bad.any():
+            return values
         if self._selection.out_of_range == "error":
             position = int(np.argmax(bad))
-            raise bad_id(source.row(row(position)), feature, values[position], size)
+            row = position if ends is None else int(np.searchsorted(ends, position, side="right"))
+            raise bad_id(sources.row(first + row), feature, values[position], size)
         self._count_unknown(feature.name, int(np.count_nonzero(bad)))
         return np.where(bad, values.dtype.type(0), values)
-
-
-@dataclass(frozen=True)
-class _Source:
-    table: pa.Table
-    place: str
-    first_row: int
-
-    def column(self, name: str) -> pa.Array:
-        column = self.table.column(name)
-        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # what older versions of pyarrow give for columns without chunks
-            array = pa.concat_arrays(array.chunks)
-        return array
-
-    def row(self, position: int) -> str:
-        return f"{self.place}, row {self.first_row + position}"
 
 
 def id_dtype(vocabulary_sizes: dict[str, int]) -> type[np.int32] | type[np.int64]:
@@ -195,17 +185,49 @@ def id_dtype(vocabulary_sizes: dict[str, int]) -> type[np.int32] | type[np.int64
     return np.int32 if max(vocabulary_sizes.values(), default=1) <= 2**31 else np.int64
 
 
-def _joined(parts: list[Lists], dtype: Any) -> Lists:
+def _joined(parts: list[Array], dtype: Any) -> Array:
     if len(parts) == 1:
         return parts[0]
-    if not parts:
-        return Lists(np.empty(0, dtype), np.empty(0, np.int64), np.empty(0, np.int32))
-    offsets = np.cumsum([0, *(len(part.values) for part in parts[:-1])])
-    return Lists(
-        np.concatenate([part.values for part in parts]),
-        np.concatenate([part.starts + offset for part, offset in zip(parts, offsets, strict=True)]),
-        np.concatenate([part.lengths for part in parts]),
-    )
+    return np.concatenate(parts, dtype=dtype, casting="unsafe") if parts else np.empty(0, dtype)
+
+
+def _place(values: Array, order: NDArray[np.int64] | None, out: Array) -> None:
+    """Write ``values[order]`` to ``out``, in its type, which holds all of them."""
+    if order is None:
+        out[:] = values
+    else:  # the order is in range: clip only saves the check, and a copy
+        np.take(values.astype(out.dtype, copy=False), order, out=out, mode="clip")
+
+
+def _pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longest: int | None) -> Lists:
+    """The lists of ``values`` that follow each other with ``lengths``, in ``order``, each with its last ``longest`` ids."""
+    kept = lengths if longest is None else np.minimum(lengths, longest)
+    short = kept is lengths or bool((kept == lengths).all())
+    if order is not None or not short:
+        rows = np.arange(len(lengths)) if order is None else order
+        # TorchRec's own operator: it copies list by list, several times faster than a gather of single ids.
+        if short:
+            index, segments = rows, lengths
+        else:  # every list as two: what is dropped, and what stays
+            index, segments = 2 * rows + 1, np.stack([lengths - kept, kept], axis=1).reshape(-1)
+        values = torch.ops.fbgemm.permute_1D_sparse_data(
+            torch.from_numpy(index.astype(np.int32)),
+            torch.from_numpy(segments),
+            torch.from_numpy(np.asarray(_Writable(values))),
+            None,
+            None,
+        )[1].numpy()
+        kept = kept[rows]
+    return Lists(values, np.concatenate([[0], np.cumsum(kept)]))
+
+
+class _Writable:
+    """An array that torch takes for writable: it warns of Arrow's buffers, which are not, although nothing is written."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
 
 
 def _numpy(array: pa.Array) -> Array:
@@ -224,62 +246,65 @@ def _integers(array: pa.Array) -> tuple[Array, Array | None]:
     return _numpy(pc.fill_null(array, 0)), _numpy(array.is_null())
 
 
-def _floats(array: pa.Array) -> tuple[Array, Array | None]:
-    """Values as float64 (0 where null), and the mask of nulls if there are any."""
-    if pt.is_decimal(array.type) or pt.is_null(array.type) or pt.is_boolean(array.type):
-        array = array.cast(pa.uint8() if pt.is_boolean(array.type) else pa.float64())
-    null = None
-    if array.null_count:
-        null = _numpy(array.is_null())
-        array = pc.fill_null(array, pa.scalar(0, array.type))
-    return _numpy(array).astype(np.float64, copy=False), null
+def _floats(sources: Sources, column: str) -> tuple[Array, Array | None]:
+    """All values (0 where null) as numbers of whatever type the files hold, and the mask of nulls if there are any."""
+    parts, nulls = [], []
+    for array, _ in sources.columns(column):
+        if pt.is_decimal(array.type) or pt.is_null(array.type) or pt.is_boolean(array.type):
+            array = array.cast(pa.uint8() if pt.is_boolean(array.type) else pa.float64())
+        nulls.append(_numpy(array.is_null()) if array.null_count else np.zeros(len(array), np.bool_))
+        if array.null_count:
+            array = pc.fill_null(array, pa.scalar(0, array.type))
+        parts.append(_numpy(array))
+    null = _joined(nulls, np.bool_)
+    values = parts[0] if len(parts) == 1 else _joined(parts, np.float64)
+    return values, null if null.any() else None
 
 
-def _add_dense(source: _Source, feature: FeatureSpec, out: Array, limit: float | None) -> None:
-    values, null = _floats(source.column(feature.source))
-    if isinstance(feature.statistics, DenseStatistics):
-        std = feature.statistics.std or 1.0
-        scaled = values - feature.statistics.mean
-        scaled /= std
-    else:
-        scaled = values
+def _dense(sources: Sources, feature: FeatureSpec, limit: float | None) -> Array:
+    values, null = _floats(sources, feature.source)
+    out: Array = np.empty(len(values), np.float32)
     with np.errstate(over="ignore"):
-        out[:] = scaled
+        if isinstance(feature.statistics, DenseStatistics):
+            # In double precision: a time stamp's mean is large beside its deviation.
+            scaled = np.subtract(values, feature.statistics.mean, dtype=np.float64)
+            np.divide(scaled, feature.statistics.std or 1.0, out=out, casting="same_kind")
+        else:
+            out[:] = values
     if null is not None:
         out[null] = 0
     finite = np.isfinite(out)
     if not finite.all():
         position = int(np.argmin(finite))
-        raise bad_number(source.row(position), feature.source, values[position])
+        raise bad_number(sources.row(position), feature.source, values[position])
     if limit is not None:
         np.clip(out, -limit, limit, out=out)
+    return out
 
 
-def _add_label(source: _Source, label: LabelSpec, out: Array, weights: Array, weight: Array | None) -> None:
-    values, null = _floats(source.column(label.source))
+def _label(sources: Sources, label: LabelSpec) -> tuple[Array, Array | None]:
+    values, null = _floats(sources, label.source)
     if label.kind == "binary":
         good = (values == 0) | (values == 1)
         error: Callable[[str, str, Any], UserError] = bad_label
     else:
-        good = np.isfinite(values.astype(np.float32))
+        with np.errstate(over="ignore"):
+            good = np.isfinite(values.astype(np.float32, copy=False))
         error = bad_number
     if not good.all():
         position = int(np.argmin(good))
-        raise error(source.row(position), label.source, values[position])
-    out[:] = values
-    weights[:] = 1 if weight is None else weight
-    if null is not None:
-        weights[null] = 0
+        raise error(sources.row(position), label.source, values[position])
+    return values, null
 
 
-def _weights(source: _Source, column: str) -> Array:
-    values, null = _floats(source.column(column))
+def _weights(sources: Sources, column: str) -> Array:
+    values, null = _floats(sources, column)
     good = np.isfinite(values) & (values >= 0)
     if null is not None:
         good &= ~null
     if not good.all():
         position = int(np.argmin(good))
         raise bad_weight(
-            source.row(position), column, "null" if null is not None and null[position] else values[position]
+            sources.row(position), column, "null" if null is not None and null[position] else values[position]
         )
     return values

@@ -23,7 +23,7 @@ class DataConfig(Strict):
     shuffle: bool = True
     """Permute the rows of every block, and the blocks of every lane, anew each epoch; false keeps each lane in file order."""
     block_rows: int = Field(default=65536, gt=0)
-    """Rows of a block: the unit that is read and permuted. One block per lane is in memory at a time."""
+    """Rows of a block: the unit that is read and permuted. 1 + `read_ahead` blocks per lane are in memory at a time."""
     sparse: list[str] | None = None
     """Names of the sparse features to use; default: all of the data set's."""
     sequence: list[str] | None = None
@@ -40,6 +40,11 @@ class DataConfig(Strict):
     """Name of a float column with the weight of each row; default: every row weighs 1."""
     prefetch: int = Field(default=4, ge=1)
     """Batches that are prepared ahead of training."""
+    read_ahead: int = Field(default=1, ge=0)
+    """Blocks of every lane that are read before they are needed, while training goes on with the ones before them; 0 saves
+    their memory."""
+    read_threads: int = Field(default=2, ge=1)
+    """Threads of every process that read and permute blocks."""
 
     @model_validator(mode="after")
     def _lanes_divide_batches(self) -> DataConfig:

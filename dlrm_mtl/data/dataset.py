@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,8 @@ from dlrm_mtl.errors import UserError
 
 FOOTER_THREADS = 16
 """Footers are read in parallel: remote storage answers slowly, but many at once."""
+PAUSES = (1.0, 2.0, 4.0)
+"""Seconds before a failed read of remote storage is repeated; the client of the storage has its own retries below this."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class DataFile:
     filesystem: fs.FileSystem
     path: str
     metadata: pq.FileMetaData
+    size: int
+    """Bytes."""
+    changed_ns: int | None
+    """When it was written, in nanoseconds since 1970, if the file system says so."""
 
     @property
     def rows(self) -> int:
@@ -40,19 +48,37 @@ class DataFile:
         return self.metadata.schema.to_arrow_schema()
 
     def open(self) -> pq.ParquetFile:
-        """Open the file without reading its footer again; raises :class:`UserError` if it is gone."""
-        try:
+        """Open the file without reading its footer again; raises :class:`UserError` if it is gone or not the same."""
+        self._refuse_change(self.path)
+
+        def open_file() -> pq.ParquetFile:
             source = self.filesystem.open_input_file(self.path)
-            return pq.ParquetFile(source, metadata=self.metadata, pre_buffer=not _is_local(self.filesystem))
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(self.path, error) from None
+            return pq.ParquetFile(source, metadata=self.metadata, pre_buffer=not is_local(self.filesystem))
+
+        return read_again(open_file, self.filesystem, self.path)
 
     def read_group(self, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
         """Read ``columns`` of one row group of ``file`` (this file, opened); raises :class:`UserError` if it is damaged."""
-        try:
+        place = f"{self.path}: row group {group}"
+
+        def read() -> pa.Table:
             return file.read_row_group(group, columns=list(columns), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(f"{self.path}: row group {group}", error) from None
+
+        try:
+            return read_again(read, self.filesystem, place)
+        except UserError:
+            self._refuse_change(place)  # the likelier reason, where there is one
+            raise
+
+    def _refuse_change(self, place: str) -> None:
+        info = read_again(lambda: self.filesystem.get_file_info(self.path), self.filesystem, place)
+        if info.type == fs.FileType.NotFound:
+            raise UserError(f"{place}: the file has been removed since reading began; put it back, or start anew.")
+        if (info.size, info.mtime_ns) != (self.size, self.changed_ns):
+            raise UserError(
+                f"{place}: the file has changed since reading began; never write to files that are in use: give new data a new "
+                "name, and start anew."
+            )
 
 
 @dataclass(frozen=True)
@@ -82,15 +108,19 @@ class Dataset:
 
         Raises :class:`UserError` if there is no such split, no Parquet file or no row in it, or a file cannot be read.
         """
-        place = f"{self.path}/{DATASET_FILE}"
-        if name not in self.spec.splits:
-            raise UserError(f"{place}: splits: there is no split {name!r}; {suggest(name, self.spec.splits)}.")
-        folder = f"{self.path}/{self.spec.splits[name].folder}"
+        folder = self.folder(name)
         files = open_files(self.filesystem, folder)
         split = Split(name, self.spec, tuple(files))
         if split.rows == 0:
             raise UserError(f"{folder}: its Parquet files hold no rows; write the split {name!r} again.")
         return split
+
+    def folder(self, name: str) -> str:
+        """The folder of the split ``name`` in the file system; raises :class:`UserError` if there is no such split."""
+        if name not in self.spec.splits:
+            place = f"{self.path}/{DATASET_FILE}"
+            raise UserError(f"{place}: splits: there is no split {name!r}; {suggest(name, self.spec.splits)}.")
+        return f"{self.path}/{self.spec.splits[name].folder}"
 
 
 def open_dataset(path: str | Path) -> Dataset:
@@ -99,12 +129,12 @@ def open_dataset(path: str | Path) -> Dataset:
     Raises :class:`UserError` if the folder or dataset.yaml is missing or malformed.
     """
     filesystem, folder = locate(path)
-    if filesystem.get_file_info(folder).type != fs.FileType.Directory:
+    if _kind(filesystem, folder) != fs.FileType.Directory:
         raise UserError(
             f"{path}: there is no such folder; data.path must name a data set's folder, which holds {DATASET_FILE}."
         )
     place = f"{folder}/{DATASET_FILE}"
-    if filesystem.get_file_info(place).type != fs.FileType.File:
+    if _kind(filesystem, place) != fs.FileType.File:
         raise UserError(
             f"{path}: holds no {DATASET_FILE}; name a data set's folder, or make one with `dlrm-mtl prepare`."
         )
@@ -114,7 +144,8 @@ def open_dataset(path: str | Path) -> Dataset:
 def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
     """Split a local path or a URI (s3://, gs://, hdfs://, file://) into a file system and a path in it."""
     if "://" not in str(path):
-        return fs.LocalFileSystem(use_mmap=True), str(path).rstrip("/") or "/"
+        # Not memory-mapped, which would be no faster: a process that reads a mapped file is killed if that file is cut short.
+        return fs.LocalFileSystem(), str(path).rstrip("/") or "/"
     try:
         filesystem, inside = fs.FileSystem.from_uri(str(path))
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -129,45 +160,76 @@ def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
 
     Names that begin with ``_`` or ``.`` are passed over, as Spark and others leave such files. Raises :class:`UserError`.
     """
-    kind = filesystem.get_file_info(path).type
+    kind = _kind(filesystem, path)
     if kind == fs.FileType.NotFound:
         raise UserError(f"{path}: there is no such file or folder; check the path.")
     if kind == fs.FileType.File:
         paths = [path]
     else:
-        inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-        paths = sorted(
-            info.path for info in inside if info.type == fs.FileType.File and _is_data(info.path[len(path) :])
-        )
+        paths = list_files(filesystem, path)
         if not paths:
             raise UserError(f"{path}: holds no Parquet file (*.parquet); write the data there or name another folder.")
     with ThreadPoolExecutor(min(FOOTER_THREADS, len(paths))) as pool:
-        return list(pool.map(lambda path: _read_footer(filesystem, path), paths))
+        return list(pool.map(lambda path: read_footer(filesystem, path), paths))
+
+
+def list_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """The paths of all Parquet files in ``folder`` and below, ordered; see :func:`open_files` for which count."""
+    inside = read_again(lambda: filesystem.get_file_info(fs.FileSelector(folder, recursive=True)), filesystem, folder)
+    return sorted(info.path for info in inside if info.type == fs.FileType.File and _is_data(info.path[len(folder) :]))
+
+
+Result = TypeVar("Result")
+
+
+def read_again(read: Callable[[], Result], filesystem: fs.FileSystem, place: str) -> Result:
+    """The result of ``read``, which is repeated after an error if the storage is remote; see :data:`PAUSES`.
+
+    Raises:
+        UserError: ``place`` cannot be read.
+    """
+    pauses = () if is_local(filesystem) else PAUSES
+    for pause in (*pauses, None):
+        try:
+            return read()
+        except (OSError, pa.ArrowException) as error:
+            if pause is None or isinstance(error, (FileNotFoundError, PermissionError)):
+                raise unreadable(place, error) from None
+            print(
+                f"{place}: cannot be read ({_first_line(error)}); trying again in {pause:g} s",
+                file=sys.stderr,
+                flush=True,
+            )
+            time.sleep(pause)
+    raise AssertionError
 
 
 def unreadable(place: str, error: Exception) -> UserError:
     """The error for something that is not readable as Parquet."""
     return UserError(
-        f"{place}: cannot be read as Parquet ({_first_line(error)}); it may be truncated or damaged: write it again."
+        f"{place}: cannot be read as Parquet ({_first_line(error)}); it may be truncated, damaged or not complete yet: "
+        "write it again."
     )
 
 
-def _read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
-    try:
+def read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
+    """Read the footer of one Parquet file; raises :class:`UserError` if it has none, or is shorter than it says."""
+
+    def read() -> tuple[fs.FileInfo, pq.FileMetaData]:
+        info = filesystem.get_file_info(path)
         with filesystem.open_input_file(path) as source:
-            metadata = pq.read_metadata(source)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-    _refuse_truncation(filesystem, path, metadata)
-    return DataFile(filesystem, path, metadata)
+            return info, pq.read_metadata(source)
+
+    info, metadata = read_again(read, filesystem, path)
+    _refuse_truncation(path, metadata, info.size)
+    return DataFile(filesystem, path, metadata, info.size, info.mtime_ns)
 
 
-def _refuse_truncation(filesystem: fs.FileSystem, path: str, metadata: pq.FileMetaData) -> None:
+def _refuse_truncation(path: str, metadata: pq.FileMetaData, size: int) -> None:
     """A footer may stand behind missing pages, when a file was put together from parts: no column may reach beyond the end."""
     if metadata.num_row_groups == 0:
         return
     last = metadata.row_group(metadata.num_row_groups - 1)
-    size = filesystem.get_file_info(path).size
     for index in range(last.num_columns):
         column = last.column(index)
         start = column.dictionary_page_offset or column.data_page_offset
@@ -175,17 +237,22 @@ def _refuse_truncation(filesystem: fs.FileSystem, path: str, metadata: pq.FileMe
             raise unreadable(path, ValueError(f"column {column.path_in_schema} reaches beyond the end of the file"))
 
 
+def _kind(filesystem: fs.FileSystem, path: str) -> fs.FileType:
+    return read_again(lambda: filesystem.get_file_info(path).type, filesystem, path)
+
+
 def _is_data(relative: str) -> bool:
     parts = relative.strip("/").split("/")
     return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
 
 
-def _is_local(filesystem: fs.FileSystem) -> bool:
+def is_local(filesystem: fs.FileSystem) -> bool:
+    """Whether files are on this machine."""
     return isinstance(filesystem, fs.LocalFileSystem)
 
 
 def _read_yaml(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
-    if _is_local(filesystem):
+    if is_local(filesystem):
         return read_yaml(Path(path))
     with filesystem.open_input_stream(path) as stream:
         content = yaml.safe_load(stream.read())

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 from torch.profiler import record_function
 
 from dlrm_mtl.data.assemble import Rows, assemble, padding
 from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.data.blocks import BlockReader, BlocksAhead
 from dlrm_mtl.data.check import check_files
-from dlrm_mtl.data.columns import Block, BlockBuilder
+from dlrm_mtl.data.columns import Block
 from dlrm_mtl.data.config import DataConfig
-from dlrm_mtl.data.dataset import DataFile, Split
-from dlrm_mtl.data.lanes import Block as BlockRange
-from dlrm_mtl.data.lanes import Lane, Piece, block_order, cut, own_lanes, row_order, schedule, steps_per_epoch
+from dlrm_mtl.data.dataset import Split
+from dlrm_mtl.data.lanes import Lane, Slice, block_order, cut, own_lanes, row_order, schedule, steps_per_epoch
 from dlrm_mtl.data.prefetch import Prefetcher
 from dlrm_mtl.data.selection import select
 from dlrm_mtl.errors import UserError
@@ -25,7 +27,8 @@ class BatchLoader:
     """Gives process ``rank`` its part of every global batch of an epoch.
 
     The parts of all processes, one after the other, are the global batch, which depends on neither their number nor the
-    prefetching. Memory holds one block per own lane, one row group, and ``config.prefetch`` batches.
+    prefetching. Memory holds 1 + ``config.read_ahead`` blocks per own lane, what ``config.read_threads`` threads are decoding
+    (a block each), one row group that lanes share, and ``config.prefetch`` batches.
     """
 
     def __init__(
@@ -72,6 +75,9 @@ class BatchLoader:
         self._seed = seed
         self._shuffle = config.shuffle if shuffle is None else shuffle
         self._prefetch = config.prefetch
+        self._read_ahead = config.read_ahead
+        self._read_threads = config.read_threads
+        self._lock = threading.Lock()
         self._lane_batch = batch_size // config.lanes
         self._groups = [(file, group) for file in split.files for group in range(file.metadata.num_row_groups)]
         lanes = cut(
@@ -89,71 +95,54 @@ class BatchLoader:
         return Prefetcher(lambda: self._batches(epoch, start_step), self._prefetch, self._add_wait)
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        groups = _GroupReader(self._groups, self.layout.columns)
-        lanes = [self._lane_parts(groups, lane, epoch, start_step) for lane in self._lanes]
-        for _ in range(start_step, self.steps_per_epoch):
-            with record_function("## data: batch ##"):
-                parts = [part for lane in lanes for part in self._padded(next(lane, []))]
-                batch = assemble(self.layout, parts)
-            yield batch
+        reader = BlockReader(self._groups, self.layout, self._count_unknown)
+        pool = ThreadPoolExecutor(self._read_threads, thread_name_prefix="block-reader")
+        try:
+            lanes = [self._lane_parts(reader, pool, lane, epoch, start_step) for lane in self._lanes]
+            for _ in range(start_step, self.steps_per_epoch):
+                with record_function("## data: batch ##"):
+                    parts = [part for lane in lanes for part in self._padded(next(lane, []))]
+                    batch = assemble(self.layout, parts)
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _lane_parts(self, groups: _GroupReader, lane: Lane, epoch: int, start_step: int) -> Iterator[list[Rows]]:
-        """What each step takes from ``lane``; at most one block is held."""
+    def _lane_parts(
+        self, reader: BlockReader, pool: ThreadPoolExecutor, lane: Lane, epoch: int, start_step: int
+    ) -> Iterator[list[Rows]]:
+        """What each step takes from ``lane``; one block is in use, and the next ones are being read."""
         order = block_order(self._seed, epoch, lane, self._shuffle)
+        ends = np.cumsum([lane.blocks[block].rows for block in order.tolist()])
+        needed = order[np.searchsorted(ends, start_step * self._lane_batch, side="right") :].tolist()
+
+        def read(block: int) -> Block:
+            rows = row_order(self._seed, epoch, lane, block, self._shuffle) if self._shuffle else None
+            return reader.read(lane.blocks[block], rows)
+
+        blocks = BlocksAhead(pool, (partial(read, block) for block in needed), self._read_ahead)
+        return self._slices(schedule(lane, order, self._lane_batch, start_step), blocks)
+
+    def _slices(self, steps: Iterator[list[Slice]], blocks: Iterator[Block]) -> Iterator[list[Rows]]:
         held: int | None = None
-        for slices in schedule(lane, order, self._lane_batch, start_step):
+        block: Block | None = None
+        for slices in steps:
             parts = []
             for part in slices:
                 if part.block != held:
-                    block = None  # let go of the old block before the new one is read
-                    block = self._read(groups, lane.blocks[part.block])
-                    # Permuted as a whole, for one big gather is many times cheaper than a small one for every step.
-                    block = block.take(row_order(self._seed, epoch, lane, part.block, self._shuffle))
+                    block = None  # let go of the old block before another one is read
+                    block = next(blocks)
                     held = part.block
                 assert block is not None
                 parts.append(Rows(block, part.start, part.stop))
             yield parts
-
-    def _read(self, groups: _GroupReader, block: BlockRange) -> Block:
-        with record_function("## data: read block ##"):
-            builder = BlockBuilder(self.layout, block.rows, self._count_unknown)
-            for piece in block.pieces:
-                builder.add(groups.read(piece), groups.place(piece), piece.start)
-            return builder.finish()
 
     def _padded(self, parts: list[Rows]) -> list[Rows]:
         missing = self._lane_batch - sum(part.count for part in parts)
         return [*parts, padding(self.layout, missing)] if missing else parts
 
     def _count_unknown(self, feature: str, count: int) -> None:
-        self.unknown_ids[feature] = self.unknown_ids.get(feature, 0) + count
+        with self._lock:
+            self.unknown_ids[feature] = self.unknown_ids.get(feature, 0) + count
 
     def _add_wait(self, seconds: float) -> None:
         self.wait_seconds += seconds
-
-
-class _GroupReader:
-    """Reads row groups of a split; keeps the last file open, and the last row group if a part of it is left to read."""
-
-    def __init__(self, groups: Sequence[tuple[DataFile, int]], columns: Sequence[str]) -> None:
-        self._groups = groups
-        self._columns = columns
-        self._open: tuple[DataFile, pq.ParquetFile] | None = None
-        self._kept: tuple[int, pa.Table] | None = None
-
-    def place(self, piece: Piece) -> str:
-        file, group = self._groups[piece.group]
-        return f"{file.path}: row group {group}"
-
-    def read(self, piece: Piece) -> pa.Table:
-        if self._kept is not None and self._kept[0] == piece.group:
-            table = self._kept[1]
-        else:
-            self._kept = None
-            file, group = self._groups[piece.group]
-            if self._open is None or self._open[0] is not file:
-                self._open = (file, file.open())
-            table = file.read_group(self._open[1], group, self._columns)
-        # A row group that two lanes share: the next lane's first block usually reads it next.
-        self._kept = (piece.group, table) if piece.stop < table.num_rows else None
-        return table.slice(piece.start, piece.rows)

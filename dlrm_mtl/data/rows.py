@@ -10,7 +10,7 @@ import pyarrow as pa
 from dlrm_mtl.data.assemble import Rows, assemble
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.check import check_files
-from dlrm_mtl.data.columns import BlockBuilder
+from dlrm_mtl.data.columns import BlockBuilder, Sources
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import DataFile, locate, open_files, unreadable
 from dlrm_mtl.data.prefetch import Prefetcher
@@ -60,13 +60,13 @@ class RowReader:
         return Prefetcher(self._batches, self._prefetch)
 
     def _batches(self) -> Iterator[tuple[Batch, pa.Table]]:
+        builder = BlockBuilder(self.layout, self._count_unknown)
         for file in self._files:
             first_row = 0
             for table in self._tables(file):
-                builder = BlockBuilder(self.layout, table.num_rows, self._count_unknown)
-                builder.add(table, file.path, first_row)
+                block = builder.build(Sources([(table, file.path, first_row)]))
                 carried = table.select(self.carried_schema.names).cast(self.carried_schema)
-                yield assemble(self.layout, [Rows(builder.finish().packed(), 0, table.num_rows)]), carried
+                yield assemble(self.layout, [Rows(block, 0, table.num_rows)]), carried
                 first_row += table.num_rows
 
     def _tables(self, file: DataFile) -> Iterator[pa.Table]:

@@ -33,6 +33,29 @@ class TableOverride(Strict):
     """Standard deviation of the initial weights."""
 
 
+class FeaturePooling(Strict):
+    """How the ids of one feature become a part of the model's input."""
+
+    pooling: Literal["sum", "mean", "flattened"]
+    """`sum`, `mean`: one vector. `flattened`: one vector for each of the last `length` ids, the most recent first, then
+    zeros."""
+    length: int | None = Field(default=None, gt=0)
+    """Vectors of a flattened feature; older ids are left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_a_pooling(cls, value: Any) -> Any:
+        return {"pooling": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _length_of_flattened(self) -> FeaturePooling:
+        if self.pooling == "flattened" and self.length is None:
+            raise ValueError("flattened needs a length, the number of vectors; add one, such as length: 20.")
+        if self.pooling != "flattened" and self.length is not None:
+            raise ValueError(f"length {self.length} has no meaning beside {self.pooling}; remove it.")
+        return self
+
+
 class EmbeddingsConfig(Strict):
     """The embedding tables: one per vocabulary, shared by all features with that vocabulary."""
 
@@ -44,6 +67,9 @@ class EmbeddingsConfig(Strict):
     """Standard deviation of the initial weights (normal, mean 0)."""
     tables: dict[str, TableOverride] = Field(default_factory=dict)
     """Exceptions, by name of the table: that of the feature which owns its vocabulary."""
+    features: dict[str, FeaturePooling] = Field(default_factory=dict)
+    """Exceptions, by name of the feature: `history: sum`, or `history: {pooling: flattened, length: 20}`. A table that serves a
+    flattened feature can be sharded table_wise, row_wise, column_wise or data_parallel."""
 
 
 class TableSharding(Strict):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec import EmbeddingBagConfig
+from torchrec import EmbeddingConfig
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
 from dlrm_mtl.data.spec import suggest
-from dlrm_mtl.embeddings.collecting import two_phase_sharders
+from dlrm_mtl.embeddings.collecting import UnpooledSharder, two_phase_sharders
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
+from dlrm_mtl.embeddings.tables import TableConfig
 from dlrm_mtl.errors import UserError
 
 COLUMN_SPLITTING = {"column_wise", "table_column_wise", "grid_shard"}
@@ -55,12 +57,12 @@ def processes(config: ShardingConfig, world_size: int) -> Processes:
 
 
 def make_plan(
-    model: nn.Module, tables: list[EmbeddingBagConfig], config: ShardingConfig, device: torch.device, batch_size: int
+    model: nn.Module, tables: Sequence[TableConfig], config: ShardingConfig, device: torch.device, batch_size: int
 ) -> ShardingPlan:
     """Let TorchRec's planner place the tables within what ``config`` fixes. The same plan on every process.
 
     Args:
-        model: holds one :class:`EmbeddingBagCollection` with ``tables``.
+        model: holds collections with ``tables``.
         tables: the tables.
         config: the ``sharding`` part of the configuration.
         device: where the tables are to live; its type chooses the planner's model of costs.
@@ -100,7 +102,7 @@ def make_plan(
         ) from None
 
 
-def _constraint(table: EmbeddingBagConfig, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
+def _constraint(table: TableConfig, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
     choice = config.tables.get(table.name, TableSharding(type=config.default))
     place = f"sharding.tables.{table.name}" if table.name in config.tables else "sharding.default"
     if choice.column_shards and choice.type not in COLUMN_SPLITTING:
@@ -108,9 +110,16 @@ def _constraint(table: EmbeddingBagConfig, config: ShardingConfig, layout: Proce
             f"{place}.column_shards: {choice.type} does not cut columns; remove the key or choose one of "
             f"{', '.join(sorted(COLUMN_SPLITTING))}."
         )
+    if isinstance(table, EmbeddingConfig):
+        possible = UnpooledSharder().sharding_types("cpu")
+        if choice.type not in ("auto", *possible):
+            raise UserError(
+                f"{place}: {choice.type} cannot hold table {table.name}, which serves a flattened feature; under "
+                f"sharding.tables.{table.name}, choose one of {', '.join(sorted(possible))}."
+            )
     kernel = "dense" if choice.type == "data_parallel" else "fused"
     return ParameterConstraints(
-        sharding_types=_automatic(layout) if choice.type == "auto" else [effective_type(choice.type, layout)],
+        sharding_types=_automatic(table, layout) if choice.type == "auto" else [effective_type(choice.type, layout)],
         compute_kernels=[kernel],
         min_partition=_shard_width(table, choice, layout, place),
     )
@@ -125,13 +134,13 @@ def effective_type(sharding_type: str, layout: Processes) -> str:
     return "row_wise" if layout.hosts == 1 and sharding_type in HOST_BASED else sharding_type
 
 
-def _automatic(layout: Processes) -> list[str]:
+def _automatic(table: TableConfig, layout: Processes) -> list[str]:
     """What the planner may choose from: no column splits, which only pay with very wide tables."""
     types = ["table_wise", "row_wise"]
-    return [*types, "table_row_wise"] if layout.hosts > 1 else types
+    return [*types, "table_row_wise"] if layout.hosts > 1 and not isinstance(table, EmbeddingConfig) else types
 
 
-def _shard_width(table: EmbeddingBagConfig, choice: TableSharding, layout: Processes, place: str) -> int:
+def _shard_width(table: TableConfig, choice: TableSharding, layout: Processes, place: str) -> int:
     """Columns of each shard of a table whose columns are cut."""
     wanted = {"column_wise": layout.world_size, "table_column_wise": layout.per_host, "grid_shard": layout.hosts}
     shards = choice.column_shards or wanted.get(choice.type, 1)
@@ -151,7 +160,7 @@ def _host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def describe_plan(plan: ShardingPlan, tables: list[EmbeddingBagConfig]) -> list[dict[str, Any]]:
+def describe_plan(plan: ShardingPlan, tables: Sequence[TableConfig]) -> list[dict[str, Any]]:
     """The plan as one dictionary per table: table, rows, dim, type, MiB of weights, and the shards with their ranks."""
     placed: dict[str, Any] = {}
     for module in plan.plan.values():

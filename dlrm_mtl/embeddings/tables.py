@@ -3,19 +3,93 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
 
 from dlrm_mtl.data.spec import DatasetSpec, suggest
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
 from dlrm_mtl.errors import UserError
 
+TableConfig: TypeAlias = EmbeddingBagConfig | EmbeddingConfig
+"""A table whose bags are summed in the lookup, or one that gives a row for every id."""
+
 INIT_BLOCK_ROWS = 4096
 """Rows that share one random generator. Part of what a seed means: changing it changes every model."""
+
+
+@dataclass(frozen=True)
+class TableSet:
+    """The tables of a model, and what its features are to become.
+
+    Features stand in the order of their tables, and within a table in its own; a feature may be looked up in several tables.
+    """
+
+    configs: Sequence[TableConfig]
+    """Every table once."""
+    stds: Mapping[str, float]
+    """Standard deviation of the initial weights, by table."""
+    means: frozenset[str] = frozenset()
+    """The features whose bags become the mean of their rows; the others become the sum."""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Flattened features, and the number of vectors that each becomes; their tables are :class:`EmbeddingConfig`."""
+    padding: Mapping[str, int] = field(default_factory=dict)
+    """Columns, by table, that nothing reads: FBGEMM needs a multiple of 4."""
+
+    @property
+    def pooled(self) -> list[EmbeddingBagConfig]:
+        """The tables whose bags are summed in the lookup."""
+        return [table for table in self.configs if isinstance(table, EmbeddingBagConfig)]
+
+    @property
+    def unpooled(self) -> list[EmbeddingConfig]:
+        """The tables that give a row for every id."""
+        return [table for table in self.configs if isinstance(table, EmbeddingConfig)]
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights, without padding."""
+        return sum(t.num_embeddings * (t.embedding_dim - self.padding.get(t.name, 0)) for t in self.configs)
+
+
+def table_set(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> TableSet:
+    """The tables that ``config`` describes for ``features``: one per vocabulary, see :func:`table_configs`.
+
+    A table with a flattened feature gives a row for every id of all its features; the others' are then pooled in the model.
+
+    Raises:
+        UserError: an entry of ``config`` names no table or no feature.
+    """
+    for name in config.features:
+        if name not in features:
+            raise UserError(f"model.embeddings.features.{name}: there is no such feature; {suggest(name, features)}.")
+    lengths = {name: pooling.length for name, pooling in config.features.items() if pooling.length is not None}
+    configs = table_configs(spec, features, config)
+    return TableSet(
+        configs=[_unpooled(table) if set(table.feature_names) & set(lengths) else table for table in configs],
+        stds={table.name: init_std(table.name, config) for table in configs},
+        means=frozenset(mean_features(configs, config)),
+        lengths=lengths,
+    )
+
+
+def _unpooled(table: EmbeddingBagConfig) -> EmbeddingConfig:
+    return EmbeddingConfig(
+        name=table.name,
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.embedding_dim,
+        feature_names=table.feature_names,
+    )
+
+
+def padded(columns: int) -> int:
+    """The next multiple of 4: the widths that FBGEMM can store."""
+    return -(-columns // 4) * 4
 
 
 def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[EmbeddingBagConfig]:
@@ -50,14 +124,21 @@ def build_tables(tables: list[EmbeddingBagConfig]) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
 
 
+def build_unpooled_tables(tables: list[EmbeddingConfig]) -> EmbeddingCollection:
+    """The collection on the meta device: no memory is taken before it is sharded."""
+    return EmbeddingCollection(tables=tables, device=torch.device("meta"))
+
+
 def mean_features(tables: list[EmbeddingBagConfig], config: EmbeddingsConfig) -> set[str]:
-    """The features whose bags become the mean of their rows; the others become the sum."""
-    return {
-        feature
-        for table in tables
-        for feature in table.feature_names
-        if ((table.name in config.tables and config.tables[table.name].pooling) or config.pooling) == "mean"
-    }
+    """The features whose bags become the mean of their rows: as said of the feature, else of its table, else of all."""
+
+    def pooling(table: str, feature: str) -> str:
+        if feature in config.features:
+            return config.features[feature].pooling
+        override = config.tables.get(table)
+        return override.pooling if override is not None and override.pooling is not None else config.pooling
+
+    return {name for table in tables for name in table.feature_names if pooling(table.name, name) == "mean"}
 
 
 def init_std(table: str, config: EmbeddingsConfig) -> float:
@@ -76,7 +157,7 @@ def table_weights(model: nn.Module) -> dict[str, Any]:
 
 def is_table(parameter: str) -> bool:
     """Whether the name of a parameter is that of a table."""
-    return ".embedding_bags." in parameter
+    return ".embedding_bags." in parameter or ".embeddings." in parameter
 
 
 def table_name(parameter: str) -> str:
@@ -85,14 +166,14 @@ def table_name(parameter: str) -> str:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, config: EmbeddingsConfig, seed: int) -> None:
-    """Fill the local shards of every table of a sharded model.
+def initialise(model: nn.Module, stds: Mapping[str, float], seed: int) -> None:
+    """Fill the local shards of every table of a sharded model from N(0, std^2), with the deviation of each table.
 
     The weights of a row depend on the seed, the table's name and the row only, so they are the same under every sharding
     plan and world size.
     """
     for table, weight in table_weights(model).items():
-        std, key = init_std(table, config), f"{seed}/{table}"
+        std, key = stds[table], f"{seed}/{table}"
         if isinstance(weight, ShardedTensor):
             for shard in weight.local_shards():
                 row, column = shard.metadata.shard_offsets

@@ -19,24 +19,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
+from dlrm_mtl.balancing.gram import gram_of
 from dlrm_mtl.embeddings.collecting import CollectingTables, wider
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup
 from dlrm_mtl.embeddings.shards import LocalTables
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
-
-CHUNK = 1 << 18
-"""Elements per task that are multiplied in single precision, before sums go on in double precision."""
-
-
-def inner_products(gradients: Tensor) -> Tensor:
-    """[T, T] float64 on the CPU: inner products of T tensors, given as [T, n] or [T, n, m] float32."""
-    result = torch.zeros(len(gradients), len(gradients), dtype=torch.float64, device=gradients.device)
-    size = gradients[0].numel() // max(gradients.shape[1], 1)
-    for part in gradients.split(max(CHUNK // max(size, 1), 1), dim=1):
-        flat = part.reshape(len(gradients), -1)
-        result += (flat @ flat.T).double()
-    return result.cpu()
 
 
 class TaskGradients:
@@ -98,7 +86,7 @@ class TaskGradients:
             for part in self._parts:
                 part.collect()
                 for index, shard in enumerate(part.local.shards):
-                    result[number[shard.table]] += part.gram(index)
+                    result[number[shard.table]] += part.gram(index).cpu()
             return result
 
     def combine(self, coefficients: Tensor) -> None:
@@ -137,7 +125,7 @@ class _Sharded:
     def gram(self, index: int) -> Tensor:
         if self.collected is None:
             return torch.zeros(self.tasks, self.tasks, dtype=torch.float64)
-        return inner_products(self._by_task(self.collected, index).transpose(0, 1))
+        return gram_of(self._by_task(self.collected, index).transpose(0, 1))
 
     def combine(self, coefficients: list[Tensor]) -> None:
         if self.collected is None:
@@ -195,7 +183,7 @@ class _Replicated:
             return torch.zeros(self.tasks, self.tasks, dtype=torch.float64)
         start = int(self.local.group.weight_offsets[index])
         size = self.local.group.table(index).numel()
-        return inner_products(self.gradients[:, start : start + size])
+        return gram_of(self.gradients[:, start : start + size])
 
     def combine(self, coefficients: list[Tensor]) -> None:
         assert self.gradients is not None

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.metrics.binary import auc, calibration, log_loss, normalized_entropy, positives
+from dlrm_mtl.metrics.ranking import CUTOFFS
 from dlrm_mtl.metrics.regression import mae, mse, rmse
 
 Array = NDArray[np.float64]
@@ -18,7 +19,8 @@ Array = NDArray[np.float64]
 class Metric:
     """A metric of one task; call it with logits or predictions, labels and weights, each [N]."""
 
-    function: Callable[[Array, Array, Array], float]
+    function: Callable[[Array, Array, Array], float] | None
+    """None for a metric of the order of all items, which :mod:`~dlrm_mtl.metrics.ranking` computes."""
     heading: str
     """What tables call it."""
     form: str = "{:.4f}"
@@ -27,6 +29,7 @@ class Metric:
 
     def __call__(self, scores: Array, labels: Array, weights: Array) -> float:
         """Compute it; nan where it is not defined."""
+        assert self.function is not None
         return self.function(scores, labels, weights)
 
 
@@ -42,6 +45,15 @@ METRICS: dict[str, dict[str, Metric]] = {
         "rmse": Metric(rmse, "RMSE", lower_is_better=True),
         "mse": Metric(mse, "MSE", lower_is_better=True),
         "mae": Metric(mae, "MAE", lower_is_better=True),
+    },
+    "ranking": {
+        "mrr": Metric(None, "MRR"),
+        **{
+            f"{name}@{k}": Metric(None, f"{heading}@{k}")
+            for k in CUTOFFS
+            for name, heading in (("ndcg", "NDCG"), ("recall", "rec"), ("precision", "prec"))
+        },
+        "auc": Metric(auc, "AUC"),
     },
 }
 """By what a task predicts (``TaskConfig.kind``), then by name. The first of a kind is what is shown on the way."""

@@ -1,10 +1,13 @@
-"""The ``model`` part of a run's configuration."""
+"""The ``model`` part of a run's configuration, for the model whose parts are to be chosen."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from dlrm_mtl.config.strict import Strict
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
 from dlrm_mtl.models.blocks import StackConfig
+from dlrm_mtl.models.dense_norm import DenseNorm
 from dlrm_mtl.models.interactions import DCNv2Config, InteractionConfig
 from dlrm_mtl.models.multitask import MMoEConfig, MultitaskConfig
 
@@ -12,10 +15,15 @@ from dlrm_mtl.models.multitask import MMoEConfig, MultitaskConfig
 class ModelConfig(Strict):
     """Tables, interaction, multitask architecture and towers."""
 
+    name: Literal["ranker"] = "ranker"
+    """This model; it need not be named."""
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     """The embedding tables."""
     embedding_dropout: float = 0.0
     """Share of the pooled features that is dropped in training, in [0, 1)."""
+    dense_norm: DenseNorm = "standardise"
+    """How dense features are brought to one scale: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised
+    and then `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
     dense: StackConfig = StackConfig(layers=[])
     """Layers that the dense features pass before the interaction; none by default."""
     interaction: InteractionConfig = DCNv2Config()

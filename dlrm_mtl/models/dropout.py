@@ -9,6 +9,9 @@ from torch.nn import functional as F
 _MIX = 0x9E3779B97F4A7C15
 _MASK = (1 << 63) - 1
 
+NEGATIVES_LAYER = 1 << 33
+"""Numbers the draws of negatives, beside those of the dropout layers and of ``tasks.targets.SAMPLING_LAYER``."""
+
 
 class DropoutStream:
     """Where the masks of a model's :class:`LaneDropout` layers come from: the seed, the step and the local lanes.
@@ -35,6 +38,38 @@ class DropoutStream:
             generator = torch.Generator(device).manual_seed(key)
             draws.append(torch.rand(per_lane, width, device=device, generator=generator))
         return torch.cat(draws)
+
+
+class LaneNegatives(nn.Module):
+    """Ids drawn uniformly, for each row the same on any number of processes, see :class:`DropoutStream`.
+
+    Without a stream (in somebody else's trainer) they come from PyTorch's generator.
+
+    Args:
+        ids: they run from 0 to ids - 1.
+        count: how many are drawn for each row.
+    """
+
+    layer = NEGATIVES_LAYER
+
+    def __init__(self, ids: int, count: int) -> None:
+        super().__init__()
+        self.ids = ids
+        self.count = count
+        self.stream: DropoutStream | None = None
+
+    def forward(self, rows: int, device: torch.device) -> Tensor:
+        """Draw [rows, count] int64."""
+        if self.stream is None:
+            return torch.randint(self.ids, (rows, self.count), device=device)
+        draws = self.stream.uniform(self.layer, rows, 2 * self.count, device).double()
+        # A draw is a multiple of 2^-24, too coarse for a large vocabulary: two make one of 48 bits.
+        fine = draws[:, : self.count] + draws[:, self.count :] * 2.0**-24
+        return (fine * self.ids).long().clamp(max=self.ids - 1)
+
+    def extra_repr(self) -> str:
+        """Show the sizes in the module's printed form."""
+        return f"ids={self.ids}, count={self.count}"
 
 
 class LaneDropout(nn.Module):
@@ -64,8 +99,11 @@ class LaneDropout(nn.Module):
 
 
 def connect_dropout(model: nn.Module, stream: DropoutStream) -> None:
-    """Let every :class:`LaneDropout` in ``model`` draw from ``stream``, each as a layer of its own."""
+    """Let every :class:`LaneDropout` in ``model`` draw from ``stream``, each as a layer of its own; negatives as well."""
     layers = [module for module in model.modules() if isinstance(module, LaneDropout)]
     for number, layer in enumerate(layers):
         layer.layer = number
         layer.stream = stream
+    for module in model.modules():
+        if isinstance(module, LaneNegatives):
+            module.stream = stream

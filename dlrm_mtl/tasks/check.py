@@ -52,12 +52,19 @@ def starting_logits(tasks: Sequence[TaskConfig], spec: DatasetSpec) -> list[floa
     """What each task's logit is on average over the training rows, as far as the data set's description says.
 
     The logit of a binary label's rate, and a real label's mean. A task with a mask starts from there as well: the mean over the
-    rows that its mask leaves is not known, and is nearer to it than to 0 for most.
+    rows that its mask leaves is not known, and is nearer to it than to 0 for most. Where it is the last factor of a product, it
+    is known: the product's rate over those of the other factors.
     """
     means = {label.name: label.mean for label in spec.labels}
+    rates = {task.name: means.get(task.label_name) for task in tasks}
+    for task in tasks:
+        if task.product_of is not None:
+            whole, others = rates[task.name], [rates[name] for name in task.product_of[:-1]]
+            if whole is not None and all(others):
+                rates[task.product_of[-1]] = whole / math.prod(other for other in others if other)
     result: list[float | None] = []
     for task in tasks:
-        mean = means.get(task.label_name)
+        mean = rates[task.name] if task.kind != "ranking" else None
         if mean is not None and task.kind == "binary":
             mean = math.log(mean / (1.0 - mean)) if 0.0 < mean < 1.0 else None
         result.append(mean)

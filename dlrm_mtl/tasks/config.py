@@ -27,6 +27,9 @@ class TaskConfig(Strict):
     only_where: str | None = None
     """Name of another label: the task learns from and is evaluated on rows in which that is 1, such as conversion only where
     there was a click."""
+    product_of: list[str] | None = None
+    """Names of other tasks: this task's probability is the product of theirs, as in ESMM, and the model has no tower for it.
+    The probability of click and conversion is `product_of: [click, conversion]`, where conversion is that after a click."""
     negative_sampling: float = Field(default=1.0, gt=0, le=1)
     """Share of this task's negatives that it learns from, drawn anew at every step. Predictions stay calibrated to all rows."""
 

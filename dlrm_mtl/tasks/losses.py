@@ -57,10 +57,10 @@ class TaskLosses:
         return summed / torch.where(totals > 0, totals, torch.ones_like(totals))
 
     def __call__(self, logits: Tensor, labels: Tensor, weights: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the loss to call ``backward()`` on, and this process's part of each task's loss for logging.
+        """Compute what each task adds to the loss, and this process's part of each task's loss for logging.
 
-        DDP and TorchRec both average gradients over processes; the first value is therefore multiplied by their number, so
-        that the averaged gradient is that of the global loss.
+        DDP and TorchRec both average gradients over processes; the first values are therefore multiplied by their number, so
+        that the averaged gradient of their sum is that of the global loss.
 
         Args:
             logits: [B, T].
@@ -69,12 +69,12 @@ class TaskLosses:
             totals: [T], the sum of ``weights`` over the global batch.
 
         Returns:
-            The loss to differentiate (scalar), and [T] parts that sum over processes to the tasks' losses. A task without
-            any weight in the global batch has loss 0.
+            [T] terms, whose sum is the loss to differentiate, and [T] parts that sum over processes to the tasks' losses. A
+            task without any weight in the global batch has loss 0.
         """
         parts = self.parts(logits, labels, weights, totals)
         processes = dist.get_world_size() if dist.is_initialized() else 1
-        return self.weighting.combine(parts, self.task_weights, totals, processes) * processes, parts.detach()
+        return self.weighting.terms(parts, self.task_weights, totals, processes) * processes, parts.detach()
 
 
 def _groups(tasks: Sequence[TaskConfig], device: torch.device) -> list[tuple[LossConfig, Tensor, Tensor | None]]:

@@ -1,14 +1,64 @@
-"""Losses that compare scores of several items, for a trainer that has negatives at hand.
+"""Losses that compare the score of an observed item with those of others, its negatives.
 
-They do not fit tasks with one logit a row, so no configuration names them. Each gives one loss per comparison; take the
-weighted mean over the global batch.
+Each gives one loss per comparison; take the weighted mean over the global batch. A configuration may name those with a
+``...Config`` for models that draw negatives while they train, such as multitask_net.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
+
+from dlrm_mtl.config.strict import Strict
+
+
+class BPRConfig(Strict):
+    """Bayesian personalised ranking: -log sigmoid(p - n), with one negative for each positive."""
+
+    name: Literal["bpr"] = "bpr"
+
+    @property
+    def negatives(self) -> int:
+        """Negatives that are drawn for each positive."""
+        return 1
+
+
+class BPRProbabilityConfig(Strict):
+    """The smooth count of wrong orders: 1 - sigmoid(p - n), with one negative for each positive."""
+
+    name: Literal["bpr_probability"] = "bpr_probability"
+
+    @property
+    def negatives(self) -> int:
+        """Negatives that are drawn for each positive."""
+        return 1
+
+
+class SoftmaxCrossEntropyConfig(Strict):
+    """-log of the positive's share in the softmax over itself and its negatives."""
+
+    name: Literal["softmax_cross_entropy"] = "softmax_cross_entropy"
+    negatives: int = Field(default=4, gt=0)
+    """Negatives that are drawn for each positive."""
+
+
+def margin(positive: Tensor, negatives: Tensor) -> Tensor:
+    """By how much the positive beats its negatives: p - logsumexp(n), which is p - n for one negative.
+
+    -log sigmoid of it is BPR for one negative, and the softmax cross-entropy for any number.
+
+    Args:
+        positive: [B], scores of observed items.
+        negatives: [B, N].
+
+    Returns:
+        [B].
+    """
+    return positive - torch.logsumexp(negatives, dim=1)
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:

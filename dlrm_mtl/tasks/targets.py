@@ -47,6 +47,7 @@ class Targets:
             for task, config in enumerate(tasks)
             if config.only_where is not None
         ]
+        self.ranking = [number for number, task in enumerate(tasks) if task.kind == "ranking"]
         self.samples = any(task.negative_sampling < 1.0 for task in tasks)
         self.rates = torch.tensor([task.negative_sampling for task in tasks], device=device)  # [T]
 
@@ -58,9 +59,13 @@ class Targets:
             weights: [B, L], 0 where a label is null.
 
         Returns:
-            Labels and weights [B, T]. The weight is 0 where the label that the task's mask names is 0 or null.
+            Labels and weights [B, T]. The weight is 0 where the label that the task's mask names is 0 or null. The label of
+            a ranking task is 1 where it was above 0, else 0.
         """
         own, counted = labels[:, : self.tasks], weights[:, : self.tasks]
+        if self.ranking:
+            own = own.clone()
+            own[:, self.ranking] = (own[:, self.ranking] > 0).to(own.dtype)
         if self.masks:
             counted = counted.clone()
             for task, mask in self.masks:
@@ -69,6 +74,8 @@ class Targets:
 
     def sampled(self, labels: Tensor, weights: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """For training: also drop negatives of the tasks that want only a share of them, each task on its own.
+
+        Ranking tasks learn from positives only: what these are compared with is drawn by the model.
 
         Args:
             labels: [B, L].
@@ -82,6 +89,9 @@ class Targets:
         if self.samples:
             uniform = draws.uniform(SAMPLING_LAYER, len(labels), self.tasks, weights.device)
             weights = weights * ((labels == 1.0) | (uniform < self.rates))
+        if self.ranking:
+            weights = weights.clone()
+            weights[:, self.ranking] *= labels[:, self.ranking]
         return labels, weights
 
 

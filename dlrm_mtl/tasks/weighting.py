@@ -41,8 +41,8 @@ class DynamicWeightAverageConfig(Strict):
 class TaskWeighting(nn.Module):
     """Combines the tasks' losses. Parameters are trained and buffers saved with the model that this is a part of."""
 
-    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
-        """The part of the loss (scalar) that this process adds.
+    def terms(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """What each task adds to this process's part of the loss, [T].
 
         Args:
             parts: [T], this process's parts of the tasks' losses.
@@ -51,6 +51,10 @@ class TaskWeighting(nn.Module):
             processes: how many add parts.
         """
         raise NotImplementedError
+
+    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """The part of the loss (scalar) that this process adds; arguments as for :meth:`terms`."""
+        return self.terms(parts, task_weights, totals, processes).sum()
 
     def start(self, epoch: int) -> None:
         """Say which epoch the next step belongs to."""
@@ -70,9 +74,9 @@ class FixedWeighting(TaskWeighting):
     def __init__(self, tasks: int) -> None:
         super().__init__()
 
-    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
-        """The part of the loss (scalar), see :class:`TaskWeighting`."""
-        return (parts * task_weights).sum()
+    def terms(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """What each task adds, [T], see :class:`TaskWeighting`."""
+        return parts * task_weights
 
 
 class UncertaintyWeighting(TaskWeighting):
@@ -86,11 +90,11 @@ class UncertaintyWeighting(TaskWeighting):
         super().__init__()
         self.log_variances = nn.Parameter(torch.full((tasks,), initial_log_variance))
 
-    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
-        """The part of the loss (scalar), see :class:`TaskWeighting`."""
+    def terms(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """What each task adds, [T], see :class:`TaskWeighting`."""
         terms = 0.5 * parts * torch.exp(-self.log_variances)
         terms = terms + 0.5 * self.log_variances * (totals > 0) / processes
-        return (terms * task_weights).sum()
+        return terms * task_weights
 
 
 class DynamicWeightAverage(TaskWeighting):
@@ -120,9 +124,9 @@ class DynamicWeightAverage(TaskWeighting):
         ratios = torch.where(torch.isfinite(ratios), ratios, torch.ones_like(ratios))
         return (len(ratios) * torch.softmax(ratios / self.temperature, dim=0)).float()
 
-    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
-        """The part of the loss (scalar), see :class:`TaskWeighting`."""
-        return (parts * task_weights * self.weights).sum()
+    def terms(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
+        """What each task adds, [T], see :class:`TaskWeighting`."""
+        return parts * task_weights * self.weights
 
     @torch.no_grad()
     def start(self, epoch: int) -> None:

@@ -33,29 +33,52 @@ def evaluate(
     model.module.eval()
     targets = Targets(tasks)
     parts: list[torch.Tensor] = []
+    pairs: list[torch.Tensor] = []
     for step, batch in enumerate(loader.epoch(0)):
         logits = model.module(batch.to(device)).cpu()
         parts.append(torch.stack([logits, *targets(batch.labels, batch.weights)]))  # [3, B, T]
+        if model.full_ranking:
+            pairs.append(model.full_ranking.pairs(batch))
         if on_batch:
             on_batch(step + 1)
+    everything = _gathered(torch.cat(parts, dim=1) if parts else torch.empty(3, 0, len(tasks)))
+    more: dict[str, float] = {}
+    if model.full_ranking:
+        ids = _gathered(torch.cat(pairs, dim=1) if pairs else torch.empty(2, 0, dtype=torch.int64))
+        observed = {} if everything is None else _observed(everything, tasks)
+        more = model.full_ranking.metrics(ids, observed)
     model.module.train()
-    local = torch.cat(parts, dim=1) if parts else torch.empty(3, 0, len(tasks))
-    everything = [torch.empty_like(local) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
-    dist.gather(local, everything)
-    result: list[dict[str, float]] = [{}]
-    if everything is not None:
-        result = [_metrics(torch.cat(everything, dim=1).double().numpy(), tasks)]
+    result = [{} if everything is None else _metrics(everything.astype(np.float64), tasks, more)]
     dist.broadcast_object_list(result)
     return result[0]
 
 
-def _metrics(everything: np.ndarray, tasks: list[TaskConfig]) -> dict[str, float]:
+def _gathered(local: torch.Tensor) -> np.ndarray | None:
+    """On the first process the parts of all, side by side in the second dimension."""
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+    dist.gather(local, parts)
+    return None if parts is None else torch.cat(parts, dim=1).numpy()
+
+
+def _observed(everything: np.ndarray, tasks: list[TaskConfig]) -> dict[str, np.ndarray]:
+    """By ranking task, the rows whose user and item belong together."""
+    _, labels, weights = everything
+    return {
+        task.name: (labels[:, column] > 0) & (weights[:, column] > 0)
+        for column, task in enumerate(tasks)
+        if task.kind == "ranking"
+    }
+
+
+def _metrics(everything: np.ndarray, tasks: list[TaskConfig], more: dict[str, float]) -> dict[str, float]:
+    """The metrics of all tasks; ``more`` has those that are not of single rows."""
     result: dict[str, float] = {}
     for column, task in enumerate(tasks):
         logits, labels, weights = everything[:, :, column]
         counted = weights > 0
         for name, metric in METRICS[task.kind].items():
-            result[f"{task.name}/{name}"] = metric(logits[counted], labels[counted], weights[counted])
+            key = f"{task.name}/{name}"
+            result[key] = more[key] if key in more else metric(logits[counted], labels[counted], weights[counted])
     for name in ALL_METRICS:
         values = [result[f"{task.name}/{name}"] for task in tasks if name in METRICS[task.kind]]
         if not values:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.profiler import record_function
 
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.metrics import ALL_METRICS
 from dlrm_mtl.optim.build import Optimizers
-from dlrm_mtl.tasks.losses import TaskLosses
-from dlrm_mtl.tasks.targets import Targets
 from dlrm_mtl.training.checkpoint import Checkpoints, Progress
 from dlrm_mtl.training.distributed import Process
 from dlrm_mtl.training.evaluation import evaluate
@@ -25,6 +20,7 @@ from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.journal import Journal
 from dlrm_mtl.training.model import ShardedModel
 from dlrm_mtl.training.progress import Bar, headlines
+from dlrm_mtl.training.step import TrainingStep
 from dlrm_mtl.training.window import Window
 
 
@@ -55,13 +51,13 @@ class Trainer:
         self.checkpoints = checkpoints
         self.journal = journal
         self.progress = progress
-        self.targets = Targets(config.tasks, process.device)
-        self.losses = TaskLosses(config.tasks, process.device, model.weighting)
+        self.step = TrainingStep(config, process, model, optimizers)
+        self.names = [task.name for task in config.tasks]
         self.total_steps = config.training.total_steps(train_data.steps_per_epoch)
         self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
-        self.window = Window(self.losses.names, process.device)
+        self.window = Window(self.names, process.device)
 
     @property
     def finished(self) -> bool:
@@ -90,9 +86,10 @@ class Trainer:
             step, stop = self.progress.step + 1, 0
             last = step == self.total_steps
             logged = step % self.config.training.log_every == 0 or last
-            parts, report = self.step(batch.to(self.process.device, non_blocking=True), measure=logged)
+            batch = batch.to(self.process.device, non_blocking=True)
+            parts, report = self.step(batch, self.progress.step, epoch, measure=logged)
             self.progress.step, self.progress.steps_applied = step, self.optimizers.sparse.steps
-            self.window.add(self.check(parts, report, bar), self.config.data.batch_size)
+            self.window.add(self.check(parts, report, bar), self.config.data.batch_size, self.step.figures())
             if logged:
                 values, stop = self.window.close(self.train_data.wait_seconds, self.interruption.signal)
                 self.log(epoch, values, report, bar)
@@ -107,30 +104,6 @@ class Trainer:
             if self.finished:
                 return
 
-    def step(self, batch: Batch, measure: bool = False) -> tuple[Tensor, StepReport]:
-        """Take one training step; return this process's parts of the tasks' losses [T], and what the update did."""
-        self.model.dropout.step = self.progress.step
-        self.losses.weighting.start(self.progress.step // self.train_data.steps_per_epoch)
-        self.optimizers.prepare(self.progress.step)
-        labels, weights = self.targets.sampled(batch.labels, batch.weights, self.model.dropout)
-        rows = weights.amax(dim=1)  # [B], what a row counts where it does not matter for which task
-        sums = torch.cat([weights.sum(dim=0), rows.sum().unsqueeze(0)])  # [T + 1]
-        dist.all_reduce(sums)
-        totals = sums[:-1]
-        with record_function("## forward ##"):
-            logits = self.model.module(batch)
-        loss, parts = self.losses(logits, labels, weights, totals)
-        penalty = self.model.penalty(logits)
-        if penalty is not None:
-            loss = loss + (penalty * rows).sum() / sums[-1].clamp(min=1e-30) * self.process.world_size
-        with record_function("## backward ##"):
-            loss.backward()
-        with record_function("## optimizer step ##"):
-            report = self.optimizers.step(measure)
-        if not report.skipped:
-            self.losses.weighting.observe(parts, totals)
-        return parts, report
-
     def check(self, parts: Tensor, report: StepReport, bar: Bar) -> Tensor | None:
         """Count and name a step that was skipped, and give up after too many in a row; return ``parts`` if it was not."""
         self.progress.clipped_steps += report.clipped
@@ -140,8 +113,10 @@ class Trainer:
         self.progress.skipped_steps += 1
         self.progress.skipped_in_a_row += 1
         dist.all_reduce(parts)
-        tasks = [name for name, loss in zip(self.losses.names, parts.tolist(), strict=True) if not math.isfinite(loss)]
+        tasks = [name for name, loss in zip(self.names, parts.tolist(), strict=True) if not math.isfinite(loss)]
         where = f"{', '.join(report.non_finite)}; tasks with such a loss: {', '.join(tasks) or 'none'}"
+        if self.step.tasks_not_finite():
+            where += f"; tasks with such a gradient: {', '.join(self.step.tasks_not_finite())}"
         if self.process.is_main:
             bar.say(f"step {self.progress.step} skipped: a gradient is not finite in {where}")
         limit = self.config.training.max_skipped_steps
@@ -155,7 +130,7 @@ class Trainer:
     def log(self, epoch: int, values: dict[str, float], report: StepReport, bar: Bar) -> None:
         """Show and write down what happened since the last time."""
         self.progress.seconds += values["seconds"]
-        losses = " ".join(f"{name} {values[f'loss/{name}']:.3f}" for name in self.losses.names)
+        losses = " ".join(f"{name} {values[f'loss/{name}']:.3f}" for name in self.names)
         wait = values["data_wait_share"]
         waiting = f"  {wait:.0%} waiting for data" if wait > 0.1 else ""
         bar.update(self.progress.step, f"{values['rows_per_second']:,.0f} rows/s  {losses}{waiting}")

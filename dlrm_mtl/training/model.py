@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagConfig
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
@@ -18,13 +18,19 @@ from dlrm_mtl.data.selection import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.collecting import two_phase_sharders
 from dlrm_mtl.embeddings.sharding import make_plan
-from dlrm_mtl.embeddings.tables import build_tables, initialise, is_table, table_configs, table_weights
+from dlrm_mtl.embeddings.shards import placements, sharded_collections
+from dlrm_mtl.embeddings.tables import TableConfig, TableSet, initialise, is_table, table_weights
+from dlrm_mtl.models.base import ModelInputs, RankingModel
+from dlrm_mtl.models.classical.multitask_net import MultitaskNet
 from dlrm_mtl.models.dropout import DropoutStream, connect_dropout
-from dlrm_mtl.models.ranker import MultitaskRanker
+from dlrm_mtl.models.registry import build_ranking_model
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.check import starting_logits
+from dlrm_mtl.tasks.products import own_tasks
 from dlrm_mtl.tasks.weighting import TaskWeighting, build_weighting
+from dlrm_mtl.training.balancing_state import GradientBalancing, build_gradient_balancing
 from dlrm_mtl.training.distributed import Process
+from dlrm_mtl.training.full_ranking import FullRanking
 
 
 @dataclass
@@ -35,12 +41,28 @@ class ShardedModel:
     """Call it with a batch: logits [B, T]."""
     plan: ShardingPlan
     """Where each table lives."""
-    tables: list[EmbeddingBagConfig]
-    """The tables."""
+    table_set: TableSet
+    """The tables, and what features become."""
     dropout: DropoutStream
     """Set its ``step`` before every training step."""
     weighting: TaskWeighting
     """How the tasks' losses become one. A part of the model: DDP reduces its gradients and checkpoints hold its state."""
+    full_ranking: FullRanking | None = None
+    """Ranks all items in evaluation, with models that score users and items by a product."""
+    balancing: GradientBalancing | None = None
+    """What gradient balancing keeps, if there is any. A part of the model, too."""
+
+    @property
+    def tables(self) -> Sequence[TableConfig]:
+        """The tables."""
+        return self.table_set.configs
+
+    @property
+    def ranker(self) -> RankingModel:
+        """The model inside the wrapper."""
+        ranker = self.module.module
+        assert isinstance(ranker, RankingModel)
+        return ranker
 
     def table_weights(self) -> dict[str, Any]:
         """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor if every process holds it all."""
@@ -56,14 +78,11 @@ class ShardedModel:
 
     def penalty(self, logits: Tensor) -> Tensor | None:
         """What the architecture adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
-        ranker = self.module.module
-        assert isinstance(ranker, MultitaskRanker)
-        return ranker.multitask.penalty(logits)
+        return self.ranker.penalty(logits)
 
     def parameter_count(self) -> tuple[int, int]:
-        """Parameters in the tables, and outside them."""
-        sparse = sum(table.num_embeddings * table.embedding_dim for table in self.tables)
-        return sparse, sum(parameter.numel() for parameter in self.dense_parameters().values())
+        """Parameters in the tables, without columns that only fill them up, and outside them."""
+        return self.table_set.parameters, sum(parameter.numel() for parameter in self.dense_parameters().values())
 
 
 def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> ShardedModel:
@@ -74,25 +93,34 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     """
     _quieten()
     selection = select(spec, config.data, [])
-    tables = table_configs(spec, selection.keys, config.model.embeddings)
     torch.manual_seed(config.seed)
-    collection = build_tables(tables)
-    ranker = MultitaskRanker(collection, len(selection.dense), len(config.tasks), config.model)
-    ranker.start_from(starting_logits(config.tasks, spec))
+    ranker = build_ranking_model(config.model, ModelInputs(spec, selection.keys, selection.dense, config.tasks))
+    tables = ranker.lookup.table_set
+    logits = starting_logits(config.tasks, spec)
+    ranker.start_from([logits[number] for number in own_tasks(config.tasks)])
     weighting = build_weighting(config.task_weighting, len(config.tasks))
     ranker.add_module("task_weighting", weighting)
-    plan = make_plan(ranker, tables, config.sharding, process.device, config.data.batch_size)
+    plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.batch_size)
     module = DistributedModelParallel(
         ranker,
         device=process.device,
         plan=plan,
         sharders=two_phase_sharders(),
     )
-    initialise(module, config.model.embeddings, config.seed)
+    initialise(module, tables.stds, config.seed)
     lanes = config.data.lanes // process.world_size
     stream = DropoutStream(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
     connect_dropout(module, stream)
-    return ShardedModel(module, plan, tables, stream, weighting)
+    model = ShardedModel(module, plan, tables, stream, weighting)
+    if isinstance(ranker, MultitaskNet):
+        rows = config.data.evaluation_batch_size // process.world_size
+        model.full_ranking = FullRanking(ranker, config.data.path, rows, process.device)
+    names = sorted(placements(sharded_collections(module)))
+    tasks = [task.name for task in config.tasks]
+    model.balancing = build_gradient_balancing(config.balancing, tasks, model.dense_parameters(), names)
+    if model.balancing is not None:
+        ranker.add_module("balancing", model.balancing)
+    return model
 
 
 def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -> Optimizers:

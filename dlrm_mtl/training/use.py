@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.output import output_file
 from dlrm_mtl.data.rows import iterate_rows
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.tasks.targets import predictions
@@ -38,13 +38,15 @@ def evaluate_run(run: Path, split: str, checkpoint: str, overrides: list[str] | 
         return evaluate_split(config, dataset, model, process, split)
 
 
-def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpoint: str, batch_size: int) -> int:
+def predict_run(
+    run: Path, source: str | Path, target: str | Path, carry: list[str], checkpoint: str, batch_size: int
+) -> int:
     """Write each task's prediction for every row of ``source``; one process, constant memory, row order kept.
 
     Args:
         run: folder of the run.
-        source: Parquet file, or folder of them.
-        target: Parquet file to write; it appears when it is complete.
+        source: Parquet file, or folder of them; path or URI.
+        target: Parquet file to write, path or URI; it appears when it is complete.
         carry: columns of ``source`` to carry over, before the predictions.
         checkpoint: ``best``, ``latest`` or ``step_N``.
         batch_size: rows in memory at a time.
@@ -58,39 +60,30 @@ def predict_run(run: Path, source: Path, target: Path, carry: list[str], checkpo
     folder, config = open_run(run)
     checkpoints = Checkpoints(folder.checkpoints)
     checkpoints.path(checkpoint)
-    if target.exists():
-        raise UserError(f"{target}: this file exists already; name another with --output, or remove it.")
-    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise UserError(f"{target.parent}: this folder cannot be written to; name another place with --output.")
     dataset = open_dataset(config.data.path)
     names = [task.name for task in config.tasks]
     twice = sorted(set(names) & set(carry))
     if twice:
         raise UserError(f"--carry {twice[0]}: the predictions have a column of this name; leave it out.")
     rows = iterate_rows(source, dataset.spec, config.data, batch_size, carry)
-    temporary = target.with_name(target.name + ".tmp")
-    with process_group() as process:
+    with output_file(target) as sink, process_group() as process:
         model = build_model(config, dataset.spec, process)
         checkpoints.load(checkpoint, model)
         model.module.eval()
         writer: pq.ParquetWriter | None = None
         done = 0
-        try:
-            with torch.no_grad(), Bar("predict", rows.rows, process.is_main) as bar:
-                for batch, carried in rows:
-                    values = predictions(model.module(batch.to(process.device)), config.tasks).cpu().numpy()
-                    columns = [pa.array(values[:, column]) for column in range(len(names))]
-                    table = pa.table([*carried.columns, *columns], names=[*carry, *names])
-                    writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-                    writer.write_table(table)
-                    done += table.num_rows
-                    bar.update(done)
-            if writer is None:
-                raise UserError(f"{source}: there are no rows to predict for; name a Parquet file that has some.")
-            writer.close()
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with torch.no_grad(), Bar("predict", rows.rows, process.is_main) as bar:
+            for batch, carried in rows:
+                values = predictions(model.module(batch.to(process.device)), config.tasks).cpu().numpy()
+                columns = [pa.array(values[:, column]) for column in range(len(names))]
+                table = pa.table([*carried.columns, *columns], names=[*carry, *names])
+                writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+                writer.write_table(table)
+                done += table.num_rows
+                bar.update(done)
+        if writer is None:
+            raise UserError(f"{source}: there are no rows to predict for; name a Parquet file that has some.")
+        writer.close()
         report_unknown_ids(process, rows.unknown_ids)
     print(f"{target}: {done:,} rows, columns {', '.join([*carry, *names])}")
     return done

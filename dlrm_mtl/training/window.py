@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from signal import SIGTERM
 
@@ -26,14 +27,16 @@ class Window:
     def restart(self, wait_seconds: float) -> None:
         """Begin anew, without the time that went into something else than training."""
         self.parts: list[Tensor] = []
+        self.figures: list[dict[str, float]] = []
         self.rows = 0
         self.waited = wait_seconds
         self.start = time.monotonic()
 
-    def add(self, parts: Tensor | None, rows: int) -> None:
-        """Add one step: this process's parts of the tasks' losses [T], or None if it was skipped."""
+    def add(self, parts: Tensor | None, rows: int, figures: dict[str, float]) -> None:
+        """Add one step: this process's parts of the tasks' losses [T], or None if it was skipped; and figures to average."""
         if parts is not None:
             self.parts.append(parts)
+            self.figures.append(figures)
         self.rows += rows
 
     def close(self, wait_seconds: float, signal: int) -> tuple[dict[str, float], int]:
@@ -53,6 +56,9 @@ class Window:
         *losses, signals = summed.tolist()
         seconds = time.monotonic() - self.start
         values = {f"loss/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
+        for name in self.figures[0] if self.figures else {}:
+            defined = [figures[name] for figures in self.figures if not math.isnan(figures[name])]
+            values[name] = sum(defined) / len(defined) if defined else math.nan
         values["seconds"] = seconds
         values["rows_per_second"] = self.rows / seconds
         values["data_wait_share"] = min((wait_seconds - self.waited) / seconds, 1.0)

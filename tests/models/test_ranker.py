@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.models.ranker import MultitaskRanker
+from tests.models.inputs import inputs
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,24 @@ from dlrm_mtl.models.ranker import MultitaskRanker
             "model.interaction: dot multiplies the dense features with pooled ones of width 4 and they are 3 wide; "
             "let model.dense.layers end in 4.",
         ),
+        (
+            {"embeddings": {"dim": 4, "features": {"histry": "sum"}}},
+            "model.embeddings.features.histry: there is no such feature; did you mean 'history'? "
+            "there are: history, item, user.",
+        ),
     ],
 )
 def test_parts_that_do_not_fit(model: dict[str, object], sentence: str) -> None:
-    tables = EmbeddingBagCollection(
-        [EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=5, feature_names=["a", "b"])]
-    )
     with pytest.raises(UserError) as error:
-        MultitaskRanker(tables, 3, 2, ModelConfig.model_validate(model))
+        MultitaskRanker(ModelConfig.model_validate({"embeddings": {"dim": 4}, **model}), inputs(dense=3))
     assert str(error.value) == sentence
-    fitting = ModelConfig.model_validate({"interaction": {"name": "dot"}, "dense": {"layers": [4]}})
-    assert MultitaskRanker(tables, 3, 2, fitting).interaction.out_features == 4 + 3
+
+
+def test_the_interaction_sees_every_vector() -> None:
+    content = {"embeddings": {"dim": 4}, "interaction": {"name": "dot"}, "dense": {"layers": [4]}}
+    model = MultitaskRanker(ModelConfig.model_validate(content), inputs(dense=3))
+    assert model.interaction.out_features == 4 + 6
+    content["embeddings"] = {"dim": 4, "features": {"history": {"pooling": "flattened", "length": 3}}}
+    model = MultitaskRanker(ModelConfig.model_validate(content), inputs(dense=3))
+    assert model.lookup.fields == [4] * 5
+    assert model.interaction.out_features == 4 + 15

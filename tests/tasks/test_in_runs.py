@@ -24,6 +24,7 @@ TASKS = [
     {"name": "bought", "label": "buy", "only_where": "seen", "positive_weight": 2},
     {"name": "seconds", "loss": {"name": "huber", "delta": 3}, "weight": 0.3, "only_where": "click"},
     {"name": "rare", "label": "buy", "loss": "focal", "positive_weight": 9},
+    {"name": "click and buy", "label": "buy", "product_of": ["click", "bought"]},
 ]
 """`seen` is a label that no task has."""
 STEPS = 12
@@ -115,7 +116,7 @@ def test_each_kind_of_task_has_its_metrics(finished: Path) -> None:
     assert "click/rmse" not in metrics
     assert metrics["mean/rmse"] == metrics["seconds/rmse"]
     assert metrics["mean/auc"] == pytest.approx(
-        np.mean([metrics[f"{task}/auc"] for task in ("click", "bought", "rare")])
+        np.mean([metrics[f"{task}/auc"] for task in ("click", "bought", "rare", "click and buy")])
     )
     assert metrics["seconds/mse"] == pytest.approx(metrics["seconds/rmse"] ** 2)
     assert metrics["click/auc"] > 0.6
@@ -139,6 +140,8 @@ def test_predictions_repeat_the_metrics_and_stay_calibrated(finished: Path, data
     click, labels = predicted["click"].to_numpy(), table["click"].to_numpy()
     assert click.sum() / labels.sum() == pytest.approx(metrics["click/calibration"], rel=1e-5)
     assert 0.8 < metrics["click/calibration"] < 1.25, "uncorrected it would be near 1.6"
+    both = click.astype(np.float64) * predicted["bought"].to_numpy()
+    np.testing.assert_allclose(predicted["click and buy"].to_numpy(), both, rtol=1e-5)
     seconds = np.array([math.nan if value is None else value for value in table["seconds"].to_pylist()])
     counted = np.isfinite(seconds) & (labels == 1)
     errors = predicted["seconds"].to_numpy()[counted] - seconds[counted]

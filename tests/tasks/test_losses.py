@@ -54,18 +54,18 @@ def expected_parts(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 def test_every_task_gets_its_own_loss_and_weight() -> None:
     logits, labels, weights = batch(50, len(TASKS))
-    loss, parts = TaskLosses(TASKS, CPU)(logits, labels, weights, weights.sum(0))
+    terms, parts = TaskLosses(TASKS, CPU)(logits, labels, weights, weights.sum(0))
     wanted = expected_parts(logits, labels, weights)
     torch.testing.assert_close(parts, wanted)
-    torch.testing.assert_close(loss, (wanted * torch.tensor([2, 0.5, 1, 1, 1, 1, 1])).sum())
+    torch.testing.assert_close(terms, wanted * torch.tensor([2, 0.5, 1, 1, 1, 1, 1]))
 
 
 def test_a_task_without_any_weight_has_loss_and_gradient_zero() -> None:
     logits, labels, weights = batch(8, 2)
     weights[:, 1] = 0
     logits.requires_grad_()
-    loss, parts = TaskLosses(TASKS[:2], CPU)(logits, labels, weights, weights.sum(0))
-    loss.backward()
+    terms, parts = TaskLosses(TASKS[:2], CPU)(logits, labels, weights, weights.sum(0))
+    terms.sum().backward()
     assert parts[1] == 0
     assert (logits.grad[:, 1] == 0).all()
     assert (logits.grad[:, 0] != 0).any()
@@ -78,8 +78,8 @@ def test_negative_sampling_leaves_the_best_logit_where_it_was() -> None:
     rate = math.log(0.04 / 0.96)
     logits = torch.full_like(labels, rate).requires_grad_()
     weights = torch.ones_like(labels)
-    loss, _ = TaskLosses([task], CPU)(logits, labels, weights, weights.sum(0))
-    loss.backward()
+    terms, _ = TaskLosses([task], CPU)(logits, labels, weights, weights.sum(0))
+    terms.sum().backward()
     assert logits.grad.sum().item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -93,8 +93,8 @@ def of_process(rank: int, rows: int) -> tuple[list[float], list[list[float]]]:
     totals = weights.sum(0)
     mine = slice(rank * rows // world, (rank + 1) * rows // world)
     logits.requires_grad_()
-    loss, parts = TaskLosses(TASKS, CPU)(logits[mine], labels[mine], weights[mine], totals)
-    loss.backward()
+    terms, parts = TaskLosses(TASKS, CPU)(logits[mine], labels[mine], weights[mine], totals)
+    terms.sum().backward()
     dist.all_reduce(parts)
     dist.all_reduce(logits.grad)
     return parts.tolist(), (logits.grad / world).tolist()

@@ -1,0 +1,54 @@
+"""Writing one file, here or on remote storage, that is seen complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from dlrm_mtl.data.dataset import is_local, locate
+from dlrm_mtl.errors import UserError
+
+
+@contextmanager
+def output_file(place: str | Path, option: str = "--output") -> Iterator[pa.NativeFile]:
+    """Open a new file (path or URI) for writing; it gets its name when the block ends, and is removed after an exception.
+
+    Until then it is called ``NAME.tmp``: an object store shows what was uploaded as soon as the stream is closed, even by an
+    error. A process that is killed leaves that file behind, which no reader of Parquet files takes for data.
+
+    Raises:
+        UserError: the file exists, or cannot be written; ``option`` is where the user named it.
+    """
+    filesystem, path = locate(place)
+    temporary = f"{path}.tmp"
+    try:
+        if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            raise UserError(f"{place}: this file exists already; name another with {option}, or remove it.")
+        folder = Path(path).parent
+        if is_local(filesystem) and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise UserError(f"{folder}: this folder cannot be written to; name another place with {option}.")
+        stream = filesystem.open_output_stream(temporary)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{place}: cannot be written ({_line(error)}); name another place with {option}.") from None
+    try:
+        yield stream
+        try:
+            stream.close()
+            filesystem.move(temporary, path)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{place}: cannot be written ({_line(error)}); name another place with {option}.") from None
+    except BaseException:
+        with suppress(OSError, pa.ArrowException):
+            stream.close()
+        with suppress(OSError, pa.ArrowException):
+            filesystem.delete_file(temporary)
+        raise
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,107 @@
+"""Metrics of ranking all items for each user, exact: ties count as their average over all orders of the tied items.
+
+What is ranked for a user are all candidates but those the user has seen before; targets, the items to find again, are always
+among them. Shapes: P pairs of a user and a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+CUTOFFS = (10, 20)
+"""The k of the metrics at k."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where targets stand among the candidates of their users."""
+
+    user: Ids
+    """[P], any number that stands for the user; a target counts once for each user."""
+    above: Ids
+    """[P], candidates with a higher score than the target."""
+    tied: Ids
+    """[P], candidates with the same score, the target itself included."""
+
+    def __add__(self, other: Positions) -> Positions:
+        """The pairs of both."""
+        pairs = zip((self.user, self.above, self.tied), (other.user, other.above, other.tied), strict=True)
+        return Positions(*(np.concatenate(pair) for pair in pairs))
+
+
+NO_POSITIONS = Positions(*(np.empty(0, np.int64) for _ in range(3)))
+
+
+def positions(user: int, scores: Array, targets: Ids, seen: Ids) -> Positions:
+    """Where ``targets`` stand for one user.
+
+    Args:
+        user: stands for the user.
+        scores: [I], of every item; -inf for what is no candidate.
+        targets: items to find, each once.
+        seen: items that are left out of the ranking, unless they are targets.
+    """
+    targets = np.unique(targets)
+    left = scores.copy()
+    left[seen] = -np.inf
+    left[targets] = scores[targets]
+    ordered = np.sort(left[left > -np.inf])
+    own = scores[targets]
+    above = len(ordered) - np.searchsorted(ordered, own, side="right")
+    tied = len(ordered) - np.searchsorted(ordered, own, side="left") - above
+    return Positions(np.full(len(targets), user), above.astype(np.int64), tied.astype(np.int64))
+
+
+def mrr(found: Positions) -> float:
+    """Mean reciprocal rank: 1 / rank of each target, tied ones at their mean rank, averaged by user, then over users."""
+    return _over_users(found, 1.0 / (found.above + (found.tied + 1) / 2.0), mean=True)
+
+
+def recall(found: Positions, k: int) -> float:
+    """Share of a user's targets among the first k, averaged over users."""
+    return _over_users(found, _in_first(found, k), mean=True)
+
+
+def precision(found: Positions, k: int) -> float:
+    """Share of targets in the first k places, averaged over users."""
+    return _over_users(found, _in_first(found, k) / k, mean=False)
+
+
+def ndcg(found: Positions, k: int) -> float:
+    """Sum of 1 / log2(1 + rank) over the targets among the first k, over the best possible one, averaged over users."""
+    if not len(found.user):
+        return float("nan")
+    discounts = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])  # [k + 1], of the first n places
+    first, last = np.minimum(found.above, k), np.minimum(found.above + found.tied, k)
+    gains = (discounts[last] - discounts[first]) / found.tied
+    _, users, counts = np.unique(found.user, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(users, gains) / discounts[np.minimum(counts, k)]))
+
+
+def _in_first(found: Positions, k: int) -> Array:
+    """[P], the share of the orders of tied items in which the target is among the first k."""
+    inside: Array = np.clip(k - found.above, 0, found.tied) / found.tied
+    return inside
+
+
+def _over_users(found: Positions, values: Array, mean: bool) -> float:
+    if not len(found.user):
+        return float("nan")
+    _, users, counts = np.unique(found.user, return_inverse=True, return_counts=True)
+    sums = np.bincount(users, values)
+    return float(np.mean(sums / counts if mean else sums))
+
+
+def all_metrics(found: Positions, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """`mrr`, and `ndcg@k`, `recall@k` and `precision@k` for every k; nan without a target."""
+    result = {"mrr": mrr(found)}
+    for k in cutoffs:
+        result |= {f"ndcg@{k}": ndcg(found, k), f"recall@{k}": recall(found, k), f"precision@{k}": precision(found, k)}
+    return result

@@ -1,0 +1,1 @@
+"""Models without parts to choose: baselines, and models of published experiments."""

@@ -1,0 +1,74 @@
+"""Logistic regression: one weight per task for every id and every dense feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig, PoolingType
+
+from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.embeddings.tables import TableSet, padded
+from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
+from dlrm_mtl.models.dense_norm import DenseNorm, build_dense_norm
+
+
+class LogisticRegressionConfig(Strict):
+    """One weight per task for every id and every dense feature: the yardstick for everything deeper."""
+
+    name: Literal["logistic_regression"]
+    """This model."""
+    init_std: float = Field(default=0.0, ge=0)
+    """Standard deviation of the ids' initial weights (normal, mean 0); the loss is convex, so 0 will do."""
+    dense_norm: DenseNorm = "standardise"
+    """How dense features are brought to one scale: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised
+    and then `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
+
+
+class LogisticRegression(RankingModel):
+    """logit_t = sum_f sum_{i in ids of f} w_{f,i,t} + <v_t, x> + b_t.
+
+    A one-hot matrix times weights is a sum of the weights' rows, so each feature has a table of T columns whose bags are
+    summed; ids of two features are different ids here, even where the features share a vocabulary. FBGEMM stores a multiple of
+    4 columns: those beyond T stay as they are, and their gradient, 0, counts in the row-wise mean square. With real labels
+    it is a linear regression.
+
+    Parameters with O tasks of their own, N dense features and V ids in all features: O (V + N + 1).
+    """
+
+    def __init__(self, config: LogisticRegressionConfig, inputs: ModelInputs) -> None:
+        tasks = len(inputs.own_tasks)
+        tables = [
+            EmbeddingBagConfig(
+                name=name,
+                num_embeddings=inputs.spec.vocabulary_size(name),
+                embedding_dim=padded(tasks),
+                feature_names=[name],
+                pooling=PoolingType.SUM,
+            )
+            for name in inputs.sparse
+        ]
+        stds, padding = (
+            dict.fromkeys(inputs.sparse, config.init_std),
+            dict.fromkeys(inputs.sparse, padded(tasks) - tasks),
+        )
+        super().__init__(TableSet(tables, stds, padding=padding), inputs.tasks)
+        self.tasks = tasks
+        self.dense_norm = build_dense_norm(config.dense_norm, inputs.dense)
+        self.weight = nn.Parameter(torch.zeros(tasks, len(inputs.dense))) if inputs.dense else None
+        self.bias = nn.Parameter(torch.zeros(tasks))
+
+    def start_from(self, logits: Sequence[float | None]) -> None:
+        """Let each own task's logit start from what it is on average, where that is known."""
+        start_biases(self.bias, logits)
+
+    def own_logits(self, features: Tensor, dense: Tensor) -> Tensor:
+        """The logits [B, O] of the tasks that have their own."""
+        width = padded(self.tasks)
+        logits = features.unflatten(1, (-1, width)).sum(dim=1)[:, : self.tasks] + self.bias
+        if self.weight is not None:
+            logits = logits + self.dense_norm(dense) @ self.weight.T
+        return logits

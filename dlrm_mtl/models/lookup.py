@@ -1,0 +1,108 @@
+"""From a batch's ids to one tensor with the vectors of all features, whatever the sharding plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+from dlrm_mtl.embeddings.tables import TableSet, build_tables, build_unpooled_tables
+
+TableT = TypeVar("TableT", EmbeddingBagConfig, EmbeddingConfig)
+
+
+class FeatureLookup(nn.Module):
+    """Looks up every feature of ``tables``: [B, W], the vectors of all features side by side in the order of ``tables``.
+
+    An empty bag gives zeros. A flattened feature takes as many vectors as its length, the most recent id first.
+
+    Args:
+        tables: replaced by their sharded form when the model is wrapped.
+    """
+
+    def __init__(self, tables: TableSet) -> None:
+        super().__init__()
+        self.table_set = tables
+        self.tables = build_tables(tables.pooled) if tables.pooled else None
+        self.unpooled_tables = build_unpooled_tables(tables.unpooled) if tables.unpooled else None
+        self.unpooled_features = [name for table in tables.unpooled for name in table.feature_names]
+        self.fields: list[int] = []
+        """The width of every vector."""
+        self.widths: list[int] = []
+        """The width of what every feature becomes, in every table it is looked up in; W is their sum."""
+        self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, whether that is a KeyedTensor
+        names = [name for table in tables.pooled for name in table.feature_names]
+        for table in tables.configs:
+            for name in table.feature_names:
+                vectors = tables.lengths.get(name, 1)
+                self.fields += [table.embedding_dim] * vectors
+                self.widths.append(table.embedding_dim * vectors)
+                pooled = isinstance(table, EmbeddingBagConfig)
+                # TorchRec's name for a feature that several tables look up.
+                self._keys.append((name, f"{name}@{table.name}" if names.count(name) > 1 else name, pooled))
+
+    def materialise(self, rows: int | None = None) -> None:
+        """Let the tables take memory on the CPU without being sharded, each with ``rows`` rows only if given."""
+
+        def sized(table: TableT) -> TableT:
+            return table if rows is None else replace(table, num_embeddings=rows)
+
+        cpu = torch.device("cpu")
+        if self.tables is not None:
+            self.tables = EmbeddingBagCollection([sized(table) for table in self.table_set.pooled], device=cpu)
+        if self.unpooled_tables is not None:
+            self.unpooled_tables = EmbeddingCollection([sized(table) for table in self.table_set.unpooled], device=cpu)
+
+    def forward(self, sparse: KeyedJaggedTensor) -> Tensor:
+        """Look up all features: [B, W]."""
+        # The columns of a KeyedTensor's values() depend on the sharding plan: features are gathered by name.
+        sums = self.tables(sparse).to_dict() if self.tables is not None else {}
+        rows: dict[str, JaggedTensor] = {}
+        if self.unpooled_tables is not None:
+            rows = self.unpooled_tables(most_recent(sparse, self.unpooled_features, self.table_set.lengths))
+        lengths = sparse.lengths().view(len(sparse.keys()), -1)
+        row_of = {name: row for row, name in enumerate(sparse.keys())}
+        columns = []
+        for name, key, pooled in self._keys:
+            if name in self.table_set.lengths:
+                columns.append(flatten(rows[key], self.table_set.lengths[name]))
+                continue
+            column = sums[key] if pooled else pool(rows[key])
+            if name in self.table_set.means:
+                column = column / lengths[row_of[name]].clamp(min=1).unsqueeze(1)
+            columns.append(column)
+        return torch.cat(columns, dim=1)
+
+
+def most_recent(sparse: KeyedJaggedTensor, keys: list[str], lengths: Mapping[str, int]) -> KeyedJaggedTensor:
+    """The features ``keys``; of each that ``lengths`` limits, only the last ids of every row."""
+    values, counts = [], []
+    for key in keys:
+        ids, count = sparse[key].values(), sparse[key].lengths()
+        if key in lengths:
+            ends = torch.repeat_interleave(count.cumsum(0), count, output_size=len(ids))
+            ids = ids[ends - torch.arange(len(ids), device=ids.device) <= lengths[key]]
+            count = count.clamp(max=lengths[key])
+        values.append(ids)
+        counts.append(count)
+    return KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(counts), stride=sparse.stride())
+
+
+def flatten(rows: JaggedTensor, length: int) -> Tensor:
+    """[B, length x D]: the vectors [N, D] of each row's ids, the last one first, then zeros, which have no gradient."""
+    values, count = rows.values(), rows.lengths().long()
+    slots = torch.arange(length, device=values.device)
+    places = (count.cumsum(0) - 1).unsqueeze(1) - slots  # [B, length]
+    places = torch.where(slots < count.unsqueeze(1), places, len(values))
+    padded = torch.cat([values, values.new_zeros(1, values.shape[1])])
+    return padded.index_select(0, places.flatten()).view(len(count), -1)
+
+
+def pool(rows: JaggedTensor) -> Tensor:
+    """[B, D]: the sums of the vectors [N, D] of each row's ids."""
+    return torch.segment_reduce(rows.values(), "sum", lengths=rows.lengths().long(), axis=0, unsafe=True, initial=0.0)

@@ -1,0 +1,218 @@
+"""Backward passes of a run with gradient balancing: one per task over one forward pass, then one combined gradient.
+
+Tables and dense parameters are treated alike: each task's gradient is that of the global batch, inner products are the same
+on every process, and so are the coefficients that come of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from dlrm_mtl.balancing import BalanceReport, gram_of, not_finite_tasks
+from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.embeddings.task_gradients import TaskGradients
+from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+from dlrm_mtl.training.balancing_state import GradientBalancing, slices
+from dlrm_mtl.training.model import ShardedModel
+
+
+class BalancedBackward:
+    """Puts the combined gradients where the optimizers expect the ordinary ones.
+
+    Args:
+        model: the sharded model.
+        balancing: a part of it.
+        sparse: the optimizer of its tables.
+    """
+
+    def __init__(self, model: ShardedModel, balancing: GradientBalancing, sparse: TwoPhaseOptimizer) -> None:
+        self.model = model
+        self.balancing = balancing
+        self.parameters = model.dense_parameters()
+        self.tasks = list(balancing.methods.tasks)
+        self.sparse = sparse
+        self.figures: dict[str, float] = {}
+        """What the log should say of the last step."""
+        self.not_finite: list[str] = []
+        """The tasks whose gradient was not finite in the last step."""
+        self._apart: TaskGradients | None = None
+        self._features: Tensor | None = None
+        model.ranker.lookup.register_forward_hook(self._keep)
+
+    @property
+    def needs_losses_after(self) -> bool:
+        """Whether :meth:`after` is to be called after every update that was applied."""
+        return self.balancing.methods.needs_losses_after
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """To be put around the forward pass and :meth:`backward`."""
+        try:
+            if self.balancing.level == "representation":
+                yield
+            else:
+                with self._tables().apart():
+                    yield
+        finally:
+            self._features = None
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Logits [B, T]. DDP is passed by: each task's gradient is reduced here, before they are compared."""
+        logits: Tensor = self.model.ranker(batch)
+        return logits
+
+    def backward(self, terms: Tensor, penalty: Tensor | None, parts: Tensor, step: int) -> None:
+        """Compute the combined gradients of all parameters; to be called on every process.
+
+        Args:
+            terms: [T] what each task adds to the loss.
+            penalty: what is added to the loss on no task's account; its gradient is added as it is.
+            parts: [T] this process's parts of the tasks' losses.
+            step: number of the step.
+        """
+        losses = [*terms, penalty] if penalty is not None else [*terms]
+        cotangents, dense = self._gradients(losses)
+        features = self._features
+        assert features is not None
+        if self.balancing.level == "representation":
+            grams = self._feature_grams(cotangents)
+        else:
+            tables = self._tables(len(losses))
+            tables.backward([features], [[cotangent] for cotangent in cotangents])
+            grams = tables.grams()[:, : len(terms), : len(terms)]
+        report = self._balance(dense, grams, parts, step)
+        coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), len(terms))
+        if penalty is not None:
+            coefficients = torch.cat([coefficients, coefficients.new_ones(len(coefficients), 1)], dim=1)
+        own, of_tables = coefficients.split([len(dense), len(self.balancing.tables)])
+        if self.balancing.level == "representation":
+            features.backward(self._combined_cotangent(cotangents, of_tables))
+        else:
+            self._tables().combine(of_tables)
+        for index, (parameter, gradients) in enumerate(zip(self.parameters.values(), dense, strict=True)):
+            parameter.grad = self._combine(index, gradients, own[index]).view_as(parameter)
+
+    @torch.no_grad()
+    def after(self, parts: Tensor) -> None:
+        """Tell the methods the tasks' losses on the same batch after the update: [T], this process's parts."""
+        losses = parts.double()
+        dist.all_reduce(losses)
+        self.balancing.methods.after(losses)
+
+    def _tables(self, tasks: int | None = None) -> TaskGradients:
+        """Made at first use, when it is known whether there is a penalty."""
+        wanted = len(self.tasks) + self._penalties() if tasks is None else tasks
+        if self._apart is None:
+            self._apart = TaskGradients(self.sparse, wanted)
+        assert self._apart.tasks == wanted, f"{wanted} gradients, not {self._apart.tasks}"
+        return self._apart
+
+    def _penalties(self) -> int:
+        return int(self.model.penalty(torch.zeros(1, len(self.tasks), device=self._device)) is not None)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def _keep(self, module: nn.Module, arguments: object, output: Tensor) -> None:
+        self._features = output if output.requires_grad else None
+
+    def _gradients(self, losses: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each loss the gradient of the features [B, W]; for each dense parameter the losses' gradients [K, n, m].
+
+        The latter are those of the global batch.
+        """
+        assert self._features is not None
+        parameters = list(self.parameters.values())
+        sizes = [parameter.numel() for parameter in parameters]
+        flat = torch.zeros(len(losses), sum(sizes), device=self._device)
+        cotangents = []
+        for number, loss in enumerate(losses):
+            with record_function("## backward of a task ##"):
+                first, *found = torch.autograd.grad(
+                    loss, [self._features, *parameters], retain_graph=number + 1 < len(losses), allow_unused=True
+                )
+            cotangents.append(torch.zeros_like(self._features) if first is None else first)
+            for part, gradient in zip(flat[number].split(sizes), found, strict=True):
+                if gradient is not None:
+                    part.copy_(gradient.reshape(-1))
+        if dist.get_world_size() > 1:
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        shapes = [(len(losses), slices(parameter), -1) for parameter in parameters]
+        return cotangents, [part.reshape(shape) for part, shape in zip(flat.split(sizes, dim=1), shapes, strict=True)]
+
+    def _balance(self, dense: list[Tensor], tables: Tensor, parts: Tensor, step: int) -> BalanceReport | None:
+        """What the methods make of the inner products; None if a task's gradient is not finite, which is then named."""
+        count = len(self.tasks)
+        exchanged = torch.cat([tables.flatten(), parts.double().cpu()]).to(self._device)
+        dist.all_reduce(exchanged)
+        sums, losses = exchanged.cpu().split([tables.numel(), count])
+        masks = [self._shared_slices(index, gradients) for index, gradients in enumerate(dense)]
+        own = [gram_of(gradients[:count, mask]).cpu() for gradients, mask in zip(dense, masks, strict=True)]
+        grams = torch.cat([torch.stack(own), sums.view(-1, count, count)])
+        # A loss that is not finite spoils the gradients of tasks that are computed together with it.
+        lost = [task for task, loss in zip(self.tasks, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        self.not_finite, self.figures = lost or not_finite_tasks(grams, self.tasks), {}
+        if self.not_finite:
+            return None
+        for index, mask in enumerate(masks):
+            self.balancing.shared(index).copy_(mask)
+        report = self.balancing.methods.step(grams, losses, step)
+        self.figures = {f"balancing/{name}": value for name, value in report.figures.items()}
+        return report
+
+    def _shared_slices(self, index: int, gradients: Tensor) -> Tensor:
+        """The slices of a dense parameter that are shared, with this step's gradients [K, n, m]."""
+        used = (gradients[: len(self.tasks)] != 0).any(dim=2)
+        return self.balancing.shared(index) | (used.sum(dim=0) >= 2)
+
+    def _combine(self, index: int, gradients: Tensor, coefficients: Tensor) -> Tensor:
+        """The combined gradient of a dense parameter [n, m]; slices of single tasks get the plain sum."""
+        weights = coefficients.to(gradients)
+        balanced = torch.einsum("knm,k->nm", gradients, weights)
+        mask = self.balancing.shared(index)
+        if mask.all():
+            return balanced
+        return torch.where(mask.unsqueeze(1), balanced, gradients.sum(dim=0))
+
+    def _columns(self) -> dict[str, list[slice]]:
+        """The columns of the features that come from each table, by its own name."""
+        lookup = self.model.ranker.lookup
+        result: dict[str, list[slice]] = {}
+        start, widths = 0, iter(lookup.widths)
+        for table in lookup.table_set.configs:
+            for _ in table.feature_names:
+                width = next(widths)
+                result.setdefault(table.name, []).append(slice(start, start + width))
+                start += width
+        return result
+
+    def _feature_grams(self, cotangents: list[Tensor]) -> Tensor:
+        """[tables, T, T] float64: this process's parts of the inner products at the features."""
+        columns, count, processes = self._columns(), len(self.tasks), dist.get_world_size()
+        stacked = torch.stack(cotangents[:count]).detach()
+        grams = [
+            sum((gram_of(stacked[:, :, part]) for part in columns[name.rpartition(".")[2]]), torch.tensor(0.0))
+            for name in self.balancing.tables
+        ]
+        # Losses are multiplied by the number of processes, which averages the gradients of everything else.
+        return torch.stack(grams).cpu() / processes**2
+
+    def _combined_cotangent(self, cotangents: list[Tensor], coefficients: Tensor) -> Tensor:
+        result = torch.empty_like(cotangents[0])
+        columns = self._columns()
+        for name, weights in zip(self.balancing.tables, coefficients.to(result), strict=True):
+            for part in columns[name.rpartition(".")[2]]:
+                pairs = zip(cotangents, weights, strict=True)
+                result[:, part] = sum(
+                    (weight * cotangent[:, part] for cotangent, weight in pairs), result.new_zeros(())
+                )
+        return result
