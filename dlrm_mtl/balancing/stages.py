@@ -54,12 +54,12 @@ class BalanceReport:
     @property
     def figures(self) -> dict[str, float]:
         """What belongs into a log, by name; nan where something is not defined."""
-        result = {"conflicting_pairs": self.conflicting_pairs, "combined_norm": self.combined_norm}
+        result = {"conflict_share": self.conflicting_pairs, "combined_norm": self.combined_norm}
         for i, task in enumerate(self.tasks):
-            result[f"gradient_norm/{task}"] = self.norms[i].item()
+            result[f"norm/{task}"] = self.norms[i].item()
             result[f"coefficient/{task}"] = self.mean_coefficients[i].item()
             for j, other in enumerate(self.tasks[:i]):
-                result[f"cosine/{other}/{task}"] = self.cosines[i, j].item()
+                result[f"cosine/{other}~{task}"] = self.cosines[i, j].item()
         return result
 
 

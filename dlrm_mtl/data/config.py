@@ -45,6 +45,9 @@ class DataConfig(Strict):
     their memory."""
     read_threads: int = Field(default=2, ge=1)
     """Threads of every process that read and permute blocks."""
+    growing: bool = False
+    """New Parquet files arrive in the training split's folder, named in the order of their use. Training takes all that are
+    there, each once, then the ones that came meanwhile, and ends; with `--resume` it goes on with files that are new."""
 
     @model_validator(mode="after")
     def _lanes_divide_batches(self) -> DataConfig:

@@ -47,6 +47,10 @@ class Progress:
     """Time spent training, over all attempts."""
     data: dict[str, Any] = field(default_factory=dict)
     """What the order of rows depends on; a resumed run must have the same."""
+    consumed: dict[str, Any] = field(default_factory=dict)
+    """Growing data: the files that were used, and those of the round that has begun."""
+    round_start: int = 0
+    """Growing data: the step at which that round began."""
 
 
 class Checkpoints:

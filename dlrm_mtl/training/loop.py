@@ -20,6 +20,7 @@ from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.journal import Journal
 from dlrm_mtl.training.model import ShardedModel
 from dlrm_mtl.training.progress import Bar, headlines
+from dlrm_mtl.training.rounds import Round
 from dlrm_mtl.training.step import TrainingStep
 from dlrm_mtl.training.window import Window
 
@@ -27,7 +28,8 @@ from dlrm_mtl.training.window import Window
 class Trainer:
     """Trains a model from where ``progress`` stands to the end of the run, or to a signal.
 
-    Every process runs the same loop on its own lanes; the first one also shows and writes things.
+    Every process runs the same loop on its own lanes; the first one also shows and writes things. A round of growing data is
+    trained like a run that begins where the last round ended.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Trainer:
         checkpoints: Checkpoints,
         journal: Journal | None,
         progress: Progress,
+        round: Round | None = None,
     ) -> None:
         self.config = config
         self.process = process
@@ -53,7 +56,9 @@ class Trainer:
         self.progress = progress
         self.step = TrainingStep(config, process, model, optimizers)
         self.names = [task.name for task in config.tasks]
-        self.total_steps = config.training.total_steps(train_data.steps_per_epoch)
+        self.growing = round is not None
+        self.first_step, self.first_epoch = (round.first_step, round.number) if round else (0, 0)
+        self.total_steps = self.first_step + config.training.total_steps(train_data.steps_per_epoch)
         self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
@@ -64,7 +69,7 @@ class Trainer:
         """Whether the last step is done, or early stopping says so."""
         patience = self.config.training.early_stopping.patience
         impatient = 0 < patience <= self.progress.evaluations_without_improvement
-        return impatient or self.progress.step >= self.total_steps
+        return (impatient and not self.growing) or self.progress.step >= self.total_steps
 
     def train(self) -> None:
         """Take the remaining steps.
@@ -76,8 +81,8 @@ class Trainer:
         bar = Bar("train", self.total_steps, self.process.is_main, done=self.progress.step)
         with self.interruption, bar:
             while not self.finished:
-                epoch, start_step = divmod(self.progress.step, self.train_data.steps_per_epoch)
-                self._train_epoch(epoch, start_step, bar)
+                epochs, start_step = divmod(self.progress.step - self.first_step, self.train_data.steps_per_epoch)
+                self._train_epoch(self.first_epoch + epochs, start_step, bar)
 
     def _train_epoch(self, epoch: int, start_step: int, bar: Bar) -> None:
         self.model.module.train()

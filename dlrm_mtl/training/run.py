@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
 
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.data.dataset import Dataset, open_dataset
+from dlrm_mtl.data.dataset import Dataset, Split, open_dataset
 from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.data.spec import DatasetSpec, suggest
 from dlrm_mtl.embeddings.sharding import describe_plan
@@ -27,6 +28,7 @@ from dlrm_mtl.training.journal import Journal
 from dlrm_mtl.training.loop import Trainer
 from dlrm_mtl.training.model import ShardedModel, build_model, build_optimizers
 from dlrm_mtl.training.progress import Bar, clock, console, metrics_table, plan_table
+from dlrm_mtl.training.rounds import Round, check_growing, rounds
 from dlrm_mtl.training.run_folder import RunFolder
 
 
@@ -47,18 +49,20 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
     """
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
+    check_growing(config)
     with process_group() as process:
         # After a failure a launcher starts all processes again with the same command: then the run goes on.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         folder = RunFolder(output)
         checkpoints = Checkpoints(folder.checkpoints, config.training.keep_checkpoints)
-        train_data = make_loader(config, dataset, "train", process)
+        train_data = None if config.data.growing else make_loader(config, dataset, "train", process)
         validation_data = (
             make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
         )
         first_process_only(lambda: folder.check(resume))
         model = build_model(config, dataset.spec, process)
-        optimizers = build_optimizers(config, model, config.training.total_steps(train_data.steps_per_epoch))
+        steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else 1
+        optimizers = build_optimizers(config, model, steps)
         progress = Progress(data=data_order(config))
         if resume and checkpoints.exists():
             progress = checkpoints.load("latest", model, optimizers)
@@ -68,17 +72,47 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
             introduce(config, dataset, model, process, train_data, folder, progress)
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(folder, progress.step) if process.is_main else nullcontext())
-            parts = (model, optimizers, train_data, validation_data, checkpoints, journal, progress)
-            Trainer(config, process, *parts).train()
-        report_unknown_ids(process, train_data.unknown_ids)
+            before = progress.step
+
+            def save() -> None:
+                checkpoints.save(model, optimizers, progress)
+
+            for data, round in passes(config, dataset, process, train_data, progress, save):
+                parts = (model, optimizers, data, validation_data, checkpoints, journal, progress, round)
+                Trainer(config, process, *parts).train()
+                report_unknown_ids(process, data.unknown_ids)
+        if config.data.growing and progress.step == before:
+            say(process, f"{dataset.folder('train')}: every file was used already; nothing to do")
+            return None
         return conclude(config, dataset, model, checkpoints, process, folder)
+
+
+def passes(
+    config: RunConfig,
+    dataset: Dataset,
+    process: Process,
+    train_data: BatchLoader | None,
+    progress: Progress,
+    save: Callable[[], None],
+) -> Iterator[tuple[BatchLoader, Round | None]]:
+    """What to train on: ``train_data``; or, of growing data, round after round until there is no new file."""
+    if train_data is not None:
+        yield train_data, None
+        return
+    for round in rounds(dataset, progress, save, lambda text: say(process, text)):
+        yield split_loader(config, round.split, process), round
 
 
 def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:
     """The reader of one split for this process: shuffled for training, in file order otherwise."""
-    training = split == "train"
+    return split_loader(config, dataset.split(split), process)
+
+
+def split_loader(config: RunConfig, split: Split, process: Process) -> BatchLoader:
+    """The same of a split that is open."""
+    training = split.name == "train"
     return BatchLoader(
-        dataset.split(split),
+        split,
         config.data,
         labels=label_columns(config.tasks),
         seed=config.seed,
@@ -87,6 +121,12 @@ def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Proces
         batch_size=config.data.batch_size if training else config.data.evaluation_batch_size,
         shuffle=config.data.shuffle and training,
     )
+
+
+def say(process: Process, text: str) -> None:
+    """Print ``text`` once for all processes."""
+    if process.is_main:
+        print(text, flush=True)
 
 
 def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
@@ -133,18 +173,21 @@ def introduce(
     dataset: Dataset,
     model: ShardedModel,
     process: Process,
-    train_data: BatchLoader,
+    train_data: BatchLoader | None,
     folder: RunFolder,
     progress: Progress,
 ) -> None:
-    """Show what is going to happen."""
+    """Show what is going to happen; there is no ``train_data`` yet if data are growing."""
     sparse, dense = model.parameter_count()
-    steps = config.training.total_steps(train_data.steps_per_epoch)
+    amount, steps = "growing data", "steps"
+    if train_data is not None:
+        amount = f"{train_data.rows:,} rows"
+        total = config.training.total_steps(train_data.steps_per_epoch)
+        steps = f"{config.training.epochs} epoch(s), {total:,} steps"
     out = console()
     out.print(plan_table(describe_plan(model.plan, model.tables)))
     out.print(
-        f"{config.name}: {train_data.rows:,} rows of {dataset.spec.name}, {config.training.epochs} epoch(s), "
-        f"{steps:,} steps of {config.data.batch_size:,} rows on {process.world_size} "
+        f"{config.name}: {amount} of {dataset.spec.name}, {steps} of {config.data.batch_size:,} rows on {process.world_size} "
         f"process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
         f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.path}"
     )
@@ -162,8 +205,8 @@ def conclude(
     process: Process,
     folder: RunFolder,
 ) -> dict[str, float] | None:
-    """Evaluate the best checkpoint on the test split."""
-    name = "best" if (folder.checkpoints / "best").is_file() else "latest"
+    """Evaluate a checkpoint on the test split: the best one; the latest without a validation split, or if data are growing."""
+    name = "best" if (folder.checkpoints / "best").is_file() and not config.data.growing else "latest"
     progress = checkpoints.load(name, model)
     if process.is_main:
         print(

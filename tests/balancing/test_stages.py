@@ -186,11 +186,11 @@ def test_report() -> None:
     assert report.conflicting_pairs == 1.0, "in both tensors, of the one pair with gradients"
     assert report.combined_norm == pytest.approx(math.sqrt(36 + 1))
     figures = report.figures
-    assert figures["gradient_norm/buy"] == pytest.approx(math.sqrt(26))
+    assert figures["norm/buy"] == pytest.approx(math.sqrt(26))
     assert figures["coefficient/cart"] == 1.0
-    assert figures["cosine/buy/cart"] == pytest.approx(report.cosines[0, 1].item())
+    assert figures["cosine/buy~cart"] == pytest.approx(report.cosines[0, 1].item())
     assert math.isnan(figures["coefficient/favourite"])
-    assert math.isnan(figures["cosine/buy/favourite"])
+    assert math.isnan(figures["cosine/buy~favourite"])
 
 
 def test_one_task_and_no_tensors() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.config import DataConfig
-from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.dataset import DataFile, open_dataset
 from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.errors import UserError
 from tests.data.reading import LABELS, actual, expected, loader, row_numbers, write
@@ -100,12 +100,12 @@ def test_starting_at_a_step_gives_what_iterating_there_gives(tmp_path: Path) -> 
         assert all(same(one, other) for one, other in zip(rest, batches[start:], strict=True))
 
 
-def test_seeking_reads_only_the_blocks_it_needs(tmp_path: Path) -> None:
+def test_seeking_reads_only_the_blocks_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "set", [[10] * 20])
     reading = loader(tmp_path / "set", block_rows=10, seed=2)
     read: list[object] = []
-    inner = reading._read
-    reading._read = lambda groups, block: (read.append(block), inner(groups, block))[1]  # type: ignore[method-assign]
+    inner = DataFile.read_group
+    monkeypatch.setattr(DataFile, "read_group", lambda *arguments: (read.append(arguments), inner(*arguments))[1])
     list(reading.epoch(0, reading.steps_per_epoch - 1))
     assert len(read) == 4  # one per lane
 
@@ -176,7 +176,7 @@ def test_row_weights_and_dense_limit(tmp_path: Path) -> None:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "batch-prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("batch-prefetch", "block-reader"))]
 
 
 def test_the_thread_ends_with_the_epoch_when_closed_and_when_forgotten(tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def test_closing_while_the_thread_waits_is_prompt(tmp_path: Path) -> None:
     assert not threads()
 
 
-def test_an_exception_of_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
+def test_an_exception_of_the_thread_reaches_the_consumer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "set", [[100]])
     reading = loader(tmp_path / "set")
 
-    def fail(groups: object, block: object) -> Any:
+    def fail(*arguments: object) -> Any:
         raise RuntimeError("in the thread")
 
-    reading._read = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(DataFile, "read_group", fail)
     with pytest.raises(RuntimeError, match="in the thread"):
         list(reading.epoch(0))
     assert not threads()
