@@ -69,6 +69,17 @@ class Apart:
         bags = (len(self.bags) - 1) // max(len(widths), 1)
         return kernels.collect(group, self.indices, self.bags, bags, _beside(self.gradients, widths), self.weights)
 
+    def combined(self, group: TableGroup, coefficients: Tensor) -> Apart:
+        """The lookup with one gradient: for each table the sum of the tasks' with their coefficients, [tables, T] float32."""
+        of_feature = coefficients[group.feature_tables.to(coefficients.device)]
+        repeats = self.bags if isinstance(self.bags, list) else group.dims[group.feature_tables].tolist()
+        spread = of_feature.repeat_interleave(torch.tensor(repeats, device=coefficients.device), dim=0)
+        factors = [factor.unsqueeze(1) if isinstance(self.bags, list) else factor for factor in spread.unbind(dim=1)]
+        total = self.gradients[0] * factors[0]
+        for gradient, factor in zip(self.gradients[1:], factors[1:], strict=True):
+            total.addcmul_(gradient, factor)
+        return Apart(self.indices, self.bags, self.weights, [total])
+
 
 def _beside(gradients: list[Tensor], widths: list[int]) -> Tensor:
     """For every feature, of these widths, the tasks' columns side by side; one number of columns stands for them all."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from dlrm_mtl.balancing.gram import gram_of
-from dlrm_mtl.embeddings.collecting import CollectingTables, wider
+from dlrm_mtl.embeddings.collecting import Apart, CollectingTables, wider
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
-from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup
+from dlrm_mtl.embeddings.kernels.layout import TableGroup
 from dlrm_mtl.embeddings.shards import LocalTables
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 
@@ -84,9 +84,8 @@ class TaskGradients:
             result = torch.zeros(len(self.names), self.tasks, self.tasks, dtype=torch.float64)
             number = {name: index for index, name in enumerate(self.names)}
             for part in self._parts:
-                part.collect()
-                for index, shard in enumerate(part.local.shards):
-                    result[number[shard.table]] += part.gram(index).cpu()
+                for shard, gram in zip(part.local.shards, part.grams().cpu(), strict=True):
+                    result[number[shard.table]] += gram
             return result
 
     def combine(self, coefficients: Tensor) -> None:
@@ -94,8 +93,8 @@ class TaskGradients:
         with record_function("## tables: combine tasks ##"):
             number = {name: index for index, name in enumerate(self.names)}
             for part in self._parts:
-                rows = [coefficients[number[shard.table]] for shard in part.local.shards]
-                part.combine([row.to(part.local.group.weights.device, torch.float32) for row in rows])
+                own = coefficients[[number[shard.table] for shard in part.local.shards]]
+                part.combine(own.to(part.local.group.weights.device, torch.float32))
 
 
 @dataclass
@@ -105,43 +104,30 @@ class _Sharded:
     local: LocalTables
     wide: TableGroup
     tasks: int
-    collected: RowGradients | None = None
-    """Rows of T gradients, one behind the other."""
+    lookups: list[Apart] = field(default_factory=list)
 
     def begin(self) -> None:
-        self._tables.apart = []
+        self._tables.apart = self.lookups = []
 
     def end(self) -> None:
-        self._tables.apart = None
+        self._tables.apart, self.lookups = None, []
 
     def came_back(self, task: int) -> None:
         """The lookups have kept it."""
 
-    def collect(self) -> None:
-        parts = [lookup.collect(self.wide) for lookup in self._tables.apart or []]
-        self._tables.apart = []
-        self.collected = kernels_for(self.wide.weights.device).merge(self.wide, parts) if parts else None
+    def grams(self) -> Tensor:
+        parts = [lookup.collect(self.wide) for lookup in self.lookups]
+        if not parts:
+            return torch.zeros(len(self.local.shards), self.tasks, self.tasks, dtype=torch.float64)
+        kernels = kernels_for(self.wide.weights.device)
+        whole = parts[0] if len(parts) == 1 else kernels.merge(self.wide, parts)
+        return kernels.grams(self.wide, whole, self.tasks)
 
-    def gram(self, index: int) -> Tensor:
-        if self.collected is None:
-            return torch.zeros(self.tasks, self.tasks, dtype=torch.float64)
-        return gram_of(self._by_task(self.collected, index).transpose(0, 1))
-
-    def combine(self, coefficients: list[Tensor]) -> None:
-        if self.collected is None:
-            return
-        sums, squares = [], []
-        for index, factors in enumerate(coefficients):
-            summed = torch.einsum("utd,t->ud", self._by_task(self.collected, index), factors)
-            sums.append(summed.reshape(-1))
-            squares.append(summed.square().sum(dim=1))
-        whole = RowGradients(self.collected.rows, self.collected.table_offsets, torch.cat(sums), torch.cat(squares))
-        self._tables.pending.append(whole)
-        self.collected = None
-
-    def _by_task(self, collected: RowGradients, index: int) -> Tensor:
-        """[U_t, T, D_t]."""
-        return collected.gradient(self.wide, index).unflatten(1, (self.tasks, int(self.local.group.dims[index])))
+    def combine(self, coefficients: Tensor) -> None:
+        self._tables.pending += [
+            lookup.combined(self.local.group, coefficients).collect(self.local.group) for lookup in self.lookups
+        ]
+        self.lookups.clear()
 
     @property
     def _tables(self) -> CollectingTables:
@@ -171,26 +157,22 @@ class _Replicated:
             self.gradients[task] += self._weights.grad.flatten()
             self._weights.grad = None
 
-    def collect(self) -> None:
+    def grams(self) -> Tensor:
         assert self.gradients is not None
         if dist.get_world_size() > 1:
             dist.all_reduce(self.gradients)
             self.gradients /= dist.get_world_size()
+        first = dist.get_rank() == 0  # all processes hold the same, which is to count once
+        return torch.stack([gram_of(part if first else part[:, :0]) for part in self._by_table(self.gradients)])
 
-    def gram(self, index: int) -> Tensor:
+    def combine(self, coefficients: Tensor) -> None:
         assert self.gradients is not None
-        if dist.get_rank():  # all processes hold the same
-            return torch.zeros(self.tasks, self.tasks, dtype=torch.float64)
-        start = int(self.local.group.weight_offsets[index])
-        size = self.local.group.table(index).numel()
-        return gram_of(self.gradients[:, start : start + size])
+        parts = zip(coefficients, self._by_table(self.gradients), strict=True)
+        self._weights.grad = torch.cat([factors @ part for factors, part in parts]).view_as(self._weights)
 
-    def combine(self, coefficients: list[Tensor]) -> None:
-        assert self.gradients is not None
-        sizes = [self.local.group.table(index).numel() for index in range(len(coefficients))]
-        parts = self.gradients.split(sizes, dim=1)
-        combined = [factors @ part for factors, part in zip(coefficients, parts, strict=True)]
-        self._weights.grad = torch.cat(combined).view_as(self._weights)
+    def _by_table(self, gradients: Tensor) -> tuple[Tensor, ...]:
+        sizes = [self.local.group.table(index).numel() for index in range(self.local.group.tables)]
+        return gradients.split(sizes, dim=1)
 
     @property
     def _weights(self) -> nn.Parameter:

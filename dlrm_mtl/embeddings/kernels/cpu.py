@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dlrm_mtl.embeddings.kernels import reference
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup, empty_gradients
 
 LIBRARY = Path(__file__).with_name("_native.so")
@@ -209,6 +210,32 @@ def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
         return empty_gradients(group)
     starts = torch.stack([part.table_offsets for part in parts]).sum(dim=0)
     return _collect_rows(group, torch.cat(rows), starts, torch.cat(gradients))
+
+
+def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
+    """As :func:`reference.grams`. Rows that occur once share their bag's gradient, whose products are taken once."""
+    if not isinstance(gradients, SharedRowGradients) or "gradients" in vars(gradients):
+        return reference.grams(group, gradients, tasks)
+    result = []
+    for index, dim in enumerate(group.dims.tolist()):
+        sources = gradients.part(gradients.sources, index)
+        squares = None if gradients.scales is None else gradients.part(gradients.scales, index).square()
+        total = torch.zeros(tasks, tasks, dtype=torch.float64)
+        for buffer, chosen, places in (
+            (gradients.values, sources >= 0, sources),
+            (gradients.sums, sources < 0, ~sources),
+        ):
+            places = places[chosen]
+            if len(places):
+                first = int(places.min())
+                counts = torch.bincount((places - first) // dim, None if squares is None else squares[chosen])
+                rows = buffer[first : first + len(counts) * dim].view(len(counts), dim)
+                used = counts > 0
+                if not used.all():  # what no row shares was perhaps never written
+                    rows, counts = rows[used], counts[used]
+                total += reference.rows_gram(rows, tasks, counts)
+        result.append(total)
+    return torch.stack(result)
 
 
 def factors(

@@ -118,6 +118,30 @@ def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
     return _row_gradients(per_table)
 
 
+def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
+    """Inner products of several tasks' gradients, summed over each table's rows.
+
+    Args:
+        group: the tables, ``tasks`` times as wide as their weights.
+        gradients: each row's gradients of all tasks, one behind the other.
+        tasks: T.
+
+    Returns:
+        [tables, T, T] float64.
+    """
+    return torch.stack([rows_gram(gradients.gradient(group, index), tasks) for index in range(group.tables)])
+
+
+def rows_gram(rows: Tensor, tasks: int, counts: Tensor | None = None) -> Tensor:
+    """[T, T] float64: inner products of the tasks' parts of ``rows`` [n, T * d] float32, each counted ``counts`` [n] times."""
+    parts = rows.unflatten(1, (tasks, rows.shape[1] // tasks))
+    # Products of one row in single precision, which is exact enough for some hundred columns; sums in double precision.
+    products = torch.bmm(parts, parts.transpose(1, 2)).double()
+    if counts is None:
+        return products.sum(dim=0)
+    return (counts.double() @ products.flatten(1)).view(tasks, tasks)
+
+
 def factors(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
 ) -> Tensor:

@@ -5,10 +5,10 @@ Texas A&M University, 2023), which has one run of each method. Here every method
 those of Student's t over seeds, and methods are compared with vanilla seed by seed. A seed determines the validation split,
 initial weights, negatives, the order of rows and dropout.
 
-Data: the files of the EHCF paper for Taobao, `buy.train.txt`, `buy.test.txt` and `cart.csv`, see docs/data.md. Purchases are
-the target, carts the auxiliary. Model: NeuMF with one tower per task. All items but the training ones are ranked for every user
-with test purchases. The learning rate is the one with which vanilla has the highest NDCG@10 on validation purchases, on seeds
-of their own; all methods use it. The best epoch of a run is chosen by the same metric.
+Data: the files of the EHCF paper for Taobao, `buy.train.txt`, `buy.test.txt` and `cart.csv`, see docs/public_datasets.md.
+Purchases are the target, carts the auxiliary. Model: NeuMF with one tower per task. All items but the training ones are ranked
+for every user with test purchases. The learning rate is the one with which vanilla has the highest NDCG@10 on validation
+purchases, on seeds of their own; all methods use it. The best epoch of a run is chosen by the same metric.
 
     python docs/examples/taobao_balancing --data FOLDER --jobs 2 --json taobao.json --plot taobao.svg
 

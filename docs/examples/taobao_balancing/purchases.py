@@ -48,7 +48,9 @@ def prepare_once(data: Path, cache: Path, user_items: int, item_users: int, vali
     if not data.is_dir():
         raise UserError(f"--data {data}: there is no such folder; name the one that holds the EHCF files of Taobao.")
     if "cart" not in ehcf.present(data):
-        raise UserError(f"--data {data}: lacks cart.csv, the auxiliary behaviour; see docs/data.md for the EHCF files.")
+        raise UserError(
+            f"--data {data}: lacks cart.csv, the auxiliary behaviour; see docs/public_datasets.md for the EHCF files."
+        )
     folder = cache / f"users{user_items}_items{item_users}_validation{validation:g}_seed{seed}"
     if not (folder / "dataset.yaml").is_file():
         shutil.rmtree(folder, ignore_errors=True)

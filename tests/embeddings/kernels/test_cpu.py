@@ -510,3 +510,24 @@ assert kernels.lookup(group, torch.tensor([1, 0]), torch.tensor([0, 2]), 1).toli
 def test_torch_is_all_that_the_kernels_need() -> None:
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", ALONE], check=True, cwd=root)
+
+
+@native
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("skew", [1.0, 6.0])
+def test_inner_products_of_tasks(weighted: bool, skew: float) -> None:
+    """Four tasks beside each other in the columns; of the rows' gradients as a loop writes them out."""
+    tasks = 4
+    lengths = torch.tensor([[1, 0, 3, 2, 9], [2, 2, 0, 1, 40], [0, 0, 0, 0, 0]])
+    case = make([(30, 16), (9, 32), (5, 16)], [0, 1, 2], lengths, weighted=weighted, skew=skew)
+    batch = case.group, case.indices, case.offsets, case.bags, case.gradient, case.bag_weights
+    plain = reference.collect(*batch)
+    result = cpu.grams(case.group, cpu.collect(*batch), tasks)
+    for table in range(3):
+        rows = plain.gradient(case.group, table).double()
+        wanted = torch.zeros(tasks, tasks, dtype=torch.float64)
+        for row in rows:
+            parts = row.view(tasks, -1)
+            wanted += parts @ parts.T
+        torch.testing.assert_close(result[table], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference.grams(case.group, plain, tasks), result, rtol=1e-5, atol=1e-5)
