@@ -6,13 +6,23 @@ import json
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests import commands
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*_debug.yaml")), ids=lambda path: path.stem)
+SLOW = {"kuairand_logistic_regression_debug", "kuairand_ncf_debug", "kuairand_neumf_debug"}
+"""Models whose runs other tests take steps of."""
+
+
+def debug_configurations() -> list[ParameterSet]:
+    paths = sorted((ROOT / "configs").glob("*_debug.yaml"))
+    return [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in paths]
+
+
+@pytest.mark.parametrize("config", debug_configurations())
 def test_debug_configurations_train(config: Path, tmp_path: Path) -> None:
     done = commands.run("train", config, "--output", tmp_path / "run", cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -134,6 +134,36 @@ def test_unknown_names(mistake: Callable[..., str], config: Path, tmp_path: Path
     assert "did you mean 'kuairand'" in mistake("prepare", "kuairnd", "--input", tmp_path, "--output", tmp_path / "x")
 
 
+PRODUCT = "{name: both, label: buy, product_of: [click, buyy]}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            ["model.multitask={name: ple, levels: [[8]], task_experts: [1, 2, 1]}"],
+            "model.multitask.task_experts: task_experts [1, 2, 1] has 3 entries and there are 2 tasks; give one number, or",
+        ),
+        ([f"tasks=[{{name: click}}, {{name: buy}}, {PRODUCT}]"], "tasks.2.product_of: there is no other task 'buyy'"),
+        (["tasks.1.loss=bpr"], "tasks.1.loss: bpr compares an item with others, and the model 'ranker' draws none"),
+        (
+            ["model={name: multitask_net, user: user, item: item}"],
+            "tasks: multitask_net needs a task with a ranking loss, such as bpr, and finds none",
+        ),
+        (["model.dense_norm=standard"], "model.dense_norm: 'standard' is not a choice; did you mean 'standardise'?"),
+    ],
+)
+def test_parts_that_do_not_fit_are_found_first(
+    mistake: Callable[..., str], config: Path, tmp_path: Path, changes: list[str], sentence: str
+) -> None:
+    """Neither the data set nor the processes are touched for it: `config check` and `train` say the same."""
+    overrides = [argument for change in ["data.path=/nowhere", *changes] for argument in ("--set", change)]
+    message = mistake("config", "check", config, *overrides)
+    assert message.startswith(f"error: {config}: {sentence}"), message
+    assert mistake("train", config, "--output", tmp_path / "out", *overrides) == message
+    assert not (tmp_path / "out").exists()
+
+
 def test_output_folders_that_cannot_be_used(mistake: Callable[..., str], config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written to" in mistake("train", config, "--output", tmp_path / "file" / "out")
