@@ -4,6 +4,9 @@ Eight experts of 256 and 128, four tasks, batch of 4,096, input of width 256. Th
 ``nn.Sequential`` per expert, one ``nn.Linear`` per gate, outputs stacked and mixed gate by gate. Both forms have the same
 parameters and take turns, so that what else the machine does hits both; ratios are taken within a turn.
 
+The third contestant bounds what any form can reach: the matrix products of the batched form, forward and backward, in its
+shapes and layouts, into memory that is there already, and nothing else.
+
     python -m benchmarks multitask
 """
 
@@ -13,10 +16,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlrm_mtl.models.multitask import MultitaskConfig, build_multitask
 from dlrm_mtl.models.multitask.adatt import AdaTTConfig, AdaTTSpConfig
@@ -133,6 +137,40 @@ class LoopStacks(nn.Module):
         return torch.stack(outputs * (TASKS // len(outputs)), dim=1)
 
 
+class RecordedProducts(TorchDispatchMode):
+    """Within it, every matrix product is noted; :meth:`replay` does all of them again, with numbers of its own."""
+
+    # operator -> the product, and the place of its two factors among the arguments
+    PRODUCTS: ClassVar[dict[Any, tuple[Callable[..., Any], int]]] = {
+        torch.ops.aten.mm.default: (torch.mm, 0),
+        torch.ops.aten.bmm.default: (torch.bmm, 0),
+        torch.ops.aten.addmm.default: (torch.mm, 1),
+        torch.ops.aten.baddbmm.default: (torch.bmm, 1),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[tuple[Callable[..., Any], Tensor, Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator as it is."""
+        out = func(*args, **(kwargs or {}))
+        if func in self.PRODUCTS:
+            product, first = self.PRODUCTS[func]
+            self.products.append((product, *(_like(t) for t in (*args[first : first + 2], out))))
+        return out
+
+    def replay(self) -> None:
+        """All products, in their order."""
+        for product, left, right, out in self.products:
+            product(left, right, out=out)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Other numbers of the same shape and layout."""
+    return torch.empty_strided(tensor.shape, tensor.stride()).normal_()
+
+
 def _sequential(width: int, layers: Sequence[int]) -> nn.Sequential:
     modules: list[nn.Module] = []
     for out in layers:
@@ -203,7 +241,8 @@ def run(quick: bool) -> dict[str, Any]:
             torch.set_num_threads(threads)
             plural = "s" if threads > 1 else ""
             print(f"\n{rows} rows, forward and backward, {threads} thread{plural}")
-            print(f"  {'':24}{'loops ms':>10}{'batched ms':>12}{'speed-up':>10}  middle half")
+            head = ("loops ms", "batched ms", "products ms", "speed-up", "  middle half", "limit", "share")
+            print(f"  {'':24}{head[0]:>10}{head[1]:>12}{head[2]:>13}{head[3]:>10}{head[4]:16}{head[5]:>7}{head[6]:>7}")
             for name, (config, loops) in cases().items():
                 results.append({"threads": threads, "architecture": name, **_measure(config, loops(), rows, turns)})
                 _show(results[-1])
@@ -212,6 +251,9 @@ def run(quick: bool) -> dict[str, Any]:
     named = ("mmoe", "ple", "adatt_sp")
     most = [row for row in results if row["threads"] == max(r["threads"] for r in results)]
     lowest = min(row["speed_up"] for row in most if row["architecture"].split(",")[0] in named)
+    print(
+        "Limit: speed-up of a form that takes no time but that of its matrix products, which are `share` of the batched form's."
+    )
     print(f"\nLowest speed-up of MMoE, PLE and AdaTT on {most[0]['threads']} threads: {lowest:.2f} (target: {TARGET})")
     return {"target": TARGET, "lowest": lowest, "rows": rows, "turns": turns, "quick": quick, "cases": results}
 
@@ -221,33 +263,47 @@ def _measure(config: MultitaskConfig, loops: nn.Module, rows: int, turns: int) -
     sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in (loops, batched)]
     assert sizes[0] == sizes[1], f"{config.name}: {sizes} parameters"
     x = torch.randn(rows, WIDTH)
-    seconds: dict[str, list[float]] = {"loops": [], "batched": []}
+    recorded = RecordedProducts()
+    with recorded:
+        out = batched(x.clone().requires_grad_())
+        out.backward(torch.ones_like(out))
+    seconds: dict[str, list[float]] = {"loops": [], "batched": [], "products": []}
     modules = {"loops": loops, "batched": batched}
     for turn in range(turns + 2):
-        for name in sorted(modules, reverse=turn % 2 == 1):
+        for name in sorted(seconds, reverse=turn % 2 == 1):
             features = x.clone().requires_grad_()
             start = time.perf_counter()
-            out = modules[name](features)
-            out.backward(torch.ones_like(out))
+            if name == "products":
+                recorded.replay()
+            else:
+                out = modules[name](features)
+                out.backward(torch.ones_like(out))
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
-            modules[name].zero_grad()
+            if name in modules:
+                modules[name].zero_grad()
     ratios = sorted(loop / own for loop, own in zip(seconds["loops"], seconds["batched"], strict=True))
     quarter = len(ratios) // 4
+    products = seconds["products"]
     return {
         "parameters": sizes[0],
         "loops_ms": statistics.median(seconds["loops"]) * 1e3,
         "batched_ms": statistics.median(seconds["batched"]) * 1e3,
+        "products_ms": statistics.median(products) * 1e3,
         "speed_up": statistics.median(ratios),
         "low": ratios[quarter],
         "high": ratios[-1 - quarter],
+        # Over the loops, of a form that takes no time but that of its products; and their share of the batched form's time.
+        "limit": statistics.median(loop / least for loop, least in zip(seconds["loops"], products, strict=True)),
+        "share": statistics.median(least / own for least, own in zip(products, seconds["batched"], strict=True)),
     }
 
 
 def _show(row: dict[str, Any]) -> None:
+    spread = f"  {row['low']:.2f} to {row['high']:.2f}"
     print(
-        f"  {row['architecture']:24}{row['loops_ms']:10.1f}{row['batched_ms']:12.1f}{row['speed_up']:10.2f}"
-        f"  {row['low']:.2f} to {row['high']:.2f}"
+        f"  {row['architecture']:24}{row['loops_ms']:10.1f}{row['batched_ms']:12.1f}{row['products_ms']:13.1f}"
+        f"{row['speed_up']:10.2f}{spread:16}{row['limit']:7.2f}{row['share']:7.2f}"
     )
 
 

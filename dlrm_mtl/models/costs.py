@@ -56,6 +56,7 @@ def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
         UserError: the configuration does not fit the data set.
     """
     selection = select(spec, config.data, [])
+    spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
     inputs = ModelInputs(spec, selection.keys, selection.dense, config.tasks)
     costs = []
     if not isinstance(config.model, ModelConfig):

@@ -213,6 +213,7 @@ def plot(results: dict[str, Any]) -> str:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     from dlrm_mtl.reports.plots import COLOURS, STYLE
 
@@ -232,9 +233,12 @@ def plot(results: dict[str, Any]) -> str:
                 low, high = ([case[end] for case in cases] for end in ("low", "high"))
                 _points(right, places, [case["ratio"] for case in cases], low, high, form)
         right.axhline(1, color=COLOURS[0], linewidth=1)
-        for axes, title in ((left, "Error (share of variance)"), (right, "Error as a ratio to shared_bottom")):
+        for axes, title in ((left, "Error"), (right, "Error over that of shared_bottom")):
             axes.set_title(title)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
             axes.set_xticks(range(len(cosines)), [f"{cosine:g}" for cosine in cosines])
             axes.grid(visible=False, axis="x")
             axes.set_xlabel("cosine of the tasks' directions")
