@@ -67,7 +67,7 @@ def _from_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-_Method = Annotated[
+_Methods = (
     MetaBalanceConfig
     | SurgeryConfig
     | SimilarityConfig
@@ -79,9 +79,9 @@ _Method = Annotated[
     | AlignedMTLConfig
     | NashMTLConfig
     | GradNormConfig
-    | FAMOConfig,
-    Field(discriminator="name"),
-]
+    | FAMOConfig
+)
+_Method = Annotated[_Methods, Field(discriminator="name")]
 _ShortStage = Literal["pcgrad", "gradvac", "cagrad", "mgda", "imtl_g", "aligned_mtl", "nash_mtl", "gradnorm", "famo"]
 _Stage = Annotated[_Method, BeforeValidator(_from_name, json_schema_input_type=_ShortStage | _Method)]
 
@@ -112,23 +112,7 @@ class SequenceConfig(Strict):
         return self
 
 
-_Any = Annotated[
-    NoBalancingConfig
-    | SequenceConfig
-    | MetaBalanceConfig
-    | SurgeryConfig
-    | SimilarityConfig
-    | PCGradConfig
-    | GradVacConfig
-    | CAGradConfig
-    | MGDAConfig
-    | IMTLGConfig
-    | AlignedMTLConfig
-    | NashMTLConfig
-    | GradNormConfig
-    | FAMOConfig,
-    Field(discriminator="name"),
-]
+_Any = Annotated[NoBalancingConfig | SequenceConfig | _Methods, Field(discriminator="name")]
 
 BalancingConfig = Annotated[
     _Any, BeforeValidator(_from_name, json_schema_input_type=Literal["none"] | _ShortStage | _Any)
