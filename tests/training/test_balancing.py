@@ -248,6 +248,49 @@ def test_methods_change_something(expected: dict[str, tuple[Any, Any]]) -> None:
         assert (factors - 1.0).abs().max() > 1e-3, f"{method} leaves the gradients as they are"
 
 
+def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> dict[str, bool]:
+    """Whether two steps, a checkpoint and two more in another model give the bits of four steps in one go."""
+    import torch.distributed as dist
+
+    from dlrm_mtl.data.dataset import open_dataset
+    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
+    from dlrm_mtl.training.distributed import Process
+    from dlrm_mtl.training.model import build_model, build_optimizers
+    from dlrm_mtl.training.run import make_loader
+    from dlrm_mtl.training.step import TrainingStep
+
+    process, result = Process(rank, dist.get_world_size(), torch.device("cpu")), {}
+    dataset = open_dataset(str(folder))
+    for method in methods:
+        config = configuration(folder, METHODS[method], {"default": "row_wise"})
+        states = []
+        for stop in (None, 2):
+            saved = Checkpoints(checkpoints / method)
+            model = build_model(config, dataset.spec, process)
+            optimizers = build_optimizers(config, model, STEPS)
+            step = TrainingStep(config, process, model, optimizers)
+            with make_loader(config, dataset, "train", process).epoch(0, 0) as batches:
+                for number, batch in enumerate(itertools.islice(batches, STEPS)):
+                    if number == stop:
+                        saved.save(model, optimizers, Progress(step=number))
+                        model = build_model(config, dataset.spec, process)
+                        optimizers = build_optimizers(config, model, STEPS)
+                        saved.load("latest", model, optimizers)
+                        step = TrainingStep(config, process, model, optimizers)
+                    step(batch, number, 0)
+            tables = {name: weight.local_shards()[0].tensor for name, weight in model.table_weights().items()}
+            states.append(tables | model.dense_weights())
+        whole, parted = states
+        result[method] = all(torch.equal(value, parted[name]) for name, value in whole.items())
+    return result
+
+
+def test_averages_and_learned_weights_are_in_the_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    methods = ["metabalance", "gradvac", "gradnorm", "famo"]
+    for result in run_processes(2, resumed, dataset, tmp_path, methods):
+        assert result == dict.fromkeys(methods, True)
+
+
 def poisoned(rank: int, folder: Path) -> Any:
     """One task's labels are spoiled on one process; what is said of it, and whether the state stays."""
     import torch.distributed as dist
