@@ -145,6 +145,11 @@ PRODUCT = "{name: both, label: buy, product_of: [click, buyy]}"
             "model.multitask.task_experts: task_experts [1, 2, 1] has 3 entries and there are 2 tasks; give one number, or",
         ),
         ([f"tasks=[{{name: click}}, {{name: buy}}, {PRODUCT}]"], "tasks.2.product_of: there is no other task 'buyy'"),
+        (
+            ["balancing={name: metabalance, target: clik}"],
+            "balancing.target: there is no task 'clik'; did you mean 'click'?",
+        ),
+        (["balancing=pcgard"], "balancing.name: 'pcgard' is not a choice; did you mean 'pcgrad'?"),
         (["tasks.1.loss=bpr"], "tasks.1.loss: bpr compares an item with others, and the model 'ranker' draws none"),
         (
             ["model={name: multitask_net, user: user, item: item}"],

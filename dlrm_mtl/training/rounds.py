@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.data.dataset import Dataset, Split
 from dlrm_mtl.data.growing import Consumed, next_round
-from dlrm_mtl.errors import UserError
 from dlrm_mtl.training.checkpoint import Progress
 from dlrm_mtl.training.distributed import first_process_only
 
@@ -25,27 +23,6 @@ class Round:
     number: int
     """Rounds before it; it stands for the epoch in the order of rows."""
     first_step: int
-
-
-def check_growing(config: RunConfig) -> None:
-    """Refuse what has no meaning while the end of the data is not known.
-
-    Raises:
-        UserError: there is such a key.
-    """
-    if not config.data.growing:
-        return
-    for key, wrong, remedy in (
-        ("training.epochs", config.training.epochs != 1, "every file is used once; set it to 1"),
-        ("training.max_steps", config.training.max_steps is not None, "a round takes all new files; remove it"),
-        (
-            "optimizer.schedule.decay",
-            config.optimizer.schedule.decay != "none",
-            "there is no last step to fall towards; set it to none",
-        ),
-    ):
-        if wrong:
-            raise UserError(f"{key}: does not fit data.growing, for {remedy}.")
 
 
 def rounds(
