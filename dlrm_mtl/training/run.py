@@ -28,7 +28,7 @@ from dlrm_mtl.training.journal import Journal
 from dlrm_mtl.training.loop import Trainer
 from dlrm_mtl.training.model import ShardedModel, build_model, build_optimizers
 from dlrm_mtl.training.progress import Bar, clock, console, metrics_table, plan_table
-from dlrm_mtl.training.rounds import Round, check_growing, rounds
+from dlrm_mtl.training.rounds import Round, rounds
 from dlrm_mtl.training.run_folder import RunFolder
 
 
@@ -49,7 +49,6 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
     """
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
-    check_growing(config)
     with process_group() as process:
         # After a failure a launcher starts all processes again with the same command: then the run goes on.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
