@@ -14,6 +14,8 @@ ifeq ($(filter $(BUILD),cpu cuda),)
 $(error BUILD is '$(BUILD)'; it must be cpu or cuda)
 endif
 READY := .venv/ready-$(BUILD)
+# Test files side by side: most tests start one process at a time. PARALLEL= runs them one after the other.
+PARALLEL := -n 2 --dist loadfile
 
 # A virtual environment does not survive being moved or copied: it would run the other folder's code.
 ifneq ($(shell cat .venv/made-in 2>/dev/null),$(CURDIR))
@@ -57,10 +59,10 @@ train: setup
 	    $(if $(findstring --output,$(ARGS)),,--output runs/train-$$(date +%Y%m%d-%H%M%S)) $(ARGS) 2>&1 >/dev/null
 
 test: setup
-	@.venv/bin/python -m pytest -m "not slow" $(ARGS)
+	@.venv/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: setup
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff format --check --quiet . || { echo "These files are not formatted: run make format."; .venv/bin/ruff format --check .; exit 1; }
