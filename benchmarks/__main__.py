@@ -20,6 +20,7 @@ BENCHMARKS = {
     "prepare-userbehavior": "benchmarks.prepare_userbehavior",
     "sparse-update": "benchmarks.sparse_update",
     "sparse-update-cuda": "benchmarks.sparse_update_cuda",
+    "unbounded-ids": "benchmarks.unbounded_ids",
 }
 
 

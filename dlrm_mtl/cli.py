@@ -39,7 +39,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=3. May be repeated."),
 ]
 RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe.")
+    str, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe; path or URI.")
 ]
 CheckpointName = Annotated[str, typer.Option("--checkpoint", help="`best`, `latest` or `step_N`.")]
 
@@ -49,7 +49,10 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(help="The run's folder. Default: runs/NAME, from the configuration.")
+        str | None,
+        typer.Option(
+            help="The run's folder; path, or URI of an object store. Default: runs/NAME, from the configuration."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the latest checkpoint in the run's folder, if any.")
@@ -68,7 +71,7 @@ def train(
     from dlrm_mtl.training.interruption import Interrupted
     from dlrm_mtl.training.run import run_training
 
-    folder = output or Path("runs") / loaded.name
+    folder = output or f"runs/{loaded.name}"
     try:
         run_training(loaded, folder, resume)
     except Interrupted as stopped:
@@ -111,7 +114,7 @@ def predict(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or still training.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, finished or still training.")],
     html: Annotated[
         Path | None, typer.Option(help="Write a self-contained page with all curves to this file, too.")
     ] = None,
@@ -123,7 +126,12 @@ def compare(
     """Compare runs: metrics, speed, and where their configurations differ; seeds become means with intervals."""
     from dlrm_mtl.reports.compare import compare_runs
 
-    compare_runs(runs, html, metric or [])
+    for run in runs:
+        if "://" in run:
+            raise UserError(
+                f"{run}: compare reads local folders; copy config.yaml, metrics.jsonl and results.json into one."
+            )
+    compare_runs([Path(run) for run in runs], html, metric or [])
 
 
 @app.command()

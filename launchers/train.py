@@ -48,7 +48,7 @@ def ddp(
         config: the run's YAML file, relative to this folder
         j: [[MIN:]N x]M, the number of hosts and the number of processes on each
         set: overrides of the configuration, as in ``training.epochs=1,model.towers=[64,32]``
-        output: the run's folder, on storage that all hosts see
+        output: the run's folder, on storage that all hosts see, or a URI as in ``s3://bucket/runs/a``
         resume: True to go on from the latest checkpoint in the output folder
         name: the job's name
         image: the container image, for schedulers that use containers; it needs dlrm_mtl and its pinned set installed

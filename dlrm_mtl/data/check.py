@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from dlrm_mtl.data.dataset import DataFile, unreadable
-from dlrm_mtl.data.selection import Selection
+from dlrm_mtl.data.selection import ANY_ID, Selection
 from dlrm_mtl.data.spec import FeatureSpec, suggest
 from dlrm_mtl.errors import UserError
 
@@ -164,7 +164,9 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
     selection = layout.selection
     if selection.out_of_range == "error":
         for feature in selection.sparse:
-            checks.setdefault(feature.source, []).append(_id_check(feature, selection.vocabulary_sizes[feature.name]))
+            size = selection.vocabulary_sizes[feature.name]
+            if size != ANY_ID:
+                checks.setdefault(feature.source, []).append(_id_check(feature, size))
     for column in [feature.source for feature in selection.dense]:
         checks.setdefault(column, []).append(_number_check(column))
     for label in selection.labels:

@@ -16,6 +16,7 @@ import torchrec.sparse.jagged_tensor  # noqa: F401  (loads fbgemm's operators)
 from numpy.typing import NDArray
 
 from dlrm_mtl.data.check import Layout, bad_id, bad_label, bad_number, bad_weight
+from dlrm_mtl.data.selection import ANY_ID
 from dlrm_mtl.data.spec import DenseStatistics, FeatureSpec, LabelSpec
 from dlrm_mtl.errors import UserError
 
@@ -167,6 +168,8 @@ class BlockBuilder:
     ) -> Array:
         """Check ids of the rows from ``first`` on; for lists, ``ends`` says where each row's ids end."""
         size = self._selection.vocabulary_sizes[feature.name]
+        if size == ANY_ID:
+            return _any_ids(values)
         if len(values) == 0 or int(values.view(f"u{values.itemsize}").max()) < size:  # a negative id looks huge
             return values
         bad = (values < 0) | (values >= size)
@@ -178,6 +181,13 @@ class BlockBuilder:
             raise bad_id(sources.row(first + row), feature, values[position], size)
         self._count_unknown(feature.name, int(np.count_nonzero(bad)))
         return np.where(bad, values.dtype.type(0), values)
+
+
+def _any_ids(values: Array) -> Array:
+    """Ids of 64 bits as int64; -1, which stands for nulls here, becomes the least of all, -2^63."""
+    values = values.astype(np.int64, copy=False)
+    absent = values == ABSENT
+    return np.where(absent, np.iinfo(np.int64).min, values) if absent.any() else values
 
 
 def id_dtype(vocabulary_sizes: dict[str, int]) -> type[np.int32] | type[np.int64]:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from dlrm_mtl.config.strict import Strict
+
+
+class UnboundedConfig(Strict):
+    """How ids that are not numbered share the rows of a table: a new id takes a free row, or evicts another one."""
+
+    rows: int = Field(gt=1)
+    """Rows of the table. The first one is for id 0 and for ids without a row of their own."""
+    eviction: Literal["lru", "lfu", "distance_lfu"] = "distance_lfu"
+    """Which id goes when there is no free row: the least recently used one (`lru`), the one that was in the fewest batches
+    (`lfu`), or the one with the smallest number of batches divided by the steps since its last one (`distance_lfu`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_of_rows(cls, value: Any) -> Any:
+        return {"rows": value} if isinstance(value, int) else value
 
 
 class DataConfig(Strict):
@@ -36,6 +51,9 @@ class DataConfig(Strict):
     """Standardised dense values beyond plus or minus this are cut off; default: they are left as they are."""
     out_of_range: Literal["error", "unknown"] = "error"
     """An id outside its vocabulary: stop with an error, or read it as id 0 (unknown) and count it."""
+    unbounded: dict[str, UnboundedConfig] = Field(default_factory=dict)
+    """Features whose ids are any integers of 64 bits, and the rows of their tables, by the name of the feature that owns the
+    vocabulary: `user: 1000000`, or `user: {rows: 1000000, eviction: lru}`. Rows are given to ids as they come."""
     weight: str | None = None
     """Name of a float column with the weight of each row; default: every row weighs 1."""
     prefetch: int = Field(default=4, ge=1)

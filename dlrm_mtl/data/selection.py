@@ -10,6 +10,9 @@ from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, suggest
 from dlrm_mtl.errors import UserError
 
+ANY_ID = 2**64
+"""Stands for the vocabulary size of features whose ids are any integers of 64 bits."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -24,7 +27,7 @@ class Selection:
     weight: str | None
     """Parquet column with the weight of each row."""
     vocabulary_sizes: dict[str, int]
-    """By name of the sparse or sequence feature."""
+    """By name of the sparse or sequence feature; :data:`ANY_ID` where `data.unbounded` says so."""
     max_sequence_length: int
     dense_limit: float | None
     out_of_range: Literal["error", "unknown"]
@@ -58,11 +61,26 @@ def select(spec: DatasetSpec, config: DataConfig, labels: Sequence[str]) -> Sele
         dense=tuple(_features(spec, "dense", config.dense)),
         labels=tuple(known[name] for name in labels),
         weight=config.weight,
-        vocabulary_sizes={feature.name: spec.vocabulary_size(feature.name) for feature in sparse},
+        vocabulary_sizes=_vocabulary_sizes(spec, config, [feature.name for feature in sparse]),
         max_sequence_length=config.max_sequence_length,
         dense_limit=config.dense_limit,
         out_of_range=config.out_of_range,
     )
+
+
+def _vocabulary_sizes(spec: DatasetSpec, config: DataConfig, names: list[str]) -> dict[str, int]:
+    owners = {name: spec.vocabulary_owner(name) for name in names}
+    for owner in config.unbounded:
+        if owner not in owners.values():
+            hint = suggest(owner, set(owners.values()))
+            raise UserError(f"data.unbounded.{owner}: the run reads no ids with a vocabulary of this name; {hint}.")
+    for owner in owners.values():
+        if spec.feature(owner).unbounded and owner not in config.unbounded:
+            raise UserError(
+                f"data.unbounded: feature {owner!r} of data set {spec.name} has ids without a bound, so its table needs a "
+                f"number of rows; add one, such as data.unbounded.{owner}=1000000."
+            )
+    return {name: ANY_ID if owner in config.unbounded else spec.vocabulary_size(name) for name, owner in owners.items()}
 
 
 def _features(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -49,6 +49,9 @@ class FeatureSpec(Strict):
     """Ids run from 0 to vocabulary_size - 1; id 0 stands for unknown."""
     vocabulary: str | None = None
     """Name of the feature whose ids this feature uses as well, so that both share one vocabulary size and may share a table."""
+    unbounded: bool | None = None
+    """Instead of a vocabulary_size: ids are any integers of 64 bits, such as hashes; 0 stands for unknown. The configuration
+    says how many rows of a table they share."""
     statistics: DenseStatistics | SparseStatistics | None = None
 
     @property
@@ -59,16 +62,17 @@ class FeatureSpec(Strict):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> FeatureSpec:
         if self.kind == "dense":
-            if self.vocabulary_size is not None or self.vocabulary is not None:
+            if self.vocabulary_size is not None or self.vocabulary is not None or self.unbounded:
                 raise ValueError(
                     f"feature {self.name!r} is dense and has no vocabulary; remove it or make the feature sparse."
                 )
             if isinstance(self.statistics, SparseStatistics):
                 raise ValueError(f"feature {self.name!r} is dense; its statistics are mean, std, min, max and nulls.")
         else:
-            if (self.vocabulary_size is None) == (self.vocabulary is None):
+            if [self.vocabulary_size is None, self.vocabulary is None, not self.unbounded].count(False) != 1:
                 raise ValueError(
-                    f"feature {self.name!r} needs either vocabulary_size or vocabulary (the name of another feature)."
+                    f"feature {self.name!r} needs either vocabulary_size or vocabulary (the name of another feature), or "
+                    "unbounded: true."
                 )
             if isinstance(self.statistics, DenseStatistics):
                 raise ValueError(
@@ -120,12 +124,16 @@ class DatasetSpec(Strict):
     def _names_fit(self) -> DatasetSpec:
         _refuse_duplicates("features", [feature.name for feature in self.features])
         _refuse_duplicates("labels", [label.name for label in self.labels])
-        owners = {feature.name: feature for feature in self.features if feature.vocabulary_size is not None}
+        owners = {
+            feature.name: feature
+            for feature in self.features
+            if feature.vocabulary_size is not None or feature.unbounded
+        }
         for feature in self.features:
             if feature.vocabulary is not None and feature.vocabulary not in owners:
                 raise ValueError(
                     f"feature {feature.name!r} shares the vocabulary of {feature.vocabulary!r}, which is no feature with a "
-                    f"vocabulary_size; {suggest(feature.vocabulary, owners)}."
+                    f"vocabulary of its own; {suggest(feature.vocabulary, owners)}."
                 )
         return self
 
@@ -145,11 +153,21 @@ class DatasetSpec(Strict):
         return self.feature(name).vocabulary or name
 
     def vocabulary_size(self, name: str) -> int:
-        """The vocabulary size of a sparse or sequence feature, own or shared; raises KeyError for a dense one."""
+        """The vocabulary size of a sparse or sequence feature, own or shared; raises KeyError for a dense or unbounded one."""
         size = self.feature(self.vocabulary_owner(name)).vocabulary_size
         if size is None:
             raise KeyError(name)
         return size
+
+    def with_rows(self, rows: Mapping[str, int]) -> DatasetSpec:
+        """The same data set with vocabularies of the sizes ``rows``, by owner: what is left of ids that were made rows."""
+        features = [
+            feature.model_copy(update={"vocabulary_size": rows[feature.name], "unbounded": None})
+            if feature.name in rows
+            else feature
+            for feature in self.features
+        ]
+        return self.model_copy(update={"features": features})
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:

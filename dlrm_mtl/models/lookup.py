@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -35,6 +35,8 @@ class FeatureLookup(nn.Module):
         """The width of every vector."""
         self.widths: list[int] = []
         """The width of what every feature becomes, in every table it is looked up in; W is their sum."""
+        self.unbounded: Callable[[KeyedJaggedTensor], KeyedJaggedTensor] | None = None
+        """Turns ids that are not numbered from 0 on into rows, in a sharded model."""
         self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, whether that is a KeyedTensor
         names = [name for table in tables.pooled for name in table.feature_names]
         for table in tables.configs:
@@ -60,6 +62,8 @@ class FeatureLookup(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Look up all features: [B, W]."""
+        if self.unbounded is not None:
+            sparse = self.unbounded(sparse)
         # The columns of a KeyedTensor's values() depend on the sharding plan: features are gathered by name.
         sums = self.tables(sparse).to_dict() if self.tables is not None else {}
         rows: dict[str, JaggedTensor] = {}

@@ -48,7 +48,8 @@ class IdsProfile:
     """A sparse or sequence feature over one split."""
 
     feature: FeatureSpec
-    vocabulary_size: int
+    vocabulary_size: int | None
+    """None where ids have no bound."""
     distinct: int
     """Distinct ids other than 0."""
     coverage: float
@@ -174,7 +175,8 @@ def profile_dataset(
             if feature.kind == "dense":
                 numbers.append(_numbers(connection, sources[split], feature))
             else:
-                size = spec.vocabulary_size(feature.name)
+                owner = spec.feature(spec.vocabulary_owner(feature.name))
+                size = None if owner.unbounded else spec.vocabulary_size(feature.name)
                 listed = {name: types[name][feature.source].endswith("]") for name in sources}
                 ids.append(_ids(connection, sources[split], others, listed, split, feature, size))
         progress("", 1.0)
@@ -255,7 +257,7 @@ def _ids(
     listed: dict[str, bool],
     split: str,
     feature: FeatureSpec,
-    size: int,
+    size: int | None,
 ) -> IdsProfile:
     column = _quote(feature.source)
     present = f"len(list_filter({column}, lambda id: id <> 0)) > 0" if listed[split] else f"{column} <> 0"
@@ -269,10 +271,11 @@ def _ids(
         f"""CREATE OR REPLACE TEMP TABLE frequencies AS SELECT id, count(*) AS n
         FROM ({_each(source, column, listed[split])}) WHERE id IS NOT NULL GROUP BY id"""
     )
+    beyond = "false" if size is None else f"id < 0 OR id >= {size}"
     distinct, total, unknown, outside = _row(
         connection,
         f"""SELECT count(*) FILTER (id <> 0), coalesce(sum(n), 0), coalesce(sum(n) FILTER (id = 0), 0),
-        coalesce(sum(n) FILTER (id < 0 OR id >= {size}), 0) FROM frequencies""",
+        coalesce(sum(n) FILTER ({beyond}), 0) FROM frequencies""",
     )
     top = connection.execute(f"SELECT id, n FROM frequencies ORDER BY n DESC, id LIMIT {TOP_IDS}").fetchall()
     levels = connection.execute(

@@ -87,7 +87,7 @@ def ids_table(profile: DatasetProfile, brief: bool = False) -> Table:
             [
                 entry.feature.name,
                 entry.feature.kind,
-                f"{entry.vocabulary_size:,}",
+                "any" if entry.vocabulary_size is None else f"{entry.vocabulary_size:,}",
                 f"{entry.distinct:,}",
                 Cell(share(entry.coverage), bar=_finite(entry.coverage)),
                 Cell(share(entry.nulls), bar=_finite(entry.nulls)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +17,14 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.optim.build import Optimizers
-from dlrm_mtl.training.distributed import gather_objects
+from dlrm_mtl.training.distributed import first_process_only, gather_objects, local_rank
+from dlrm_mtl.training.mirror import Mirror
 from dlrm_mtl.training.model import ShardedModel
+from dlrm_mtl.training.run_folder import CHECKPOINTS, PROGRESS_FILE
 
-PROGRESS_FILE = "progress.json"
 FORMAT = 1
+POINTERS = (f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
+"""The files, in a run's folder, that name a checkpoint."""
 
 
 @dataclass
@@ -54,14 +58,22 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``step_N`` folders, and the files ``latest`` and ``best`` that name one of them."""
+    """The checkpoints of one run: ``step_N`` folders, and the files ``latest`` and ``best`` that name one of them.
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    Args:
+        folder: where they lie; without ``mirror`` all processes share it.
+        keep: how many are kept besides the best one.
+        mirror: where they belong, if that is an object store; ``folder`` is one of each host then, and what is not needed any
+            more is removed there without regard to ``keep``.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, mirror: Mirror | None = None) -> None:
         self.folder = folder
         self.keep = keep
+        self.mirror = mirror
 
     def path(self, name: str) -> Path:
-        """The folder of checkpoint ``latest``, ``best`` or ``step_N``.
+        """The folder of checkpoint ``latest``, ``best`` or ``step_N``, brought here if need be; to be called on every process.
 
         Raises:
             UserError: there is no such checkpoint.
@@ -69,8 +81,11 @@ class Checkpoints:
         pointer = self.folder / name
         if name in ("latest", "best") and pointer.is_file():
             pointer = self.folder / pointer.read_text(encoding="utf-8").strip()
+        if self.mirror is not None:
+            self.mirror.fetch_checkpoint(pointer.name)
         if not (pointer / PROGRESS_FILE).is_file():
-            there = ", ".join(sorted(p.name for p in self.folder.glob("*") if not p.name.endswith(".tmp")))
+            names = self.mirror.children(CHECKPOINTS) if self.mirror else sorted(p.name for p in self.folder.glob("*"))
+            there = ", ".join(name for name in names if not name.endswith(".tmp"))
             raise UserError(f"{self.folder}: there is no checkpoint {name!r}; there is {there or 'none at all yet'}.")
         return pointer
 
@@ -82,31 +97,58 @@ class Checkpoints:
         """Write ``step_N``; to be called on every process. A checkpoint either exists as a whole or not at all."""
         name, description = _name(progress.step), json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
         target, temporary = self.folder / name, self.folder / f"{name}.tmp"
-        main = dist.get_rank() == 0
-        if main:
+        if self._writes_here():
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob("*.tmp"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         dist.barrier()
         if not target.is_dir():
             dcp.save(state_dict(model, optimizers), checkpoint_id=temporary)
-            if main:
+            if self._writes_here():
                 _write(temporary / PROGRESS_FILE, description)
                 os.rename(temporary, target)
-        elif main:
+        elif self._writes_here():
             _write(target / PROGRESS_FILE, description)
-        if main:
-            _write(self.folder / "latest", name)
-            if progress.best_step == progress.step:
-                _write(self.folder / "best", name)
-            self._remove_old(progress)
+        mirror = self.mirror
+        if mirror is not None:
+            mirror.upload_checkpoint(name)
+            first_process_only(lambda: mirror.write(f"{CHECKPOINTS}/{name}/{PROGRESS_FILE}", description))
+        self.settle(progress)
+
+    def settle(self, progress: Progress) -> None:
+        """Let ``best`` and ``latest`` name the checkpoints of ``progress``, and remove those that count no more.
+
+        To be called on every process, when the checkpoint of ``progress`` is complete, or when a run goes on from there.
+        """
+        # The best one first: killed in between, a run goes on from the checkpoint before and comes to this one again.
+        best = None if progress.best_step is None else _name(progress.best_step)
+        latest = _name(progress.step)
+        if self._writes_here():
+            if best is None:
+                (self.folder / "best").unlink(missing_ok=True)
+            else:
+                _write(self.folder / "best", best)
+            _write(self.folder / "latest", latest)
+            for name in _superfluous(os.listdir(self.folder), best, latest, 1 if self.mirror else self.keep):
+                shutil.rmtree(self.folder / name)
+        mirror = self.mirror
+        if mirror is not None:
+            first_process_only(lambda: self._settle_remote(mirror, best, latest))
         dist.barrier()
 
-    def _remove_old(self, progress: Progress) -> None:
-        best = None if progress.best_step is None else _name(progress.best_step)
-        others = [path for path in sorted(self.folder.glob("step_*")) if path.is_dir() and path.name != best]
-        for path in others[: -self.keep]:
-            shutil.rmtree(path)
+    def _settle_remote(self, mirror: Mirror, best: str | None, latest: str) -> None:
+        mirror.publish()
+        if best is None:
+            mirror.remove(f"{CHECKPOINTS}/best")
+        else:
+            mirror.write(f"{CHECKPOINTS}/best", best)
+        mirror.write(f"{CHECKPOINTS}/latest", latest)
+        for name in _superfluous(mirror.children(CHECKPOINTS), best, latest, self.keep):
+            mirror.remove(f"{CHECKPOINTS}/{name}")
+
+    def _writes_here(self) -> bool:
+        """Whether this process does for the folder what only one process may do."""
+        return (local_rank() if self.mirror else dist.get_rank()) == 0
 
     def load(self, name: str, model: ShardedModel, optimizers: Optimizers | None = None) -> Progress:
         """Load a checkpoint into ``model`` and, to train on, ``optimizers``; to be called on every process.
@@ -132,9 +174,18 @@ def _name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def _superfluous(there: list[str], best: str | None, latest: str, keep: int) -> list[str]:
+    """The checkpoints to remove: old ones, and later ones than the latest, which an attempt that was killed has left."""
+    steps = sorted(name for name in there if re.fullmatch(r"step_\d+", name) and name != best)
+    until = [name for name in steps if name <= latest]
+    return until[:-keep] + steps[len(until) :]
+
+
 def state_dict(model: ShardedModel, optimizers: Optimizers | None) -> dict[str, Any]:
     """All tensors of a run under names that do not depend on the plan; they are the live ones, so loading fills them."""
     state: dict[str, Any] = {"tables": model.table_weights(), "dense": model.dense_weights()}
+    if model.ids.vocabularies:
+        state["ids"] = model.ids.state()
     if optimizers is not None:
         state["table_state"] = optimizers.table_state()
         state["dense_state"] = optimizers.dense_state()

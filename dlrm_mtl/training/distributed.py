@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -60,17 +60,32 @@ def process_group() -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def first_process_only(action: Callable[[], None]) -> None:
-    """Run ``action`` on the first process while the others wait; a user's mistake found there is raised on all of them."""
-    mistake: list[str | None] = [None]
+def first_process_only(action: Callable[[], T]) -> T:
+    """The result of ``action`` on the first process, on all of them; so is a user's mistake that is found there raised."""
+    outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
-        try:
-            action()
-        except UserError as error:
-            mistake = [str(error)]
-    dist.broadcast_object_list(mistake)
-    if mistake[0] is not None:
-        raise UserError(mistake[0])
+        outcome = [*_outcome(action)]
+    dist.broadcast_object_list(outcome)
+    result, mistake = outcome
+    if mistake is not None:
+        raise UserError(mistake)
+    return result
+
+
+def on_every_process(action: Callable[[], T]) -> list[T]:
+    """Run ``action`` on every process; what it returned, by rank. A user's mistake that one finds is raised on all of them."""
+    outcomes = gather_objects(_outcome(action))
+    for _, mistake in outcomes:
+        if mistake is not None:
+            raise UserError(mistake)
+    return [result for result, _ in outcomes]
+
+
+def _outcome(action: Callable[[], T]) -> tuple[Any, str | None]:
+    try:
+        return action(), None
+    except UserError as error:
+        return None, str(error)
 
 
 def gather_objects(value: T) -> list[T]:

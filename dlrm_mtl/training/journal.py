@@ -28,6 +28,11 @@ class Journal:
         for key, value in values.items():
             self._writer.add_scalar(f"{kind}/{key}", value, step)
 
+    def flush(self) -> None:
+        """See to it that what was written is in the files."""
+        self._file.flush()
+        self._writer.flush()
+
     def __enter__(self) -> Journal:
         return self
 

@@ -168,6 +168,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        if self.journal:
+            self.journal.flush()
         self.checkpoints.save(self.model, self.optimizers, self.progress)
 
 

@@ -17,9 +17,11 @@ from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.data.selection import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.collecting import two_phase_sharders
+from dlrm_mtl.embeddings.resets import RowResets
 from dlrm_mtl.embeddings.sharding import make_plan
 from dlrm_mtl.embeddings.shards import placements, sharded_collections
 from dlrm_mtl.embeddings.tables import TableConfig, TableSet, initialise, is_table, table_weights
+from dlrm_mtl.embeddings.unbounded import UnboundedIds, Vocabulary
 from dlrm_mtl.models.base import ModelInputs, RankingModel
 from dlrm_mtl.models.classical.multitask_net import MultitaskNet
 from dlrm_mtl.models.dropout import DropoutStream, connect_dropout
@@ -45,6 +47,8 @@ class ShardedModel:
     """The tables, and what features become."""
     dropout: DropoutStream
     """Set its ``step`` before every training step."""
+    ids: UnboundedIds
+    """Turns unbounded ids into rows; gives rows to new ids during training steps."""
     weighting: TaskWeighting
     """How the tasks' losses become one. A part of the model: DDP reduces its gradients and checkpoints hold its state."""
     full_ranking: FullRanking | None = None
@@ -94,6 +98,7 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     _quieten()
     selection = select(spec, config.data, [])
     torch.manual_seed(config.seed)
+    spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
     ranker = build_ranking_model(config.model, ModelInputs(spec, selection.keys, selection.dense, config.tasks))
     tables = ranker.lookup.table_set
     logits = starting_logits(config.tasks, spec)
@@ -111,7 +116,10 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     lanes = config.data.lanes // process.world_size
     stream = DropoutStream(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
     connect_dropout(module, stream)
-    model = ShardedModel(module, plan, tables, stream, weighting)
+    ids = UnboundedIds(_vocabularies(config, spec, tables), process.device)
+    if ids.vocabularies:
+        ranker.lookup.unbounded = ids
+    model = ShardedModel(module, plan, tables, stream, ids, weighting)
     if isinstance(ranker, MultitaskNet):
         rows = config.data.evaluation_batch_size // process.world_size
         model.full_ranking = FullRanking(ranker, config.data.path, rows, process.device)
@@ -125,12 +133,26 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
 
 def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -> Optimizers:
     """The optimizers of all parameters of ``model``."""
-    return Optimizers(
+    optimizers = Optimizers(
         config.optimizer,
         model.dense_parameters(),
         model.module,
         total_steps,
     )
+    model.ids.connect(RowResets(optimizers.sparse, model.table_set.stds, config.seed))
+    return optimizers
+
+
+def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dict[str, Vocabulary]:
+    """The unbounded vocabularies of a run, with their features and tables."""
+    result = {name: Vocabulary(each.rows, each.eviction) for name, each in config.data.unbounded.items()}
+    for table in tables.configs:
+        for feature in table.feature_names:
+            vocabulary = result.get(spec.vocabulary_owner(feature))
+            if vocabulary is not None:
+                vocabulary.features.add(feature)
+                vocabulary.tables.add(table.name)
+    return result
 
 
 def _quieten() -> None:

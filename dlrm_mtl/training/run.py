@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -21,7 +20,7 @@ from dlrm_mtl.errors import UserError
 from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.tasks.check import check_labels, remarks
 from dlrm_mtl.tasks.targets import label_columns
-from dlrm_mtl.training.checkpoint import Checkpoints, Progress
+from dlrm_mtl.training.checkpoint import POINTERS, Checkpoints, Progress
 from dlrm_mtl.training.distributed import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.journal import Journal
@@ -30,14 +29,15 @@ from dlrm_mtl.training.model import ShardedModel, build_model, build_optimizers
 from dlrm_mtl.training.progress import Bar, clock, console, metrics_table, plan_table
 from dlrm_mtl.training.rounds import Round, rounds
 from dlrm_mtl.training.run_folder import RunFolder
+from dlrm_mtl.training.staging import run_folder
 
 
-def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, float] | None:
+def run_training(config: RunConfig, output: str | Path, resume: bool) -> dict[str, float] | None:
     """Train ``config`` and evaluate its best checkpoint on the test split; to be called on every process.
 
     Args:
         config: what to do.
-        output: the run's folder.
+        output: the run's folder, path or URI.
         resume: go on from the latest checkpoint in it, if there is one.
 
     Returns:
@@ -49,16 +49,17 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
     """
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
-    with process_group() as process:
+    with process_group() as process, run_folder(output) as folder:
         # After a failure a launcher starts all processes again with the same command: then the run goes on.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        folder = RunFolder(output)
-        checkpoints = Checkpoints(folder.checkpoints, config.training.keep_checkpoints)
+        checkpoints = Checkpoints(folder.checkpoints, config.training.keep_checkpoints, folder.mirror)
         train_data = None if config.data.growing else make_loader(config, dataset, "train", process)
         validation_data = (
             make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
         )
         first_process_only(lambda: folder.check(resume))
+        if resume and folder.mirror is not None:
+            folder.mirror.restore(folder.metrics.name, *POINTERS)
         model = build_model(config, dataset.spec, process)
         steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else 1
         optimizers = build_optimizers(config, model, steps)
@@ -66,6 +67,7 @@ def run_training(config: RunConfig, output: Path, resume: bool) -> dict[str, flo
         if resume and checkpoints.exists():
             progress = checkpoints.load("latest", model, optimizers)
             check_same_data(progress, config, folder)
+            checkpoints.settle(progress)
         first_process_only(lambda: prepare_folder(folder, config, model, progress))
         if process.is_main:
             introduce(config, dataset, model, process, train_data, folder, progress)
@@ -160,11 +162,10 @@ def check_same_data(progress: Progress, config: RunConfig, folder: RunFolder) ->
 def prepare_folder(folder: RunFolder, config: RunConfig, model: ShardedModel, progress: Progress) -> None:
     """Write the configuration and the plan; a run that starts at step 0 drops what an earlier attempt left."""
     if progress.step == 0:
-        for path in (folder.checkpoints, folder.tensorboard):
-            shutil.rmtree(path, ignore_errors=True)
-        folder.metrics.unlink(missing_ok=True)
+        folder.clear()
     folder.create(config)
     folder.write_plan(describe_plan(model.plan, model.tables))
+    folder.publish()
 
 
 def introduce(
@@ -188,7 +189,7 @@ def introduce(
     out.print(
         f"{config.name}: {amount} of {dataset.spec.name}, {steps} of {config.data.batch_size:,} rows on {process.world_size} "
         f"process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
-        f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.path}"
+        f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.place}"
     )
     for remark in remarks(config.tasks):
         out.print(f"note: {remark}")
@@ -212,11 +213,10 @@ def conclude(
             f"trained for {clock(progress.seconds)}; evaluating the checkpoint after step {progress.step} ({name})",
             flush=True,
         )
-    if "test" not in dataset.spec.splits:
-        return None
-    metrics = evaluate_split(config, dataset, model, process, "test")
-    if process.is_main:
+    metrics = evaluate_split(config, dataset, model, process, "test") if "test" in dataset.spec.splits else None
+    if process.is_main and metrics is not None:
         folder.results.write_text(json.dumps({"step": progress.step, "test": metrics}, indent=1), encoding="utf-8")
+    first_process_only(folder.publish)
     return metrics
 
 

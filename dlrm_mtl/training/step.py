@@ -42,6 +42,7 @@ class TrainingStep:
             measure: whether the report should also say how far coordinates moved.
         """
         self.model.dropout.step = step
+        self.model.ids.begin(step)
         self.losses.weighting.start(epoch)
         self.optimizers.prepare(step)
         labels, weights = self.targets.sampled(batch.labels, batch.weights, self.model.dropout)
@@ -68,11 +69,12 @@ class TrainingStep:
             if self.balanced and self.balanced.needs_losses_after:
                 with torch.no_grad():
                     self.balanced.after(self.losses.parts(self.model.module(batch), labels, weights, totals))
+        self.model.ids.end(keep=not report.skipped)
         return parts, report
 
     def figures(self) -> dict[str, float]:
         """What the log should say of the last step besides its losses."""
-        return self.balanced.figures if self.balanced else {}
+        return self.model.ids.figures | (self.balanced.figures if self.balanced else {})
 
     def tasks_not_finite(self) -> list[str]:
         """The tasks whose gradient was not finite in the last step, where tasks' gradients are kept apart."""

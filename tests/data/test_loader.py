@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +101,46 @@ def test_starting_at_a_step_gives_what_iterating_there_gives(tmp_path: Path) -> 
         rest = list(reading.epoch(3, start))
         assert len(rest) == len(batches) - start
         assert all(same(one, other) for one, other in zip(rest, batches[start:], strict=True))
+
+
+def global_batches(folder: Path, world_size: int, position: int, **options: Any) -> Iterator[list[int | None]]:
+    """The row numbers of each global batch from step ``position`` of a run on, epoch after epoch."""
+    ranks = [loader(folder, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    first, start = divmod(position, ranks[0].steps_per_epoch)
+    for epoch in itertools.count(first):
+        with ExitStack() as stack:
+            parts = [stack.enter_context(rank.epoch(epoch, start if epoch == first else 0)) for rank in ranks]
+            for step in zip(*parts, strict=True):
+                yield [number for batch in step for number in row_numbers(batch)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    content=files,
+    lane_batch=st.integers(1, 5),
+    block_rows=st.sampled_from([3, 100]),
+    attempts=st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(0, 4), st.integers(0, 3)), max_size=4),
+)
+def test_runs_that_are_killed_and_go_on_elsewhere_see_every_row_once_an_epoch(
+    content: list[list[int]], lane_batch: int, block_rows: int, attempts: list[tuple[int, int, int]]
+) -> None:
+    """Each attempt has its own number of processes, some steps that a checkpoint keeps, and some more that are lost."""
+    epochs = 2
+    with tempfile.TemporaryDirectory() as name:
+        folder, options = Path(name) / "set", {"lanes": 4, "batch_size": 4 * lane_batch, "block_rows": block_rows}
+        rows = write(folder, content).num_rows
+        per_epoch = loader(folder, **options).steps_per_epoch
+        seen: list[list[int | None]] = []
+        for world_size, kept, lost in [*attempts, (1, epochs * per_epoch, 0)]:
+            kept = min(kept, epochs * per_epoch - len(seen))
+            with closing(global_batches(folder, world_size, len(seen), **options)) as steps:
+                read = list(itertools.islice(steps, kept + lost))
+            seen += read[:kept]
+        whole = list(itertools.islice(global_batches(folder, 1, 0, **options), epochs * per_epoch))
+    for epoch in range(epochs):
+        numbers = [number for step in seen[epoch * per_epoch : (epoch + 1) * per_epoch] for number in step]
+        assert sorted(number for number in numbers if number is not None) == list(range(rows))
+    assert seen == whole
 
 
 def test_seeking_reads_only_the_blocks_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,34 +15,8 @@ from dlrm_mtl.data.output import output_file
 from dlrm_mtl.errors import UserError
 from tests import commands
 from tests.data.reading import loader, row_numbers, table, write
+from tests.s3 import upload
 from tests.synthetic import config, write_dataset
-
-server = pytest.importorskip("moto.server", reason="moto[server], which plays the object store, is not installed")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[fs.S3FileSystem]:
-    store = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    store.start()
-    host, port = store.get_host_and_port()
-    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST"))  # what an earlier test left
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(key, value)
-        monkeypatch.setitem(commands.ENVIRONMENT, key, value)
-    system = fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True)
-    system.create_dir("bucket")
-    yield system
-    store.stop()
-
-
-def upload(folder: Path, system: fs.S3FileSystem, to: str) -> None:
-    fs.copy_files(str(folder), to, destination_filesystem=system)
 
 
 def test_reading(bucket: fs.S3FileSystem, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def whole(value: Any) -> Tensor | None:
     if not hasattr(value, "local_shards"):
         return value.detach().clone()
     out = torch.empty(value.size(), dtype=value.dtype) if dist.get_rank() == 0 else None
-    value.gather(0, out)
+    value.gather(0, out, dtype=value.dtype)  # otherwise by way of float32
     return out
 
 

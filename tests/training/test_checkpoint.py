@@ -66,6 +66,20 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
     return tensors
 
 
+def test_what_an_attempt_that_was_killed_has_left_is_no_reason_to_remove_the_latest(tmp_path: Path) -> None:
+    """It wrote step 30 and died before a pointer named it; the next attempt went on from step 10 and came to 20."""
+    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
+    from dlrm_mtl.training.distributed import process_group
+
+    for step in (5, 10, 20, 30):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    with process_group():
+        Checkpoints(tmp_path, keep=1).settle(Progress(step=20, best_step=5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "latest", "step_00000005", "step_00000020"]
+    assert (tmp_path / "latest").read_text() == "step_00000020"
+    assert (tmp_path / "best").read_text() == "step_00000005"
+
+
 @pytest.mark.parametrize("optimizer", ["clippy_rowwise_adagrad", "rowwise_adam"])
 def test_a_checkpoint_of_any_plan_loads_under_any_other(tmp_path: Path, optimizer: str) -> None:
     data, runs = synthetic.write_dataset(tmp_path / "data", rows=300), tmp_path / "runs"

@@ -91,7 +91,7 @@ def _gradients(results: Results, method: str) -> list[str]:
 
 
 def _pair(mean: float, half: float) -> str:
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:.2f} ± {half:.2f}"
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -115,7 +115,7 @@ def plot(results: Results) -> str:
         left.invert_yaxis()
         left.axvline(0, color="#8c959f", linewidth=1)
         left.grid(visible=False, axis="y")
-        left.set_title("Test NDCG@10 against vanilla (%)")
+        left.set_title("Test: NDCG@10 against vanilla (%)")
         changes = [change(results, method, "validation", WATCHED) for method in SWEEP.values()]
         right.errorbar(
             list(SWEEP),
@@ -135,7 +135,7 @@ def plot(results: Results) -> str:
         )
         right.axhline(0, color="#8c959f", linewidth=1)
         right.set_xlabel("relax factor r of MetaBalance")
-        right.set_title("Validation NDCG@10 against r = 0 (%)")
+        right.set_title("Validation: the same, by r (%)")
         handles, labels = left.get_legend_handles_labels()
         named = dict(zip(labels, handles, strict=True))
         figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=2, frameon=False)
