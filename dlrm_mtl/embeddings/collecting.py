@@ -8,7 +8,7 @@ takes a step. Several backward passes before a step add up.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,15 @@ class Apart:
     weights: Tensor | None
     gradients: list[Tensor] = field(default_factory=list)
     """Each like the output: one per backward pass, which is one per task."""
+    occurrences: Any = None
+    """What the kernels' ``sort_pooled`` returned, if they have one and :meth:`sort` was called."""
+
+    def sort(self, group: TableGroup) -> None:
+        """Sort the ids of a pooled lookup before it: a GPU has then long done so when gradients come back."""
+        sort = getattr(kernels_for(group.weights.device), "sort_pooled", None)
+        if sort is not None and len(group.feature_tables):
+            bags = (len(self.bags) - 1) // len(group.feature_tables)
+            self.occurrences = sort(group, self.indices, self.bags, bags, self.weights)
 
     def collect(self, group: TableGroup) -> RowGradients:
         """Sum the gradients by row. Of T tasks at once: then ``group`` is :func:`wider` by T, and a row holds T gradients."""
@@ -67,7 +76,10 @@ class Apart:
             return kernels.collect_unpooled(group, self.indices, self.bags, _beside(self.gradients, [1]))
         widths = (group.dims // len(self.gradients))[group.feature_tables].tolist()
         bags = (len(self.bags) - 1) // max(len(widths), 1)
-        return kernels.collect(group, self.indices, self.bags, bags, _beside(self.gradients, widths), self.weights)
+        # They say where gradients lie, which is somewhere else if there are several.
+        known = {"occurrences": self.occurrences} if self.occurrences is not None and len(self.gradients) == 1 else {}
+        gradient = _beside(self.gradients, widths)
+        return kernels.collect(group, self.indices, self.bags, bags, gradient, self.weights, **known)
 
     def combined(self, group: TableGroup, coefficients: Tensor) -> Apart:
         """The lookup with one gradient: for each table the sum of the tasks' with their coefficients, [tables, T] float32."""
@@ -78,7 +90,7 @@ class Apart:
         total = self.gradients[0] * factors[0]
         for gradient, factor in zip(self.gradients[1:], factors[1:], strict=True):
             total.addcmul_(gradient, factor)
-        return Apart(self.indices, self.bags, self.weights, [total])
+        return replace(self, gradients=[total])
 
 
 def _beside(gradients: list[Tensor], widths: list[int]) -> Tensor:
@@ -114,7 +126,7 @@ class CollectingTables(SplitTableBatchedEmbeddingBagsCodegen):
         """Take the gradient of the output of ``lookup``."""
         gradient = gradient.float().contiguous()
         if self.apart is None:
-            self.pending.append(Apart(lookup.indices, lookup.bags, lookup.weights, [gradient]).collect(self.group))
+            self.pending.append(replace(lookup, gradients=[gradient]).collect(self.group))
             return
         if not lookup.gradients:
             self.apart.append(lookup)
@@ -139,7 +151,10 @@ class CollectingTables(SplitTableBatchedEmbeddingBagsCodegen):
             lengths = offsets.diff()
             share = torch.repeat_interleave(1.0 / lengths.clamp(min=1), lengths, output_size=len(indices))
             weights = share if weights is None else weights * share
-        return _PooledLookup.apply(self.placeholder_autograd_tensor, self, indices, offsets, weights)
+        lookup = Apart(indices, offsets, weights)
+        if torch.is_grad_enabled():
+            lookup.sort(self.group)
+        return _PooledLookup.apply(self.placeholder_autograd_tensor, self, lookup)
 
 
 class _PooledLookup(torch.autograd.Function):
@@ -148,19 +163,18 @@ class _PooledLookup(torch.autograd.Function):
         ctx: Any,
         placeholder: Tensor,
         tables: CollectingTables,
-        indices: Tensor,
-        offsets: Tensor,
-        weights: Tensor | None,
+        lookup: Apart,
     ) -> Tensor:
-        group = tables.group
-        ctx.tables, ctx.lookup = tables, Apart(indices, offsets, weights)
+        group, offsets = tables.group, lookup.bags
+        assert isinstance(offsets, Tensor)
+        ctx.tables, ctx.lookup = tables, lookup
         bags = (len(offsets) - 1) // len(group.feature_tables)
-        return kernels_for(group.weights.device).lookup(group, indices, offsets, bags, weights)
+        return kernels_for(group.weights.device).lookup(group, lookup.indices, offsets, bags, lookup.weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
         ctx.tables.came_back(ctx.lookup, gradients[0])
-        return None, None, None, None, None
+        return None, None, None
 
 
 class _UnpooledLookup(torch.autograd.Function):

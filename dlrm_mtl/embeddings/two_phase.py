@@ -139,9 +139,9 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             self.peers.reduce(gradients, sums)
         means = []
         for local, gradient, total in zip(self.tables, gradients, sums, strict=True):
-            counts = gradient.table_offsets.diff()
-            widths = torch.tensor([float(shard.columns) for shard in local.shards])
-            means.append(total / torch.repeat_interleave(widths, counts).to(total.device))
+            counts = gradient.table_offsets.diff().to(total.device)
+            widths = torch.tensor([float(shard.columns) for shard in local.shards], device=total.device)
+            means.append(total / torch.repeat_interleave(widths, counts, output_size=len(total)))
         return means
 
     def _factors(self, gradients: list[RowGradients], means: list[Tensor], rate: float) -> Tensor:

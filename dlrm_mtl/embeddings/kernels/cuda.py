@@ -1,7 +1,10 @@
 """The kernels on CUDA: the functions of :mod:`reference`, with the same arguments, on Triton kernels.
 
-Nothing but this module needs Triton. The ids of a batch are sorted by row, stably, so that all occurrences of a row lie
-together in their old order, and every sum is taken in that order; equal input gives equal bits.
+Nothing but this module and its parts needs Triton. The ids of a batch are sorted by row, stably, so that all occurrences of a
+row lie together in their old order, and every sum is taken in that order; equal input gives equal bits.
+
+Most rows of a batch occur once. Their gradient is that of their bag, which the kernels read where it is; only the gradients
+of *repeated* rows are summed, and kept.
 
 The number of touched rows is known on the device only. Callers get exact sizes, so the host has to wait for them once per
 batch, in :func:`collect`. :func:`sort_pooled` in the forward pass lets the dense layers run meanwhile: by the time of
@@ -10,158 +13,206 @@ the backward pass the sizes have long arrived. Nothing else here waits for the d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import NamedTuple, NoReturn
 
 import torch
-import triton
 from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import triton_kernels as kernels
+from dlrm_mtl.embeddings.kernels.cuda_plan import Plan, plan_of
+from dlrm_mtl.embeddings.kernels.cuda_sorting import (
+    BLOCK,
+    OPTIONS,
+    SHORT,
+    Occurrences,
+    Segments,
+    blocks_of,
+    sort_by_row,
+)
+from dlrm_mtl.embeddings.kernels.launch import Kernel, on
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup, empty_gradients
 
-TILE = 1024
-"""Elements of a tile of rows times columns: 8 per thread of 4 warps."""
-WIDEST_TILE = 256
-"""Columns of a tile at most."""
-SHORT = 32
-"""A row with more occurrences than this is summed in pieces, by several programs."""
-BLOCK = 1024
-"""Items of a program that treats ids one by one."""
-
-# Products are rounded before they are added, as on the CPU.
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-
-
-@dataclass
-class Occurrences:
-    """The ids of a batch in the order of the rows they touch; which rows those are, and how many."""
-
-    rows: Tensor
-    """[N] int64: the U touched rows, each within its table, ascending, table after table; the rest is not set."""
-    starts: Tensor
-    """[N + 1] int64: where the occurrences of each touched row begin; the first U + 1 are set."""
-    long_entries: Tensor
-    """[at most N / SHORT] int64: the touched rows with more than SHORT occurrences, as places in ``rows``."""
-    sources: Tensor
-    """[N] int64: where the gradient of each occurrence begins, in quads."""
-    scales: Tensor | None
-    """[N] float32: factor of each occurrence."""
-    sizes: Tensor
-    """[T + 3] int64 on the CPU: where each table's rows begin in ``rows``, and U; how many long rows, and ids within tables.
-
-    Valid once ``arrived`` has happened.
-    """
-    arrived: torch.cuda.Event | None
-    """When ``sizes`` has reached the host; None on a CPU."""
-
-    def host_sizes(self) -> list[int]:
-        """Wait for ``sizes``."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.sizes.tolist()
+PIECE = 128
+"""Occurrences in a piece at least."""
+CHUNK = 256
+"""Rows of a program that looks for factors."""
+_lookup = Kernel(kernels.lookup_kernel, **OPTIONS)
+_measure = Kernel(kernels.measure_kernel, **OPTIONS)
+_sum_repeated = Kernel(kernels.sum_kernel, **OPTIONS)
+_sum_pieces = Kernel(kernels.piece_kernel, **{**OPTIONS, "num_warps": 2})
+_combine = Kernel(kernels.combine_kernel, **OPTIONS)
+_rows = Kernel(kernels.row_kernel, **OPTIONS)
+_factors = Kernel(kernels.factor_kernel, **OPTIONS)
+_table_minima = Kernel(kernels.table_minima_kernel, **OPTIONS)
+_apply = Kernel(kernels.apply_kernel, **OPTIONS)
 
 
 class DeviceRowGradients(RowGradients):
     """Row gradients that are written out only when somebody reads :attr:`gradients`.
 
     A row that occurs once has the gradient of its bag, which the other rows of the bag share and the device's cache may hold.
-    Until they are written out, the kernels sum the occurrences of a row each time they need its gradient, always in the same
-    order.
     """
 
     def __init__(
-        self, group: TableGroup, occurrences: Occurrences, gradient: Tensor, table_offsets: Tensor, longs: int
+        self, group: TableGroup, plan: Plan, occurrences: Occurrences, gradient: Tensor, measures: Tensor | None
     ) -> None:
-        """Take ``gradient``, of a lookup, for the ``occurrences``; ``longs`` of the rows are long."""
-        plan, device, touched = _plan(group), gradient.device, int(table_offsets[-1])
+        """Take ``gradient``, of a lookup, for the ``occurrences``; ``measures`` of its bags, if there are any."""
+        device, sizes, tables = gradient.device, occurrences.host_sizes(), plan.tables
+        self._group = group
+        self._written: Tensor | None = None
+        touched, repeated, longs = sizes[tables], sizes[2 * tables + 1], sizes[2 * tables + 3]
         self.rows = occurrences.rows[:touched]
-        self.table_offsets = table_offsets
+        self.table_offsets = occurrences.arriving[: tables + 1]
         self.square_sums = torch.empty(touched, device=device)
         self.maxima = torch.empty(touched, device=device)
         """[U] float32: largest absolute value of each row's gradient over the columns here."""
-        self.spans, self.tiles = _spans(group, plan, table_offsets)
-        self._group = group
-        self._floats = int((table_offsets.diff() * group.dims).sum())
-        self._written: Tensor | None = None
-        # A row's gradient is read up to three times. With many occurrences of each row, summing once is less to read.
-        written = torch.empty(self._floats, device=device) if touched * 2 < len(occurrences.sources) else None
-        self._sources: _Sources | None = _Sources(
-            gradient, occurrences, longs, _sum_long_rows(plan, occurrences, gradient, longs, self.spans)
+        self.sizes = occurrences.sizes
+        bases, floats = plan.bases(sizes[tables + 1 : 2 * tables + 2])
+        self.sources: _Sources | None = _Sources(
+            gradient, occurrences, torch.empty(floats, device=device) if repeated else gradient, bases
         )
-        self._sum(written, measure=True)
-        self._keep(written)
+        """Where the gradients are while they are not written out."""
+        if longs:
+            self._sum_long(plan, longs)
+        self._sum(plan, repeated, measures)
+        if measures is None:
+            self._walk(plan, self.square_sums, plan.equal_bases, writes=False)
 
     @property
     def gradients(self) -> Tensor:  # type: ignore[override]
         """[sum of U_t * D_t] float32: the rows' gradients one after the other, in the order of ``rows``."""
         if self._written is None:
-            written = torch.empty(self._floats, device=self.rows.device)
-            self._sum(written, measure=False)
-            self._keep(written)
-            return written
+            plan = plan_of(self._group)
+            bases, floats = plan.bases(self.table_offsets.tolist())
+            written = torch.empty(floats, device=self.rows.device)
+            with on(self.rows.device):
+                self._walk(plan, written, bases, writes=True)
+            self._written, self.sources = written, None
         return self._written
 
-    @property
-    def sources(self) -> _Sources | None:
-        """What to sum while the gradients are not written out."""
-        return self._sources
-
-    def _keep(self, written: Tensor | None) -> None:
-        if written is not None:
-            self._written, self._sources = written, None
-
-    def _sum(self, written: Tensor | None, measure: bool) -> None:
-        assert self._sources is not None
-        plan = _plan(self._group)
-        with torch.cuda.device_of(self.rows):
-            kernels.sum_kernel[(self.tiles,)](
-                *self._sources.arguments(plan),
-                self.spans,
+    def _sum(self, plan: Plan, repeated: int, measures: Tensor | None) -> None:
+        """Sum and measure the repeated rows that are not long; measure those that occur once, if their bags are measured."""
+        assert self.sources is not None
+        gradient, some, sums, bases = self.sources
+        touched = len(self.square_sums)
+        tiles = repeated // plan.tile_rows + plan.tables if repeated else 0
+        blocks = 0 if measures is None else blocks_of(touched, BLOCK)
+        if tiles + blocks == 0:
+            return
+        _sum_repeated(
+            (tiles + blocks,),
+            (
+                *(gradient, some.lists, gradient if some.scales is None else some.scales, some.sizes, bases),
+                *(plan.table_quads, gradient if measures is None else measures, sums, self.square_sums, self.maxima),
+            ),
+            (
+                tiles,
+                touched,
                 plan.tables,
-                plan.steps,
-                plan.table_quads,
-                self.maxima if written is None else written,
-                self.square_sums,
-                self.maxima,
-                WRITES=written is not None,
-                MEASURES=measure,
-                **self._sources.options(plan),
-            )
+                some.room // 4,
+                plan.unit_quads,
+                0 if measures is None else measures.shape[1],
+            ),
+            SHORT=SHORT,
+            WEIGHTED=some.scales is not None,
+            BLOCK=BLOCK,
+            **plan.tile,
+        )
+
+    def _sum_long(self, plan: Plan, longs: int) -> None:
+        """Sum and measure the rows with more than SHORT occurrences."""
+        assert self.sources is not None
+        gradient, some, sums, bases = self.sources
+        pieces = some.count // PIECE + longs
+        partials = torch.empty(pieces, plan.widest_quads * 4, device=gradient.device)
+        _sum_pieces(
+            (pieces,),
+            (
+                *(gradient, some.lists, gradient if some.scales is None else some.scales, some.sizes),
+                *(plan.table_quads, partials),
+            ),
+            (longs, plan.tables, some.room // 4, plan.unit_quads, plan.widest_quads),
+            PIECE=PIECE,
+            WEIGHTED=some.scales is not None,
+            ROWS=max(plan.tile_rows // 2, 1),
+            COLUMNS=plan.tile["COLUMNS"],
+        )
+        _combine(
+            (longs,),
+            (partials, some.lists, some.sizes, bases, plan.table_quads, sums, self.square_sums, self.maxima),
+            (plan.tables, some.room // 4, plan.widest_quads),
+            PIECE=PIECE,
+            **plan.tile,
+        )
+
+    def _walk(self, plan: Plan, written: Tensor, bases: Tensor, writes: bool) -> None:
+        """Write out all rows, or measure those that occur once."""
+        assert self.sources is not None
+        gradient, some, sums, sum_bases = self.sources
+        _rows(
+            (len(self.rows) // plan.tile_rows + plan.tables,),
+            (
+                *(gradient, some.lists, gradient if some.scales is None else some.scales, sums, sum_bases, some.sizes),
+                *(bases, plan.table_quads, written, self.square_sums, self.maxima),
+            ),
+            (plan.tables, plan.unit_quads),
+            WRITES=writes,
+            WEIGHTED=some.scales is not None,
+            **plan.tile,
+        )
 
 
-@dataclass(frozen=True)
-class _Sources:
-    """Where kernels find the gradients of rows: of their occurrences, and the sums of long rows."""
+class _Sources(NamedTuple):
+    """Where kernels find the gradients of rows."""
 
     gradient: Tensor
+    """Of the lookup."""
     occurrences: Occurrences
-    longs: int
-    long_sums: Tensor
-    """[longs, widest D] float32."""
-
-    def arguments(self, plan: _Plan) -> tuple[Tensor | int, ...]:
-        """Positional arguments of the kernels, from ``gradient`` to ``long_quads``."""
-        some = self.occurrences
-        scales = some.sources if some.scales is None else some.scales
-        steps = self.longs.bit_length()
-        places = (self.long_sums, some.long_entries, self.longs, steps, plan.widest_quads)
-        return (self.gradient, some.sources, scales, some.starts, *places)
-
-    def options(self, plan: _Plan) -> dict[str, Any]:
-        """Keyword arguments of the kernels."""
-        return {"WEIGHTED": self.occurrences.scales is not None, "SHORT": SHORT, **plan.tile}
+    sums: Tensor
+    """The gradients of the repeated rows, one after the other; anything if there are none."""
+    bases: Tensor
+    """[T] int64: what to add to a repeated row's number times its quads to find its sum, in quads."""
 
 
-def _row_arguments(gradients: RowGradients, plan: _Plan) -> tuple[tuple[Tensor | int, ...], dict[str, Any]]:
-    """Arguments by which the kernels of the update find the rows' gradients."""
-    sources = gradients.sources if isinstance(gradients, DeviceRowGradients) else None
-    if sources is not None:
-        return sources.arguments(plan), {"SHARED": True, **sources.options(plan)}
-    written, unused = gradients.gradients, gradients.rows
-    arguments = (written, unused, unused, unused, written, unused, 0, 0, plan.widest_quads)
-    return arguments, {"SHARED": False, "WEIGHTED": False, "SHORT": SHORT, **plan.tile}
+def _measure_bags(plan: Plan, gradient: Tensor) -> Tensor:
+    """[2, units of the gradient] float32: square sums and largest absolute values, where a bag's gradient begins."""
+    bags = len(gradient)
+    measures = torch.empty(2, bags * plan.width_units, device=gradient.device)
+    _measure(
+        (blocks_of(bags, plan.tile_rows), plan.features),
+        (gradient, plan.feature_tables, plan.feature_units, plan.table_quads, measures),
+        (bags, plan.width_units, plan.unit_quads, measures.shape[1]),
+        **plan.tile,
+    )
+    return measures
+
+
+class _Rows(NamedTuple):
+    """What the kernels of the update need to find the rows and their gradients."""
+
+    tensors: tuple[Tensor, ...]
+    """From ``rows`` to ``sizes``."""
+    maxima: Tensor | None
+    shared: bool
+    weighted: bool
+
+    @classmethod
+    def of(cls, gradients: RowGradients, plan: Plan) -> _Rows:
+        """Those of this project's kernels, or any others."""
+        rows = gradients.rows
+        if not isinstance(gradients, DeviceRowGradients):
+            written = gradients.gradients.float().contiguous()
+            sizes = gradients.table_offsets.to(rows.device)
+            bases, _ = plan.bases(gradients.table_offsets.tolist())
+            return cls((rows, written, sizes, written, written, bases, sizes), None, False, False)
+        if gradients.sources is None:
+            written, sizes = gradients.gradients, gradients.sizes
+            bases, _ = plan.bases(gradients.table_offsets.tolist())
+            return cls((rows, written, sizes, written, written, bases, sizes), gradients.maxima, False, False)
+        gradient, some, sums, bases = gradients.sources
+        scales = gradient if some.scales is None else some.scales
+        tensors = rows, gradient, some.lists, scales, sums, bases, some.sizes
+        return cls(tensors, gradients.maxima, True, some.scales is not None)
 
 
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
@@ -169,24 +220,18 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
 
     An id outside its table gives NaN: there is no way to raise without waiting for the device. :func:`collect` raises.
     """
-    plan = _plan(group)
-    features = len(group.feature_tables)
+    plan = plan_of(group)
     out = torch.empty(bags, plan.width, device=group.weights.device)
     if out.numel():
-        with torch.cuda.device_of(group.weights):
-            kernels.lookup_kernel[(triton.cdiv(bags, plan.tile_rows), features)](
-                group.weights,
-                indices.contiguous(),
-                offsets.contiguous(),
-                group.weights if bag_weights is None else bag_weights.float().contiguous(),
-                out,
-                bags,
-                plan.width // 4,
-                plan.feature_tables,
-                plan.feature_columns,
-                plan.table_quads,
-                plan.weight_quads,
-                plan.row_offsets,
+        weights = group.weights if bag_weights is None else bag_weights.float().contiguous()
+        with on(group.weights.device):
+            _lookup(
+                (blocks_of(bags, plan.tile_rows), plan.features),
+                (
+                    *(group.weights, indices.contiguous(), offsets.contiguous(), weights, out),
+                    *(plan.feature_tables, plan.feature_units, plan.table_quads, plan.weight_quads, plan.row_offsets),
+                ),
+                (bags, plan.width // 4, plan.unit_quads),
                 WEIGHTED=bag_weights is not None,
                 **plan.tile,
             )
@@ -204,26 +249,24 @@ def sort_pooled(
         offsets: as for :func:`lookup`; from 0 to N.
         bags: B.
         bag_weights: as for :func:`lookup`.
+
+    Raises:
+        ValueError: there are more ids than 32 bits count.
     """
-    plan = _plan(group)
-    segments = _Segments(offsets, bags, plan.width // 4, plan.feature_tables, plan.feature_columns, pooled=True)
-    return _sort(group, plan, indices, segments, bag_weights)
+    plan = plan_of(group)
+    segments = Segments(offsets, bags, plan.width_units, plan.feature_tables, plan.feature_units, pooled=True)
+    return sort_by_row(plan, indices, segments, bag_weights)
 
 
 def sort_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> Occurrences | None:
     """As :func:`sort_pooled`, for lookups that return one row per id; arguments as for :func:`collect_unpooled`."""
-    plan = _plan(group)
+    plan = plan_of(group)
     begins = [0]
     for length in lengths:
         begins.append(begins[-1] + length)
     offsets = torch.tensor(begins).to(indices.device, non_blocking=True)
-    # Tables of one width: the gradient of an id begins at its place times that width.
-    return _sort(
-        group,
-        plan,
-        indices,
-        _Segments(offsets, 1, 0, plan.feature_tables, offsets[:-1] * plan.widest_quads, pooled=False),
-    )
+    # Tables of one width, which is the unit: the gradient of an id begins at its place.
+    return sort_by_row(plan, indices, Segments(offsets, 1, 0, plan.feature_tables, offsets, pooled=False))
 
 
 def collect(
@@ -246,17 +289,20 @@ def collect(
         bags: B.
         gradient: [B, sum of D over features] float32. The result may refer to it until the step: it must not change.
         bag_weights: as for :func:`lookup`.
-        occurrences: what :func:`sort_pooled` returned for the same arguments, if it was called before.
+        occurrences: what :func:`sort_pooled` returned for the same arguments, if it was called before; of the same tables, or
+            of others that differ from them in that all are wider by one factor.
 
     Raises:
         IndexError: an id lies outside its table.
+        ValueError: there are more ids than 32 bits count.
     """
     occurrences = occurrences or sort_pooled(group, indices, offsets, bags, bag_weights)
     if occurrences is None:
         return empty_gradients(group)
-    if not _ids_known(occurrences):
+    gradients = _collect(group, occurrences, gradient, pooled=True)
+    if gradients is None:
         _refuse(group, indices, offsets[::bags].tolist())
-    return _sum(group, occurrences, gradient)
+    return gradients
 
 
 def collect_unpooled(
@@ -277,13 +323,15 @@ def collect_unpooled(
 
     Raises:
         IndexError: an id lies outside its table.
+        ValueError: there are more ids than 32 bits count.
     """
     occurrences = occurrences or sort_unpooled(group, indices, lengths)
     if occurrences is None:
         return empty_gradients(group)
-    if not _ids_known(occurrences):
+    gradients = _collect(group, occurrences, gradient, pooled=False)
+    if gradients is None:
         _refuse(group, indices, [sum(lengths[:feature]) for feature in range(len(lengths) + 1)])
-    return _sum(group, occurrences, gradient)
+    return gradients
 
 
 def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
@@ -293,57 +341,57 @@ def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
         return empty_gradients(group)
     if len(parts) == 1:
         return parts[0]
-    plan = _plan(group)
+    plan = plan_of(group)
     device = group.weights.device
     # Each table of each part is a stretch of ids with gradients of their own.
     counts = torch.cat([part.table_offsets.diff() for part in parts])
+    units = (group.dims // 4 // plan.unit_quads).repeat(len(parts))
     offsets = _running_sum(counts).to(device, non_blocking=True)
-    sources = _running_sum(counts * (group.dims // 4).repeat(len(parts)))[:-1].to(device, non_blocking=True)
+    sources = _running_sum(counts * units).to(device, non_blocking=True)
     tables = torch.arange(group.tables, device=device).repeat(len(parts))
     rows = torch.cat([part.rows for part in parts])
-    occurrences = _sort(group, plan, rows, _Segments(offsets, 1, 0, tables, sources, pooled=False))
+    occurrences = sort_by_row(plan, rows, Segments(offsets, 1, 0, tables, sources, pooled=False))
     assert occurrences is not None
-    return _sum(group, occurrences, torch.cat([part.gradients for part in parts]))
+    merged = _collect(group, occurrences, torch.cat([part.gradients for part in parts]), pooled=False)
+    assert merged is not None
+    return merged
 
 
 def factors(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
 ) -> Tensor:
     """Find the largest factor of each table; as :func:`reference.factors`. Does not wait for the device."""
-    plan = _plan(group)
-    if not len(gradients.rows):
+    plan = plan_of(group)
+    touched = len(gradients.rows)
+    if not touched:
         return torch.ones(group.tables, device=group.weights.device)
-    spans, tiles = _place(group, plan, gradients)
-    arguments, options = _row_arguments(gradients, plan)
-    maxima = gradients.maxima if isinstance(gradients, DeviceRowGradients) else None
-    minima = torch.empty(tiles, device=group.weights.device)
-    result = torch.empty(group.tables, device=group.weights.device)
-    with torch.cuda.device_of(group.weights):
-        kernels.factors_kernel[(tiles,)](
-            group.weights,
-            state,
-            gradients.rows,
-            *arguments,
-            mean_squares.contiguous(),
-            mean_squares if maxima is None else maxima,
-            spans,
-            plan.tables,
-            plan.steps,
-            plan.table_quads,
-            plan.weight_quads,
-            plan.row_offsets,
-            float(lr),
-            float(rule.lambda_rel),
-            float(rule.lambda_abs),
-            float(rule.eps),
-            minima,
+    with on(group.weights.device):
+        rows = _Rows.of(gradients, plan)
+        tiles = touched // CHUNK + plan.tables
+        minima = torch.empty(tiles, device=group.weights.device)
+        result = torch.empty(plan.tables, device=group.weights.device)
+        mean_squares = mean_squares.contiguous()
+        _factors(
+            (tiles,),
+            (
+                *(group.weights, state, *rows.tensors, mean_squares),
+                *(mean_squares if rows.maxima is None else rows.maxima,),
+                *(plan.table_quads, plan.weight_quads, plan.row_offsets, minima),
+            ),
+            (
+                *(plan.tables, plan.unit_quads),
+                *(float(lr), float(rule.lambda_rel), float(rule.lambda_abs), float(rule.eps)),
+            ),
             CLIPS=rule.kind == "clippy" and not rule.per_row,
-            BOUNDED=maxima is not None,
+            SHARED=rows.shared,
+            BOUNDED=rows.maxima is not None,
             EPS_INSIDE=rule.eps_inside,
             DELAYED=rule.delayed,
-            **options,
+            WEIGHTED=rows.weighted,
+            CHUNK=CHUNK,
+            **plan.tile,
         )
-        kernels.table_minima_kernel[(group.tables,)](minima, spans, result, BLOCK=BLOCK, **_OPTIONS)
+        _table_minima((plan.tables,), (minima, rows.tensors[-1], result), (plan.tables,), CHUNK=CHUNK, BLOCK=BLOCK)
     return result
 
 
@@ -357,201 +405,46 @@ def apply(
     lr: float,
 ) -> None:
     """Update weights and accumulators of the touched rows in place; as :func:`reference.apply`. Does not wait."""
-    if not len(gradients.rows):
+    touched = len(gradients.rows)
+    if not touched:
         return
-    plan = _plan(group)
-    spans, tiles = _place(group, plan, gradients)
-    arguments, options = _row_arguments(gradients, plan)
-    with torch.cuda.device_of(group.weights):
-        kernels.apply_kernel[(tiles,)](
-            group.weights,
-            state,
-            gradients.rows,
-            *arguments,
-            mean_squares.contiguous(),
-            factor.contiguous(),
-            spans,
-            plan.tables,
-            plan.steps,
-            plan.table_quads,
-            plan.weight_quads,
-            plan.row_offsets,
-            float(lr),
-            float(rule.lambda_rel),
-            float(rule.lambda_abs),
-            float(rule.eps),
+    plan = plan_of(group)
+    with on(group.weights.device):
+        rows = _Rows.of(gradients, plan)
+        _apply(
+            (touched // plan.tile_rows + plan.tables,),
+            (
+                *(group.weights, state, *rows.tensors, mean_squares.contiguous(), factor.contiguous()),
+                *(plan.table_quads, plan.weight_quads, plan.row_offsets),
+            ),
+            (
+                *(plan.tables, plan.unit_quads),
+                *(float(lr), float(rule.lambda_rel), float(rule.lambda_abs), float(rule.eps)),
+            ),
+            SHARED=rows.shared,
             ACCUMULATES=rule.kind != "sgd",
             PER_ROW=rule.kind == "clippy" and rule.per_row,
             EPS_INSIDE=rule.eps_inside,
             DELAYED=rule.delayed,
-            **options,
+            WEIGHTED=rows.weighted,
+            **plan.tile,
         )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the kernels need to know of a :class:`TableGroup`, on its device."""
-
-    table_quads: Tensor
-    """[T] int64: D_t / 4."""
-    weight_quads: Tensor
-    """[T] int64: where each table begins in the weights, in quads."""
-    row_offsets: Tensor
-    """[T + 1] int64."""
-    feature_tables: Tensor
-    """[F] int64."""
-    feature_columns: Tensor
-    """[F] int64: first column of each feature in a pooled output, in quads."""
-    tables: int
-    steps: int
-    """Halvings that find one of T tables."""
-    total_rows: int
-    width: int
-    """Columns of a pooled output."""
-    widest_quads: int
-    """D of the widest table, in quads."""
-    tile_rows: int
-    tile_columns: int
-
-    @property
-    def tile(self) -> dict[str, Any]:
-        """Keyword arguments of the kernels that treat tiles."""
-        return {"ROWS": self.tile_rows, "COLUMNS": self.tile_columns, **_OPTIONS}
+def _collect(group: TableGroup, occurrences: Occurrences, gradient: Tensor, pooled: bool) -> DeviceRowGradients | None:
+    """None if an id lies outside its table."""
+    plan = plan_of(group)
+    gradient = gradient.float().contiguous()
+    with on(gradient.device):
+        # A bag is measured once for all its rows, without waiting for the sizes.
+        once = pooled and plan.dense and occurrences.scales is None
+        measures = _measure_bags(plan, gradient) if once else None
+        if occurrences.host_sizes()[-2] != occurrences.count:
+            return None
+        return DeviceRowGradients(group, plan, occurrences, gradient, measures)
 
 
-# A group is used for thousands of batches; what is derived from it goes when it goes.
-_plans: WeakKeyDictionary[TableGroup, _Plan] = WeakKeyDictionary()
-
-
-def _plan(group: TableGroup) -> _Plan:
-    plan = _plans.get(group)
-    if plan is None:
-        plan = _plans[group] = _make_plan(group)
-    return plan
-
-
-def _make_plan(group: TableGroup) -> _Plan:
-    for table, dim in enumerate(group.dims.tolist()):
-        if dim < 4 or dim % 4:
-            raise ValueError(f"table {table} has dim {dim}: the CUDA kernels need a positive multiple of 4")
-    if (group.weight_offsets % 4).any():
-        raise ValueError(f"weight_offsets {group.weight_offsets.tolist()} must be multiples of 4")
-    device = group.weights.device
-    columns = group.output_offsets()
-    # Tables share a launch. A tile as wide as the mean wastes few threads on narrow tables; wide ones take some rounds.
-    mean = int(group.dims.float().mean().ceil()) if group.tables else 4
-    tile_columns = min(max(triton.next_power_of_2(mean), 4), WIDEST_TILE)
-    return _Plan(
-        table_quads=(group.dims // 4).to(device),
-        weight_quads=(group.weight_offsets // 4).to(device),
-        row_offsets=group.row_offsets.to(device),
-        feature_tables=group.feature_tables.to(device),
-        feature_columns=torch.tensor(columns[:-1], dtype=torch.int64).to(device) // 4,
-        tables=group.tables,
-        steps=group.tables.bit_length(),
-        total_rows=int(group.row_offsets[-1]),
-        width=columns[-1],
-        widest_quads=int(group.dims.max()) // 4 if group.tables else 0,
-        tile_rows=TILE // tile_columns,
-        tile_columns=tile_columns,
-    )
-
-
-@dataclass(frozen=True)
-class _Segments:
-    """Stretches of ids, and where the gradients of each stretch lie; see ``keys_kernel``."""
-
-    offsets: Tensor
-    bags: int
-    bag_quads: int
-    tables: Tensor
-    sources: Tensor
-    pooled: bool
-
-
-def _sort(
-    group: TableGroup, plan: _Plan, indices: Tensor, segments: _Segments, scales: Tensor | None = None
-) -> Occurrences | None:
-    count, device, tables = len(indices), indices.device, group.tables
-    if not count:
-        return None
-
-    def integers(size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.int64, device=device)
-
-    # Radix sort takes time by the bytes of a key.
-    narrow = plan.total_rows < torch.iinfo(torch.int32).max
-    keys = torch.empty(count, dtype=torch.int32 if narrow else torch.int64, device=device)
-    unsorted_sources, firsts = integers(count), integers(count)
-    number = len(segments.offsets) - 1
-    grid = (triton.cdiv(count, BLOCK),)
-    with torch.cuda.device_of(indices):
-        kernels.keys_kernel[grid](
-            indices.contiguous(),
-            segments.offsets.contiguous(),
-            count,
-            number,
-            number.bit_length(),
-            segments.bags,
-            segments.bag_quads,
-            segments.tables,
-            segments.sources,
-            plan.table_quads,
-            plan.row_offsets,
-            tables,
-            keys,
-            unsorted_sources,
-            POOLED=segments.pooled,
-            BLOCK=BLOCK,
-            **_OPTIONS,
-        )
-        keys, order = torch.sort(keys, stable=True)
-        kernels.firsts_kernel[grid](keys, count, firsts, SHORT=SHORT, BLOCK=BLOCK, **_OPTIONS)
-        running = firsts.cumsum(0)
-        result = Occurrences(
-            rows=integers(count),
-            starts=integers(count + 1),
-            long_entries=integers(count // (SHORT + 1) + 1),
-            sources=firsts,  # no longer needed
-            scales=None if scales is None else torch.empty(count, device=device),
-            sizes=torch.empty(tables + 3, dtype=torch.int64, pin_memory=device.type == "cuda"),
-            arrived=torch.cuda.Event() if device.type == "cuda" else None,
-        )
-        kernels.starts_kernel[grid](
-            keys,
-            order,
-            running,
-            unsorted_sources,
-            unsorted_sources if scales is None else scales.float().contiguous(),
-            plan.row_offsets,
-            count,
-            tables,
-            plan.steps,
-            result.rows,
-            result.starts,
-            result.long_entries,
-            result.sources,
-            result.sources if result.scales is None else result.scales,
-            WEIGHTED=scales is not None,
-            BLOCK=BLOCK,
-            **_OPTIONS,
-        )
-        sizes = integers(tables + 3)
-        lanes = min(triton.next_power_of_2(tables + 1), BLOCK)
-        kernels.sizes_kernel[(triton.cdiv(tables + 1, lanes),)](
-            keys, running, plan.row_offsets, count, tables, count.bit_length(), sizes, BLOCK=lanes, **_OPTIONS
-        )
-        result.sizes.copy_(sizes, non_blocking=True)
-        if result.arrived is not None:
-            result.arrived.record()
-    return result
-
-
-def _ids_known(occurrences: Occurrences) -> bool:
-    return occurrences.host_sizes()[-1] == len(occurrences.sources)
-
-
-def _refuse(group: TableGroup, indices: Tensor, feature_offsets: list[int]) -> None:
+def _refuse(group: TableGroup, indices: Tensor, feature_offsets: list[int]) -> NoReturn:
     for feature, table in enumerate(group.feature_tables.tolist()):
         rows = int(group.row_offsets[table + 1] - group.row_offsets[table])
         ids = indices[feature_offsets[feature] : feature_offsets[feature + 1]]
@@ -559,73 +452,6 @@ def _refuse(group: TableGroup, indices: Tensor, feature_offsets: list[int]) -> N
         if len(wrong):
             raise IndexError(f"feature {feature} has id {int(wrong[0])}; its table {table} has rows 0 to {rows - 1}")
     raise IndexError("the offsets of the bags do not span all ids")
-
-
-def _sum(group: TableGroup, occurrences: Occurrences, gradient: Tensor) -> DeviceRowGradients:
-    *table_offsets, longs, _ = occurrences.host_sizes()
-    return DeviceRowGradients(group, occurrences, gradient.float().contiguous(), torch.tensor(table_offsets), longs)
-
-
-def _sum_long_rows(plan: _Plan, occurrences: Occurrences, gradient: Tensor, longs: int, spans: Tensor) -> Tensor:
-    """[longs, widest D] sums of the rows with more than SHORT occurrences."""
-    if not longs:
-        return gradient
-    # A row with n occurrences is cut into about sqrt(n) pieces of about sqrt(n): neither the sum of a piece nor the sum
-    # of the pieces takes one program long. The cut depends on n alone, and so does the order of the sum.
-    entries = occurrences.long_entries[:longs]
-    lengths = occurrences.starts[entries + 1] - occurrences.starts[entries]
-    sizes = lengths.double().sqrt().ceil().long().clamp(min=SHORT)
-    piece_offsets = _running_sum((lengths + sizes - 1) // sizes)
-    most_pieces = len(occurrences.sources) // SHORT + longs
-    partials = torch.empty(most_pieces, plan.widest_quads * 4, device=gradient.device)
-    sums = torch.empty(longs, plan.widest_quads * 4, device=gradient.device)
-    with torch.cuda.device_of(gradient):
-        kernels.piece_kernel[(most_pieces,)](
-            gradient,
-            occurrences.sources,
-            occurrences.sources if occurrences.scales is None else occurrences.scales,
-            occurrences.starts,
-            entries,
-            sizes,
-            piece_offsets,
-            longs,
-            longs.bit_length(),
-            spans,
-            plan.tables,
-            plan.steps,
-            plan.table_quads,
-            partials,
-            plan.widest_quads,
-            WEIGHTED=occurrences.scales is not None,
-            **plan.tile,
-        )
-        kernels.combine_kernel[(longs,)](
-            partials,
-            plan.widest_quads,
-            entries,
-            piece_offsets,
-            spans,
-            plan.tables,
-            plan.steps,
-            plan.table_quads,
-            sums,
-            **plan.tile,
-        )
-    return sums
-
-
-def _place(group: TableGroup, plan: _Plan, gradients: RowGradients) -> tuple[Tensor, int]:
-    if isinstance(gradients, DeviceRowGradients):
-        return gradients.spans, gradients.tiles
-    return _spans(group, plan, gradients.table_offsets)
-
-
-def _spans(group: TableGroup, plan: _Plan, table_offsets: Tensor) -> tuple[Tensor, int]:
-    """The fields of :class:`DeviceRowGradients`."""
-    counts = table_offsets.diff()
-    tiles = _running_sum((counts + plan.tile_rows - 1) // plan.tile_rows)
-    spans = torch.stack([tiles, table_offsets, _running_sum(counts * (group.dims // 4))])
-    return spans.to(group.weights.device, non_blocking=True), int(tiles[-1])
 
 
 def _running_sum(values: Tensor) -> Tensor:

@@ -100,7 +100,6 @@ def _native(device_type: str) -> tuple[Kernels | None, str | None]:
 
         # What is not in there takes no time worth a kernel.
         names = [name for name in vars(Kernels) if not name.startswith("_")]
-        return cast(
-            Kernels, SimpleNamespace(**{name: getattr(cuda, name, getattr(reference, name)) for name in names})
-        ), None
+        functions = {name: getattr(cuda, name, getattr(reference, name)) for name in names}
+        return cast(Kernels, SimpleNamespace(**functions, sort_pooled=cuda.sort_pooled)), None
     return None, f"there are none for {device_type}"

@@ -423,6 +423,53 @@ def sorted_in_the_forward_pass(device: str) -> None:
         assert torch.equal(actual.gradients, again.gradients)
 
 
+@check("weighted", "unweighted")
+def more_ids_than_a_block(device: str, kind: str) -> None:
+    """Rows of all kinds in several blocks and across their bounds, and tables that begin and end within a block."""
+    torch.manual_seed(8)
+    case = make_case(
+        device, [4, 8, 4], [3000, 30, 5], features=[0, 0, 1, 2], bags=400, longest=6, weighted=kind == "weighted"
+    )
+    few = torch.rand(len(case.indices)) < 0.3
+    case.indices[few.to(device)] %= 4
+    gradients = collect_both(case)
+    assert len(case.indices) > 4000
+    update_both(case, gradients, means(case.group, gradients), Rule(lambda_abs=1e-4))
+
+
+@check()
+def sorted_for_wider_tables(device: str) -> None:
+    """As gradients of several tasks are collected side by side."""
+    from dlrm_mtl.embeddings.kernels import cuda
+
+    torch.manual_seed(9)
+    case = make_case(device, dims=[8, 12], rows=[10, 20], features=[0, 1, 1], bags=5)
+    occurrences = cuda.sort_pooled(case.group, *case.batch)
+    wide = dataclasses.replace(case.group, weight_offsets=case.group.weight_offsets * 3, dims=case.group.dims * 3)
+    gradient = torch.randn(5, 96, device=device)
+    sorted_before = cuda.collect(wide, *case.batch, gradient, None, occurrences)
+    expected = cuda.collect(wide, *case.batch, gradient)
+    assert torch.equal(sorted_before.gradients, expected.gradients)
+    assert torch.equal(sorted_before.square_sums, expected.square_sums)
+
+
+@check()
+def views_that_begin_anywhere(device: str) -> None:
+    """Compiled kernels expect what begins at 16 bytes, but for those views they are compiled anew."""
+    from dlrm_mtl.embeddings.kernels import cuda
+
+    torch.manual_seed(10)
+    case = make_case(device, dims=[8], rows=[40], features=[0, 0], bags=7)
+    expected = collect_both(case)
+    out = cuda.lookup(case.group, *case.batch)
+    for name in "indices", "offsets", "gradient":
+        whole = getattr(case, name)
+        view = torch.cat([whole.flatten()[:1], whole.flatten()])[1:].view(whole.shape)
+        other = dataclasses.replace(case, **{name: view})
+        assert torch.equal(cuda.lookup(other.group, *other.batch), out)
+        assert torch.equal(collect_both(other).gradients, expected.gradients)
+
+
 @check()
 def dims_that_are_no_multiples_of_four(device: str) -> None:
     from dlrm_mtl.embeddings.kernels import cuda
@@ -478,7 +525,7 @@ def compile_for_hopper(launches: list[str]) -> None:
         signature.update(dict.fromkeys(constants, "constexpr"))
         aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
         source = ASTSource(kernel, signature, constants, aligned)
-        result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(cuda._OPTIONS))
+        result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(cuda.OPTIONS))
         assert result.asm["cubin"]
         assert "fma" not in result.asm["ptx"], name
         if name in ("lookup_kernel", "sum_kernel", "apply_kernel") and signature.get("weights") != "*fp16":
