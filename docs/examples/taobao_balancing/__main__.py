@@ -1,7 +1,7 @@
 """Do MetaBalance and gradient surgery help to predict purchases on Taobao? The study of R. Lee (2023), with intervals.
 
 The claims are those of "Exploring Optimizations in Multi-task Recommendation via Manipulating Auxiliary Gradients" (R. Lee,
-Texas A&M University, 2023), which has one run of each method. Here every method is trained with the same seeds; intervals are
+Texas A&M University, 2023), which states no intervals. Here every method is trained with the same seeds; intervals are
 those of Student's t over seeds, and methods are compared with vanilla seed by seed. A seed determines the validation split,
 initial weights, negatives, the order of rows and dropout.
 
