@@ -25,6 +25,8 @@ EXPECTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torc
 
 NEEDED = (
     "duckdb",
+    "jinja2",
+    "matplotlib",
     "numpy",
     "pyarrow",
     "pydantic",
@@ -36,6 +38,7 @@ NEEDED = (
     "torchmetrics",
     "tqdm",
     "typer",
+    "typing-extensions",
 )
 """What else must be there, in the version that pip chose."""
 

@@ -13,8 +13,18 @@ from tests import commands
 ROOT = Path(__file__).parents[1]
 
 
-SLOW = {"kuairand_logistic_regression_debug", "kuairand_ncf_debug", "kuairand_neumf_debug"}
-"""Models whose runs other tests take steps of."""
+SLOW = {
+    "kuairand_adatt_debug",
+    "kuairand_cgc_debug",
+    "kuairand_cross_stitch_debug",
+    "kuairand_logistic_regression_debug",
+    "kuairand_multi_level_mmoe_debug",
+    "kuairand_ncf_debug",
+    "kuairand_neumf_debug",
+    "kuairand_omoe_debug",
+    "kuairand_single_task_debug",
+}
+"""Models that others are near to, or whose runs other tests take steps of."""
 
 
 def debug_configurations() -> list[ParameterSet]:

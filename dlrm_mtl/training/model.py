@@ -146,8 +146,9 @@ def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -
 def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dict[str, Vocabulary]:
     """The unbounded vocabularies of a run, with their features and tables."""
     result = {name: Vocabulary(each.rows, each.eviction) for name, each in config.data.unbounded.items()}
+    known = {feature.name for feature in spec.features}
     for table in tables.configs:
-        for feature in table.feature_names:
+        for feature in known.intersection(table.feature_names):  # a model may draw more of its own
             vocabulary = result.get(spec.vocabulary_owner(feature))
             if vocabulary is not None:
                 vocabulary.features.add(feature)

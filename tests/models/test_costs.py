@@ -93,6 +93,7 @@ def test_models_without_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(seen) == len(MODELS) - 1
 
 
+@pytest.mark.slow
 def test_command() -> None:
     listed = commands.run("models", cwd=ROOT)
     assert listed.returncode == 0, listed.stderr

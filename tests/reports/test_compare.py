@@ -214,6 +214,7 @@ def test_mistakes(tmp_path: Path) -> None:
         compare_runs([run])
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path: Path) -> None:
     data = synthetic.write_dataset(tmp_path / "data", rows=300)
     training = {"epochs": 1, "max_steps": 4, "log_every": 1, "evaluate_every": 2}
