@@ -84,12 +84,14 @@ def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
     folder = dataset.folder(split)
     present = [path[len(folder) + 1 :] for path in list_files(dataset.filesystem, folder)]
     if consumed.current:
-        files = [_same(dataset, folder, file) for file in consumed.current]
-        return Round(Split(split, dataset.spec, tuple(files)), [])
+        found = _footers(dataset, [f"{folder}/{file.name}" for file in consumed.current])
+        same = [_same(folder, file, now) for file, now in zip(consumed.current, found, strict=True)]
+        return Round(Split(split, dataset.spec, tuple(same)), [])
     _refuse_changes(dataset, folder, consumed.done, set(present))
     known = {file.name for file in consumed.done}
     new = [name for name in present if name not in known]
-    files, remarks = [], []
+    files: list[DataFile] = []
+    remarks: list[str] = []
     for file in _footers(dataset, [f"{folder}/{name}" for name in new]):
         if isinstance(file, UserError):
             # Names give the order: what comes after a file that is still being written has to wait with it.
@@ -120,8 +122,9 @@ def _footers(dataset: Dataset, paths: Sequence[str]) -> Iterator[DataFile | User
         yield from pool.map(read, paths)
 
 
-def _same(dataset: Dataset, folder: str, file: UsedFile) -> DataFile:
-    found = read_footer(dataset.filesystem, f"{folder}/{file.name}")
+def _same(folder: str, file: UsedFile, found: DataFile | UserError) -> DataFile:
+    if isinstance(found, UserError):
+        raise found
     if describe(found, folder) != file:
         raise UserError(
             f"{found.path}: the file has changed since the round that uses it began; put the old one back to resume."

@@ -43,6 +43,10 @@ class TaskGradients:
         for local in optimizer.tables:
             kind = _Sharded if isinstance(local.source, CollectingTables) else _Replicated
             self._parts.append(kind(local, wider(local.group, tasks), tasks))
+        number = {name: index for index, name in enumerate(self.names)}
+        self._own = [
+            torch.tensor([number[s.table] for s in part.local.shards], dtype=torch.int64) for part in self._parts
+        ]
         self._lookups = [collection._lookups for collection in optimizer.collections.values()]
 
     @contextmanager
@@ -82,19 +86,15 @@ class TaskGradients:
         """[tables, T, T] float64 on the CPU: this process's parts of the inner products, which add up over processes."""
         with record_function("## tables: inner products ##"):
             result = torch.zeros(len(self.names), self.tasks, self.tasks, dtype=torch.float64)
-            number = {name: index for index, name in enumerate(self.names)}
-            for part in self._parts:
-                for shard, gram in zip(part.local.shards, part.grams().cpu(), strict=True):
-                    result[number[shard.table]] += gram
+            for part, own in zip(self._parts, self._own, strict=True):
+                result.index_add_(0, own, part.grams().cpu())
             return result
 
     def combine(self, coefficients: Tensor) -> None:
         """Hand sum_t coefficients[table, t] gradient_t to the optimizer; [tables, T], the same on every process."""
         with record_function("## tables: combine tasks ##"):
-            number = {name: index for index, name in enumerate(self.names)}
-            for part in self._parts:
-                own = coefficients[[number[shard.table] for shard in part.local.shards]]
-                part.combine(own.to(part.local.group.weights.device, torch.float32))
+            for part, own in zip(self._parts, self._own, strict=True):
+                part.combine(coefficients[own].to(part.local.group.weights.device, torch.float32))
 
 
 @dataclass

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.prepare.ids import identifier, quote
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, suggest
 from dlrm_mtl.errors import UserError
 
@@ -188,10 +189,10 @@ def _database(memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty database that keeps to ``memory`` and spills into a temporary folder; its errors become UserErrors."""
     with tempfile.TemporaryDirectory(prefix="dlrm_mtl-describe-") as spill, duckdb.connect() as connection:
         try:
-            connection.execute(f"SET memory_limit = {_text(memory)}")
+            connection.execute(f"SET memory_limit = {quote(memory)}")
         except duckdb.Error:
             raise UserError(f"data describe: --memory {memory}: this is no amount; write it as 2GB or 500MB.") from None
-        connection.execute(f"SET temp_directory = {_text(spill)}")
+        connection.execute(f"SET temp_directory = {quote(spill)}")
         connection.execute("SET preserve_insertion_order = false")
         try:
             yield connection
@@ -225,7 +226,7 @@ def _times(
         typed = type_.startswith(("TIMESTAMP", "DATE"))
         if column in used or not (typed or (TIME_NAME.search(column) and type_ in ("INTEGER", "BIGINT", "UBIGINT"))):
             continue
-        text = f"CAST({_quote(column)} AS VARCHAR)" if typed else _quote(column)
+        text = f"CAST({identifier(column)} AS VARCHAR)" if typed else identifier(column)
         first, last = _row(connection, f"SELECT min({text}), max({text}) FROM {source}")
         shown = (first, last) if typed or first is None else (_as_time(first), _as_time(last))
         if shown[0] is not None and shown[1] is not None:
@@ -245,7 +246,7 @@ def _as_time(value: int) -> str | None:
 
 
 def _label(connection: duckdb.DuckDBPyConnection, source: str, column: str) -> tuple[float, float]:
-    name = _quote(column)
+    name = identifier(column)
     mean, nulls = _row(connection, f"SELECT avg({_finite(name)}), avg(CAST({name} IS NULL AS INTEGER)) FROM {source}")
     return _float(mean), _float(nulls)
 
@@ -259,7 +260,7 @@ def _ids(
     feature: FeatureSpec,
     size: int | None,
 ) -> IdsProfile:
-    column = _quote(feature.source)
+    column = identifier(feature.source)
     present = f"len(list_filter({column}, lambda id: id <> 0)) > 0" if listed[split] else f"{column} <> 0"
     length = f"list_count({column})" if listed[split] else f"CAST({column} IS NOT NULL AS INTEGER)"
     coverage, nulls, mean_length, longest = _row(
@@ -318,7 +319,7 @@ def _curve(frequencies: Floats, ids: Floats) -> tuple[Floats, Floats]:
 
 
 def _numbers(connection: duckdb.DuckDBPyConnection, source: str, feature: FeatureSpec) -> NumbersProfile:
-    column = _quote(feature.source)
+    column = identifier(feature.source)
     number = _finite(column)
     nulls, missing, zeros, mean, std, low, high, quantiles = _row(
         connection,
@@ -362,7 +363,7 @@ def _each(source: str, column: str, listed: bool) -> str:
 
 
 def _source(paths: list[str]) -> str:
-    return f"read_parquet([{', '.join(_text(path) for path in paths)}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(quote(path) for path in paths)}], hive_partitioning = false)"
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
@@ -373,11 +374,3 @@ def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
 
 def _float(value: Any) -> float:
     return float("nan") if value is None else float(value)
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

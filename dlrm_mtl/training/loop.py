@@ -120,8 +120,8 @@ class Trainer:
         dist.all_reduce(parts)
         tasks = [name for name, loss in zip(self.names, parts.tolist(), strict=True) if not math.isfinite(loss)]
         where = f"{', '.join(report.non_finite)}; tasks with such a loss: {', '.join(tasks) or 'none'}"
-        if self.step.tasks_not_finite():
-            where += f"; tasks with such a gradient: {', '.join(self.step.tasks_not_finite())}"
+        if self.step.gradients.not_finite:
+            where += f"; tasks with such a gradient: {', '.join(self.step.gradients.not_finite)}"
         if self.process.is_main:
             bar.say(f"step {self.progress.step} skipped: a gradient is not finite in {where}")
         limit = self.config.training.max_skipped_steps

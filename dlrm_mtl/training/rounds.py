@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import torch.distributed as dist
+from typing import Any
 
 from dlrm_mtl.data.dataset import Dataset, Split
 from dlrm_mtl.data.growing import Consumed, next_round
@@ -42,11 +41,11 @@ def rounds(
         UserError: see :func:`~dlrm_mtl.data.growing.next_round`.
     """
     while True:
-        consumed = Consumed.from_state(progress.consumed)
-        again = bool(consumed.current)
-        split = _agree(dataset, consumed, say)
+        before = Consumed.from_state(progress.consumed)
+        consumed, split = _agree(dataset, before, say)
         if split is None:
             return
+        again = bool(before.current)
         if not again:
             progress.round_start = progress.step
         progress.consumed = consumed.state()
@@ -58,22 +57,15 @@ def rounds(
         finished()
 
 
-def _agree(dataset: Dataset, consumed: Consumed, say: Callable[[str], None]) -> Split | None:
-    """The next round's files, the same on every process, entered into ``consumed``; None if there are none."""
-    found: list[Split | None] = [None]
+def _agree(dataset: Dataset, before: Consumed, say: Callable[[str], None]) -> tuple[Consumed, Split | None]:
+    """The next round, the same on every process: what it adds to ``before``, and its files; None if there are none."""
 
-    def look() -> None:
-        current = next_round(dataset, SPLIT, consumed)
-        found[0] = current.split
-        for remark in current.remarks:
+    def look() -> dict[str, Any]:
+        consumed = Consumed.from_state(before.state())
+        for remark in next_round(dataset, SPLIT, consumed).remarks:
             say(f"note: {remark}")
+        return consumed.state()
 
-    # The folder may grow between two looks, so the others are told what the first process saw.
-    first_process_only(look)
-    state = [consumed.state()]
-    dist.broadcast_object_list(state)
-    if dist.get_rank():
-        seen = Consumed.from_state(state[0])
-        consumed.current, consumed.done, consumed.rounds = seen.current, seen.done, seen.rounds
-        found[0] = next_round(dataset, SPLIT, consumed).split if consumed.current else None
-    return found[0]
+    # The folder may grow between two looks, so all take what the first process saw.
+    consumed = Consumed.from_state(first_process_only(look))
+    return consumed, next_round(dataset, SPLIT, consumed).split if consumed.current else None

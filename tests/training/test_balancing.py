@@ -314,7 +314,7 @@ def poisoned(rank: int, folder: Path) -> Any:
             before = {key: value.clone() for key, value in model.dense_weights().items()}
             _, report = step(batch, number, 0)
             unchanged = all(torch.equal(value, before[key]) for key, value in model.dense_weights().items())
-            skipped.append((report.skipped, step.tasks_not_finite(), unchanged))
+            skipped.append((report.skipped, step.gradients.not_finite, unchanged))
     return skipped
 
 

@@ -23,7 +23,7 @@ import typer
 
 from dlrm_mtl.data.describe import describe
 from dlrm_mtl.data.prepare.build import Progress, output_folder
-from dlrm_mtl.data.prepare.columnar import Categorical, Numbering, Vocabularies
+from dlrm_mtl.data.prepare.columnar import Categorical, MinCount, Numbering, Vocabularies
 from dlrm_mtl.data.prepare.large import (
     SPLITS,
     Memory,
@@ -66,7 +66,7 @@ def prepare(
         float, typer.Option(min=0, max=1, help="Share of the training file's impressions, drawn by seed.")
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the validation impressions.")] = 0,
-    min_count: Annotated[int, typer.Option(min=1, help="Values that training has fewer times get id 0, unknown.")] = 2,
+    min_count: MinCount = 2,
     memory: Memory = None,
     threads: Threads = None,
     progress: Progress = lambda what, done: None,

@@ -18,7 +18,7 @@ import typer
 
 from dlrm_mtl.data.describe import describe
 from dlrm_mtl.data.prepare.build import Progress, output_folder
-from dlrm_mtl.data.prepare.columnar import Categorical, Numbering, Vocabularies, write_splits
+from dlrm_mtl.data.prepare.columnar import Categorical, HashSize, MinCount, Numbering, Vocabularies, write_splits
 from dlrm_mtl.data.prepare.large import (
     SPLITS,
     Memory,
@@ -59,11 +59,8 @@ def prepare(
     ] = "last",
     validation_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the training file.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of random validation searches.")] = 0,
-    min_count: Annotated[int, typer.Option(min=1, help="Values that training has fewer times get id 0, unknown.")] = 2,
-    hash_size: Annotated[
-        int | None,
-        typer.Option(min=2, help="Hash every category to so many ids instead of counting.", show_default=False),
-    ] = None,
+    min_count: MinCount = 2,
+    hash_size: HashSize = None,
     memory: Memory = None,
     threads: Threads = None,
     progress: Progress = lambda what, done: None,

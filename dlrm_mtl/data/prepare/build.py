@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dlrm_mtl.data.prepare.ids import quote
 from dlrm_mtl.errors import UserError
 
 Progress = Callable[[str, float], None]
@@ -101,7 +102,7 @@ def load_csv(connection: duckdb.DuckDBPyConnection, table: str, path: Path, colu
     """
     selected = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
     try:
-        source = f"read_csv({_quote(str(path))}, header = true, all_varchar = true, nullstr = '')"
+        source = f"read_csv({quote(str(path))}, header = true, all_varchar = true, nullstr = '')"
         connection.execute(f"CREATE TABLE {table} AS SELECT {selected} FROM {source}")
     except duckdb.Error as error:
         problem = str(error).splitlines()[0].rstrip(".")
@@ -131,7 +132,7 @@ def vocabularies_table(connection: duckdb.DuckDBPyConnection, features: Sequence
     """All vocabularies in one table: feature, id, value, count."""
     parts = [
         connection.sql(
-            f"SELECT {_quote(feature)} AS feature, id, value, count FROM vocabulary_{feature} ORDER BY id"
+            f"SELECT {quote(feature)} AS feature, id, value, count FROM vocabulary_{feature} ORDER BY id"
         ).to_arrow_table()
         for feature in features
     ]
@@ -172,10 +173,6 @@ def _is_full(error: BaseException) -> bool:
 
 
 _FULL = ("No space left", "File too large", "quota exceeded", "Could not write", "max_temp_directory_size")
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _umask() -> int:

@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import typer
 
 from dlrm_mtl.data.prepare.ids import hash_sql, quote
 from dlrm_mtl.data.prepare.large import SplitWriter, one_row, stream
+
+MinCount = Annotated[int, typer.Option(min=1, help="Values that training has fewer times get id 0, unknown.")]
+HashSize = Annotated[
+    int | None,
+    typer.Option(min=2, help="Hash every category to so many ids instead of counting.", show_default=False),
+]
 
 
 @dataclass(frozen=True)

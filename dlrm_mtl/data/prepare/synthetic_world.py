@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm_mtl.data.prepare.draws import STEP, finish
 from dlrm_mtl.data.prepare.synthetic_zipf import Zipf
 
 Floats = NDArray[np.float64]
@@ -104,7 +105,7 @@ class World:
         salts = np.random.SeedSequence(self.seed, spawn_key=(_EFFECTS_STREAM, table)).generate_state(hashes, np.uint64)
         bits = np.empty((len(ids), hashes), dtype=np.uint64)
         for position, salt in enumerate(salts):
-            bits[:, position] = _splitmix64(ids.astype(np.uint64) + salt)
+            bits[:, position] = finish((ids.astype(np.uint64) + salt) * STEP)
         levels = bits.astype("<u8", copy=False).view("<u2")[:, : self.tasks]
         return (levels.astype(np.float64) + 0.5) * (2 * 3**0.5 / 65536) - 3**0.5
 
@@ -112,14 +113,6 @@ class World:
     def _dense_weights(self) -> Floats:  # [dense, tasks]
         sequence = np.random.SeedSequence(self.seed, spawn_key=(_DENSE_STREAM,))
         return np.random.Generator(np.random.Philox(sequence)).standard_normal((self.dense, self.tasks))
-
-
-def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), one value per state; overflow wraps."""
-    mixed = values * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _bag_means(effects: Floats, counts: NDArray[np.int64] | None) -> Floats:

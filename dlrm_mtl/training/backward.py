@@ -1,4 +1,4 @@
-"""Backward passes of a run with gradient balancing: one per task over one forward pass, then one combined gradient.
+"""Backward passes. With gradient balancing: one per task over one forward pass, then one combined gradient.
 
 Tables and dense parameters are treated alike: each task's gradient is that of the global batch, inner products are the same
 on every process, and so are the coefficients that come of them.
@@ -7,8 +7,9 @@ on every process, and so are the coefficients that come of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,34 @@ from dlrm_mtl.embeddings.task_gradients import TaskGradients
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 from dlrm_mtl.training.balancing_state import GradientBalancing, slices
 from dlrm_mtl.training.model import ShardedModel
+
+
+class PlainBackward:
+    """One backward pass of the sum of all losses; the same interface as :class:`BalancedBackward`."""
+
+    figures: Mapping[str, float] = MappingProxyType({})
+    not_finite: Sequence[str] = ()
+    needs_losses_after = False
+
+    def __init__(self, model: ShardedModel) -> None:
+        self.model = model
+
+    def around(self) -> AbstractContextManager[None]:
+        """Nothing is to be prepared."""
+        return nullcontext()
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Logits [B, T]."""
+        logits: Tensor = self.model.module(batch)
+        return logits
+
+    def backward(self, terms: Tensor, penalty: Tensor | None, parts: Tensor, step: int) -> None:
+        """Compute the gradients of all parameters."""
+        loss = terms.sum() if penalty is None else terms.sum() + penalty
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def after(self, parts: Tensor) -> None:
+        """Nothing depends on the losses after the update."""
 
 
 class BalancedBackward:
@@ -37,13 +66,17 @@ class BalancedBackward:
         self.balancing = balancing
         self.parameters = model.dense_parameters()
         self.tasks = list(balancing.methods.tasks)
-        self.sparse = sparse
         self.figures: dict[str, float] = {}
         """What the log should say of the last step."""
         self.not_finite: list[str] = []
         """The tasks whose gradient was not finite in the last step."""
-        self._apart: TaskGradients | None = None
+        self._device = next(iter(self.parameters.values())).device
         self._features: Tensor | None = None
+        self._tables: TaskGradients | None = None
+        if balancing.level == "parameters":
+            penalised = model.penalty(torch.zeros(1, len(self.tasks), device=self._device)) is not None
+            self._tables = TaskGradients(sparse, len(self.tasks) + penalised)
+        self._columns = self._columns_by_table()
         model.ranker.lookup.register_forward_hook(self._keep)
 
     @property
@@ -55,11 +88,8 @@ class BalancedBackward:
     def around(self) -> Iterator[None]:
         """To be put around the forward pass and :meth:`backward`."""
         try:
-            if self.balancing.level == "representation":
+            with self._tables.apart() if self._tables else nullcontext():
                 yield
-            else:
-                with self._tables().apart():
-                    yield
         finally:
             self._features = None
 
@@ -81,21 +111,20 @@ class BalancedBackward:
         cotangents, dense = self._gradients(losses)
         features = self._features
         assert features is not None
-        if self.balancing.level == "representation":
-            grams = self._feature_grams(cotangents)
+        if self._tables:
+            self._tables.backward([features], [[cotangent] for cotangent in cotangents])
+            grams = self._tables.grams()[:, : len(terms), : len(terms)]
         else:
-            tables = self._tables(len(losses))
-            tables.backward([features], [[cotangent] for cotangent in cotangents])
-            grams = tables.grams()[:, : len(terms), : len(terms)]
+            grams = self._feature_grams(cotangents)
         report = self._balance(dense, grams, parts, step)
         coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), len(terms))
         if penalty is not None:
             coefficients = torch.cat([coefficients, coefficients.new_ones(len(coefficients), 1)], dim=1)
         own, of_tables = coefficients.split([len(dense), len(self.balancing.tables)])
-        if self.balancing.level == "representation":
-            features.backward(self._combined_cotangent(cotangents, of_tables))
+        if self._tables:
+            self._tables.combine(of_tables)
         else:
-            self._tables().combine(of_tables)
+            features.backward(self._combined_cotangent(cotangents, of_tables))
         for index, (parameter, gradients) in enumerate(zip(self.parameters.values(), dense, strict=True)):
             parameter.grad = self._combine(index, gradients, own[index]).view_as(parameter)
 
@@ -105,21 +134,6 @@ class BalancedBackward:
         losses = parts.double()
         dist.all_reduce(losses)
         self.balancing.methods.after(losses)
-
-    def _tables(self, tasks: int | None = None) -> TaskGradients:
-        """Made at first use, when it is known whether there is a penalty."""
-        wanted = len(self.tasks) + self._penalties() if tasks is None else tasks
-        if self._apart is None:
-            self._apart = TaskGradients(self.sparse, wanted)
-        assert self._apart.tasks == wanted, f"{wanted} gradients, not {self._apart.tasks}"
-        return self._apart
-
-    def _penalties(self) -> int:
-        return int(self.model.penalty(torch.zeros(1, len(self.tasks), device=self._device)) is not None)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.parameters.values())).device
 
     def _keep(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         self._features = output if output.requires_grad else None
@@ -183,8 +197,8 @@ class BalancedBackward:
             return balanced
         return torch.where(mask.unsqueeze(1), balanced, gradients.sum(dim=0))
 
-    def _columns(self) -> dict[str, list[slice]]:
-        """The columns of the features that come from each table, by its own name."""
+    def _columns_by_table(self) -> list[list[slice]]:
+        """The columns of the features that come from each table, in the order of the methods' tables."""
         lookup = self.model.ranker.lookup
         result: dict[str, list[slice]] = {}
         start, widths = 0, iter(lookup.widths)
@@ -193,24 +207,19 @@ class BalancedBackward:
                 width = next(widths)
                 result.setdefault(table.name, []).append(slice(start, start + width))
                 start += width
-        return result
+        return [result[name.rpartition(".")[2]] for name in self.balancing.tables]
 
     def _feature_grams(self, cotangents: list[Tensor]) -> Tensor:
         """[tables, T, T] float64: this process's parts of the inner products at the features."""
-        columns, count, processes = self._columns(), len(self.tasks), dist.get_world_size()
-        stacked = torch.stack(cotangents[:count]).detach()
-        grams = [
-            sum((gram_of(stacked[:, :, part]) for part in columns[name.rpartition(".")[2]]), torch.tensor(0.0))
-            for name in self.balancing.tables
-        ]
+        stacked = torch.stack(cotangents[: len(self.tasks)]).detach()
+        grams = [torch.stack([gram_of(stacked[:, :, part]) for part in parts]).sum(dim=0) for parts in self._columns]
         # Losses are multiplied by the number of processes, which averages the gradients of everything else.
-        return torch.stack(grams).cpu() / processes**2
+        return torch.stack(grams).cpu() / dist.get_world_size() ** 2
 
     def _combined_cotangent(self, cotangents: list[Tensor], coefficients: Tensor) -> Tensor:
         result = torch.empty_like(cotangents[0])
-        columns = self._columns()
-        for name, weights in zip(self.balancing.tables, coefficients.to(result), strict=True):
-            for part in columns[name.rpartition(".")[2]]:
+        for parts, weights in zip(self._columns, coefficients.to(result), strict=True):
+            for part in parts:
                 pairs = zip(cotangents, weights, strict=True)
                 result[:, part] = sum(
                     (weight * cotangent[:, part] for cotangent, weight in pairs), result.new_zeros(())
