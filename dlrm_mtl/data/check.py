@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.types as pt
 
-from dlrm_mtl.data.dataset import DataFile, unreadable
+from dlrm_mtl.data.dataset import DataFile
+from dlrm_mtl.data.footers import CONTRADICTION, examining, unreadable
 from dlrm_mtl.data.selection import ANY_ID, Selection
 from dlrm_mtl.data.spec import FeatureSpec, suggest
 from dlrm_mtl.errors import UserError
@@ -66,7 +67,8 @@ def check_files(files: Sequence[DataFile], selection: Selection, *, labels_requi
             raise UserError(
                 f"{file.path}: column of {odd!r} differs from that in {files[0].path}; write both in the same way."
             )
-        _check_statistics(file, first)
+        with examining(file.path):
+            _check_statistics(file, first)
     return first
 
 
@@ -183,10 +185,8 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
         row_group = file.metadata.row_group(group)
         for index, column_checks in wanted:
             chunk = row_group.column(index)
-            if (
-                chunk.physical_type != columns[index].physical_type
-            ):  # Arrow ends the process when asked for its statistics
-                raise unreadable(f"{file.path}: row group {group}", ValueError("its footer contradicts itself"))
+            if chunk.physical_type != columns[index].physical_type:  # asked for its statistics, Arrow ends the process
+                raise unreadable(f"{file.path}: row group {group}", CONTRADICTION)
             statistics = chunk.statistics
             # Some types' statistics come as raw bytes (float16); those values are checked when they are read.
             if statistics is not None and statistics.has_min_max and _is_number(statistics.min, statistics.max):

@@ -16,6 +16,7 @@ import yaml
 from pyarrow import fs
 
 from dlrm_mtl.config.strict import read_yaml, validate
+from dlrm_mtl.data.footers import examining, first_line, unreadable
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, suggest
 from dlrm_mtl.errors import UserError
 
@@ -150,7 +151,7 @@ def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
         filesystem, inside = fs.FileSystem.from_uri(str(path))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: is no place that can be read ({_first_line(error)}); name a local path or a URI."
+            f"{path}: is no place that can be read ({first_line(error)}); name a local path or a URI."
         ) from None
     return filesystem, inside.rstrip("/")
 
@@ -196,20 +197,12 @@ def read_again(read: Callable[[], Result], filesystem: fs.FileSystem, place: str
             if pause is None or isinstance(error, (FileNotFoundError, PermissionError)):
                 raise unreadable(place, error) from None
             print(
-                f"{place}: cannot be read ({_first_line(error)}); trying again in {pause:g} s",
+                f"{place}: cannot be read ({first_line(error)}); trying again in {pause:g} s",
                 file=sys.stderr,
                 flush=True,
             )
             time.sleep(pause)
     raise AssertionError
-
-
-def unreadable(place: str, error: Exception) -> UserError:
-    """The error for something that is not readable as Parquet."""
-    return UserError(
-        f"{place}: cannot be read as Parquet ({_first_line(error)}); it may be truncated, damaged or not complete yet: "
-        "write it again."
-    )
 
 
 def read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
@@ -221,7 +214,8 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
             return info, pq.read_metadata(source)
 
     info, metadata = read_again(read, filesystem, path)
-    _refuse_truncation(path, metadata, info.size)
+    with examining(path):
+        _refuse_truncation(path, metadata, info.size)
     return DataFile(filesystem, path, metadata, info.size, info.mtime_ns)
 
 
@@ -259,7 +253,3 @@ def _read_yaml(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no mapping of keys to values; write it as described for data sets.")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

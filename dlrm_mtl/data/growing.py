@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dlrm_mtl.data.dataset import FOOTER_THREADS, DataFile, Dataset, Split, is_local, list_files, read_footer
+from dlrm_mtl.data.footers import examining
 from dlrm_mtl.errors import UserError
 
 
@@ -108,7 +109,8 @@ def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
 
 def describe(file: DataFile, folder: str) -> UsedFile:
     """What to remember of ``file``."""
-    return UsedFile(file.path[len(folder) + 1 :], file.rows, _fingerprint(file.size, file.metadata))
+    with examining(file.path):
+        return UsedFile(file.path[len(folder) + 1 :], file.rows, _fingerprint(file.size, file.metadata))
 
 
 def _footers(dataset: Dataset, paths: Sequence[str]) -> Iterator[DataFile | UserError]:

@@ -12,7 +12,8 @@ from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.check import check_files
 from dlrm_mtl.data.columns import BlockBuilder, Sources
 from dlrm_mtl.data.config import DataConfig
-from dlrm_mtl.data.dataset import DataFile, locate, open_files, unreadable
+from dlrm_mtl.data.dataset import DataFile, locate, open_files
+from dlrm_mtl.data.footers import unreadable
 from dlrm_mtl.data.prefetch import Prefetcher
 from dlrm_mtl.data.selection import select
 from dlrm_mtl.data.spec import DatasetSpec, suggest
