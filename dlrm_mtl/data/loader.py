@@ -94,6 +94,10 @@ class BatchLoader:
         """
         return Prefetcher(lambda: self._batches(epoch, start_step), self._prefetch, self._add_wait)
 
+    def empty_batch(self) -> Batch:
+        """A batch of padding only."""
+        return assemble(self.layout, [padding(self.layout, self.local_batch_size)])
+
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         reader = BlockReader(self._groups, self.layout, self._count_unknown)
         pool = ThreadPoolExecutor(self._read_threads, thread_name_prefix="block-reader")

@@ -80,6 +80,8 @@ class Trainer:
         """
         bar = Bar("train", self.total_steps, self.process.is_main, done=self.progress.step)
         with self.interruption, bar:
+            self.model.module.train()
+            self.step.rehearse(self.train_data.empty_batch().to(self.process.device))
             while not self.finished:
                 epochs, start_step = divmod(self.progress.step - self.first_step, self.train_data.steps_per_epoch)
                 self._train_epoch(self.first_epoch + epochs, start_step, bar)

@@ -46,6 +46,35 @@ class TrainingStep:
         self.losses.weighting.start(epoch)
         self.optimizers.prepare(step)
         labels, weights = self.targets.sampled(batch.labels, batch.weights, self.model.dropout)
+        parts, totals = self._differentiate(batch, labels, weights, step)
+        with record_function("## optimizer step ##"):
+            report = self.optimizers.step(measure)
+        if not report.skipped:
+            self.losses.weighting.observe(parts, totals)
+            if self.gradients.needs_losses_after:
+                with torch.no_grad():
+                    self.gradients.after(self.losses.parts(self.model.module(batch), labels, weights, totals))
+        self.model.ids.end(keep=not report.skipped)
+        return parts, report
+
+    def rehearse(self, batch: Batch) -> None:
+        """Differentiate a batch that counts for nothing, so that sums over processes do not depend on where a run begins.
+
+        After two backward passes DDP puts the parameters into another order. With more than two processes that is another
+        order of summation, in which the first steps after a resume would differ from the same steps of an uninterrupted run.
+        """
+        if self.process.world_size <= 2 or not isinstance(self.gradients, PlainBackward):
+            return
+        buffers = {buffer: buffer.clone() for buffer in self.model.module.buffers()}
+        for _ in range(2):
+            self._differentiate(batch, batch.labels, batch.weights, 0)
+            self.optimizers.prepare(0)
+        with torch.no_grad():
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+
+    def _differentiate(self, batch: Batch, labels: Tensor, weights: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Compute the gradients; return the parts of the tasks' losses [T], and the rows' total weights [T]."""
         rows = weights.amax(dim=1)  # [B], what a row counts where it does not matter for which task
         sums = torch.cat([weights.sum(dim=0), rows.sum().unsqueeze(0)])  # [T + 1]
         dist.all_reduce(sums)
@@ -59,15 +88,7 @@ class TrainingStep:
                 penalty = (penalty * rows).sum() / sums[-1].clamp(min=1e-30) * self.process.world_size
             with record_function("## backward ##"):
                 self.gradients.backward(terms, penalty, parts, step)
-        with record_function("## optimizer step ##"):
-            report = self.optimizers.step(measure)
-        if not report.skipped:
-            self.losses.weighting.observe(parts, totals)
-            if self.gradients.needs_losses_after:
-                with torch.no_grad():
-                    self.gradients.after(self.losses.parts(self.model.module(batch), labels, weights, totals))
-        self.model.ids.end(keep=not report.skipped)
-        return parts, report
+        return parts, totals
 
     def figures(self) -> dict[str, float]:
         """What the log should say of the last step besides its losses."""

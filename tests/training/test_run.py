@@ -71,6 +71,20 @@ def test_resuming_after_a_kill_is_bit_identical(config: Path, finished: Path, tm
     assert json.loads((folder / "results.json").read_text()) == json.loads((finished / "results.json").read_text())
 
 
+def test_resuming_on_four_processes_is_bit_identical(config: Path, tmp_path: Path) -> None:
+    """With more than two, the order matters in which processes are summed up, and DDP has two of them."""
+    whole = commands.run("train", config, "--output", tmp_path / "whole", processes=4)
+    assert whole.returncode == 0, whole.stderr
+    process = start("train", config, "--output", tmp_path / "killed", processes=4, log=tmp_path / "log")
+    wait_for_step(tmp_path / "killed" / "metrics.jsonl", 12, process)
+    kill_tree(process)
+    process.wait()
+    resumed = commands.run("train", config, "--output", tmp_path / "killed", "--resume", processes=4)
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = (losses(tmp_path / name / "metrics.jsonl") for name in ("killed", "whole"))
+    assert ours == theirs
+
+
 def test_resuming_with_another_number_of_processes(config: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "moved"
     process = start("train", config, "--output", folder, processes=2, log=tmp_path / "log")
