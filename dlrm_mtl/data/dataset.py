@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,9 @@ FOOTER_THREADS = 16
 """Footers are read in parallel: remote storage answers slowly, but many at once."""
 PAUSES = (1.0, 2.0, 4.0)
 """Seconds before a failed read of remote storage is repeated; the client of the storage has its own retries below this."""
+
+GOOGLE_PATIENCE = "15"
+"""Seconds for which Google's client repeats a request, as when it finds no credentials; Arrow lets it do so for 15 minutes."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class DataFile:
             raise
 
     def _refuse_change(self, place: str) -> None:
-        info = read_again(lambda: self.filesystem.get_file_info(self.path), self.filesystem, place)
+        info = read_again(lambda: self.filesystem.get_file_info(self.path), self.filesystem, place, unreachable)
         if info.type == fs.FileType.NotFound:
             raise UserError(f"{place}: the file has been removed since reading began; put it back, or start anew.")
         if (info.size, info.mtime_ns) != (self.size, self.changed_ns):
@@ -148,12 +153,27 @@ def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
         # Not memory-mapped, which would be no faster: a process that reads a mapped file is killed if that file is cut short.
         return fs.LocalFileSystem(), str(path).rstrip("/") or "/"
     try:
-        filesystem, inside = fs.FileSystem.from_uri(str(path))
+        filesystem, inside = fs.FileSystem.from_uri(_google(str(path)))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: is no place that can be read ({first_line(error)}); name a local path or a URI."
         ) from None
     return filesystem, inside.rstrip("/")
+
+
+def _google(uri: str) -> str:
+    """``uri``, if it is Google's, with what Arrow leaves out: where STORAGE_EMULATOR_HOST leads, and when to give up."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("gs", "gcs"):
+        return uri
+    options, server = dict(parse_qsl(parts.query)), os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
+    options.setdefault("retry_limit_seconds", GOOGLE_PATIENCE)
+    bucket = parts.netloc
+    if server and "endpoint_override" not in options:
+        scheme, _, host = server.rpartition("://")
+        options |= {"scheme": scheme or "http", "endpoint_override": host}
+        bucket = f"anonymous@{bucket.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=bucket, query=urlencode(options)))
 
 
 def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
@@ -176,18 +196,31 @@ def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
 
 def list_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
     """The paths of all Parquet files in ``folder`` and below, ordered; see :func:`open_files` for which count."""
-    inside = read_again(lambda: filesystem.get_file_info(fs.FileSelector(folder, recursive=True)), filesystem, folder)
+    selector = fs.FileSelector(folder, recursive=True)
+    inside = read_again(lambda: filesystem.get_file_info(selector), filesystem, folder, unreachable)
     return sorted(info.path for info in inside if info.type == fs.FileType.File and _is_data(info.path[len(folder) :]))
 
 
 Result = TypeVar("Result")
 
 
-def read_again(read: Callable[[], Result], filesystem: fs.FileSystem, place: str) -> Result:
+def unreachable(place: str, error: Exception) -> UserError:
+    """The error for something of which the storage does not even say whether it is there."""
+    return UserError(
+        f"{place}: cannot be read ({first_line(error)}); check the path, the credentials and their permissions."
+    )
+
+
+def read_again(
+    read: Callable[[], Result],
+    filesystem: fs.FileSystem,
+    place: str,
+    mistake: Callable[[str, Exception], UserError] = unreadable,
+) -> Result:
     """The result of ``read``, which is repeated after an error if the storage is remote; see :data:`PAUSES`.
 
     Raises:
-        UserError: ``place`` cannot be read.
+        UserError: ``place`` cannot be read; what ``mistake`` makes of the last error.
     """
     pauses = () if is_local(filesystem) else PAUSES
     for pause in (*pauses, None):
@@ -195,7 +228,7 @@ def read_again(read: Callable[[], Result], filesystem: fs.FileSystem, place: str
             return read()
         except (OSError, pa.ArrowException) as error:
             if pause is None or isinstance(error, (FileNotFoundError, PermissionError)):
-                raise unreadable(place, error) from None
+                raise mistake(place, error) from None
             print(
                 f"{place}: cannot be read ({first_line(error)}); trying again in {pause:g} s",
                 file=sys.stderr,
@@ -232,7 +265,7 @@ def _refuse_truncation(path: str, metadata: pq.FileMetaData, size: int) -> None:
 
 
 def _kind(filesystem: fs.FileSystem, path: str) -> fs.FileType:
-    return read_again(lambda: filesystem.get_file_info(path).type, filesystem, path)
+    return read_again(lambda: filesystem.get_file_info(path).type, filesystem, path, unreachable)
 
 
 def _is_data(relative: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from dlrm_mtl.errors import UserError
 
 CONTRADICTION = ValueError("its footer contradicts itself")
 _LIBRARY = "libc++.1.dylib" if sys.platform == "darwin" else "libstdc++.so.6"
+_GOOGLE = re.compile(
+    r"(?:\[Errno \d+\] )?google::cloud::Status\(\w+: "
+    r"(?:(?:Retry policy exhausted|Permanent error)[^:]*, with a last message of )?"
+    r"(.*?)(?: error_info=|\)(?:\. Detail|$))"
+)
 
 
 def unreadable(place: str, error: Exception) -> UserError:
@@ -32,7 +38,9 @@ def unreadable(place: str, error: Exception) -> UserError:
 
 def first_line(error: Exception) -> str:
     """What an error of Arrow's says, without its details."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    found = _GOOGLE.match(line)
+    return (found[1] if found else line).rstrip(".")
 
 
 @contextmanager

@@ -11,7 +11,13 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dlrm_mtl.data.dataset import is_local, locate
+from dlrm_mtl.data.footers import first_line
 from dlrm_mtl.errors import UserError
+
+COPIED = 5 << 30
+"""Bytes of the largest object that S3 copies, which is what it does to rename one."""
+PIECE = 16 << 20
+"""Bytes that are read at a time from an object that this process has to copy."""
 
 
 @contextmanager
@@ -34,14 +40,19 @@ def output_file(place: str | Path, option: str = "--output") -> Iterator[pa.Nati
             raise UserError(f"{folder}: this folder cannot be written to; name another place with {option}.")
         stream = filesystem.open_output_stream(temporary)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{place}: cannot be written ({_line(error)}); name another place with {option}.") from None
+        raise UserError(
+            f"{place}: cannot be written ({first_line(error)}); name another place with {option}."
+        ) from None
     try:
         yield stream
         try:
+            size = stream.tell()
             stream.close()
-            filesystem.move(temporary, path)
+            _rename(filesystem, temporary, path, size)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{place}: cannot be written ({_line(error)}); name another place with {option}.") from None
+            raise UserError(
+                f"{place}: cannot be written ({first_line(error)}); name another place with {option}."
+            ) from None
     except BaseException:
         with suppress(OSError, pa.ArrowException):
             stream.close()
@@ -50,5 +61,18 @@ def output_file(place: str | Path, option: str = "--output") -> Iterator[pa.Nati
         raise
 
 
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def _rename(filesystem: fs.FileSystem, temporary: str, path: str, size: int) -> None:
+    if filesystem.type_name != "s3" or size <= COPIED:
+        filesystem.move(temporary, path)
+        return
+    try:
+        with filesystem.open_input_stream(temporary) as source, filesystem.open_output_stream(path) as target:
+            while piece := source.read(PIECE):
+                target.write(piece)
+        if (copied := filesystem.get_file_info(path).size) != size:
+            raise OSError(f"{copied:,} bytes of {size:,} were copied to its name")
+    except BaseException:  # what was copied is there since the stream was closed, be it by an error
+        with suppress(OSError, pa.ArrowException):
+            filesystem.delete_file(path)
+        raise
+    filesystem.delete_file(temporary)

@@ -13,16 +13,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.optim.build import Optimizers
-from dlrm_mtl.training.distributed import first_process_only, gather_objects, local_rank
+from dlrm_mtl.training.distributed import first_process_only, gather_objects, local_rank, on_every_process
 from dlrm_mtl.training.mirror import Mirror
 from dlrm_mtl.training.model import ShardedModel
 from dlrm_mtl.training.run_folder import CHECKPOINTS, PROGRESS_FILE
+from dlrm_mtl.training.store_reader import StoreReader
 
 FORMAT = 1
+FILE_BYTES = 32 << 30
+"""Bytes from which on a process writes another file: S3 takes 10,000 parts of a file, which Arrow makes 10 MiB each."""
 POINTERS = (f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
 """The files, in a run's folder, that name a checkpoint."""
 
@@ -63,8 +66,8 @@ class Checkpoints:
     Args:
         folder: where they lie; without ``mirror`` all processes share it.
         keep: how many are kept besides the best one.
-        mirror: where they belong, if that is an object store; ``folder`` is one of each host then, and what is not needed any
-            more is removed there without regard to ``keep``.
+        mirror: where they belong, if that is an object store; in ``folder``, one of each host, lies no more than the checkpoint
+            that is being written, then, and the files that name one.
     """
 
     def __init__(self, folder: Path, keep: int = 2, mirror: Mirror | None = None) -> None:
@@ -73,7 +76,7 @@ class Checkpoints:
         self.mirror = mirror
 
     def path(self, name: str) -> Path:
-        """The folder of checkpoint ``latest``, ``best`` or ``step_N``, brought here if need be; to be called on every process.
+        """The folder of checkpoint ``latest``, ``best`` or ``step_N``, there or on the store; to be called on every process.
 
         Raises:
             UserError: there is no such checkpoint.
@@ -81,13 +84,19 @@ class Checkpoints:
         pointer = self.folder / name
         if name in ("latest", "best") and pointer.is_file():
             pointer = self.folder / pointer.read_text(encoding="utf-8").strip()
-        if self.mirror is not None:
-            self.mirror.fetch_checkpoint(pointer.name)
-        if not (pointer / PROGRESS_FILE).is_file():
+        if self._progress(pointer.name) is None:
             names = self.mirror.children(CHECKPOINTS) if self.mirror else sorted(p.name for p in self.folder.glob("*"))
             there = ", ".join(name for name in names if not name.endswith(".tmp"))
             raise UserError(f"{self.folder}: there is no checkpoint {name!r}; there is {there or 'none at all yet'}.")
         return pointer
+
+    def _progress(self, name: str) -> str | None:
+        """The progress.json of ``step_N``; None if that is not complete, or not there."""
+        if self.mirror is None:
+            file = self.folder / name / PROGRESS_FILE
+            return file.read_text(encoding="utf-8") if file.is_file() else None
+        content = self.mirror.read_for_all(f"{CHECKPOINTS}/{name}/{PROGRESS_FILE}")
+        return None if content is None else content.decode()
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to resume from."""
@@ -102,16 +111,20 @@ class Checkpoints:
             for leftover in self.folder.glob("*.tmp"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         dist.barrier()
-        if not target.is_dir():
-            dcp.save(state_dict(model, optimizers), checkpoint_id=temporary)
+        mirror = self.mirror
+        if self._progress(name) is None:
+            state = state_dict(model, optimizers)
+            dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, thread_count=_files(state)))
             if self._writes_here():
                 _write(temporary / PROGRESS_FILE, description)
                 os.rename(temporary, target)
-        elif self._writes_here():
+            if mirror is not None:
+                mirror.upload_checkpoint(name)
+                if self._writes_here():
+                    shutil.rmtree(target)
+        elif mirror is None and self._writes_here():
             _write(target / PROGRESS_FILE, description)
-        mirror = self.mirror
         if mirror is not None:
-            mirror.upload_checkpoint(name)
             first_process_only(lambda: mirror.write(f"{CHECKPOINTS}/{name}/{PROGRESS_FILE}", description))
         self.settle(progress)
 
@@ -129,7 +142,7 @@ class Checkpoints:
             else:
                 _write(self.folder / "best", best)
             _write(self.folder / "latest", latest)
-            for name in _superfluous(os.listdir(self.folder), best, latest, 1 if self.mirror else self.keep):
+            for name in _superfluous(os.listdir(self.folder), best, latest, self.keep):
                 shutil.rmtree(self.folder / name)
         mirror = self.mirror
         if mirror is not None:
@@ -160,9 +173,16 @@ class Checkpoints:
         if optimizers is not None:
             optimizers.allocate()
         wanted = state_dict(model, optimizers)
-        _check_fits(wanted, path)
-        dcp.load(wanted, checkpoint_id=path)
-        content = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
+        reader = StoreReader(self.mirror, f"{CHECKPOINTS}/{path.name}") if self.mirror else dcp.FileSystemReader(path)
+        _check_fits(wanted, path, reader)
+        try:
+            dcp.load(wanted, storage_reader=reader)
+        except dcp.CheckpointException as failure:
+            for error, _ in failure.failures.values():
+                if isinstance(error, UserError):
+                    raise UserError(str(error)) from None
+            raise
+        content = json.loads(self._progress(path.name) or "")
         content.pop("format")
         progress = Progress(**content)
         if optimizers is not None:
@@ -192,11 +212,19 @@ def state_dict(model: ShardedModel, optimizers: Optimizers | None) -> dict[str, 
     return state
 
 
-def _check_fits(wanted: dict[str, Any], path: Path) -> None:
-    try:
-        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    except Exception as error:
-        raise UserError(f"{path}: this checkpoint cannot be read ({error}); resume from another one.") from None
+def _check_fits(wanted: dict[str, Any], path: Path, reader: dcp.StorageReader) -> None:
+    found: list[Metadata] = []
+
+    def read() -> None:
+        try:
+            found.append(reader.read_metadata())
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: this checkpoint cannot be read ({error}); resume from another one.") from None
+
+    on_every_process(read)
+    stored = found[0].state_dict_metadata
     sizes = {key: tuple(value.size) for key, value in stored.items() if isinstance(value, TensorStorageMetadata)}
     flat: dict[str, tuple[int, ...]] = {}
     for names in gather_objects({key: tuple(value.size()) for key, value in _flatten(wanted).items()}):
@@ -230,6 +258,15 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, torch.Tensor) or hasattr(value, "local_shards"):
             flat[name] = value
     return flat
+
+
+def _files(state: dict[str, Any]) -> int:
+    """The number of files for what this process has of ``state``; a shard of a table is never cut."""
+    here = 0
+    for value in _flatten(state).values():
+        shards = value.local_shards() if hasattr(value, "local_shards") else None
+        here += value.nbytes if shards is None else sum(shard.tensor.nbytes for shard in shards)
+    return 1 + here // FILE_BYTES
 
 
 def _write(path: Path, text: str) -> None:

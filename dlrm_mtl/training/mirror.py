@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch.distributed as dist
 from pyarrow import fs
 
+from dlrm_mtl.data.footers import first_line
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.training.distributed import first_process_only, local_rank, on_every_process
 from dlrm_mtl.training.run_folder import CHECKPOINTS, PROGRESS_FILE
@@ -28,6 +29,7 @@ THREADS = 8
 PROBE = ".writable"
 
 T = TypeVar("T")
+Part = TypeVar("Part")
 
 
 class Mirror:
@@ -48,21 +50,16 @@ class Mirror:
         self.root = root
         self.local = local
         self._published: dict[str, tuple[int, int]] = {}
-        self._complete: set[str] = set()
         self._reached = False
         self._lost = False
 
     def children(self, folder: str) -> list[str]:
-        """The names of files and folders directly in ``folder``."""
-        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        infos = self._again("read", folder, lambda: self.filesystem.get_file_info(selector))
-        return sorted(info.base_name for info in infos)
+        """The names of files and of folders that are not empty directly in ``folder``."""
+        return _first(name[len(folder) + 1 :] for name in self.files(folder))
 
     def files(self, folder: str) -> dict[str, int]:
         """The files in ``folder`` and below, with their sizes in bytes."""
-        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
-        infos = self._again("read", folder, lambda: self.filesystem.get_file_info(selector))
-        return {info.path[len(self.root) + 1 :]: info.size for info in infos if info.type == fs.FileType.File}
+        return self._again("read", folder, lambda: self._files(folder))
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file; None if there is none."""
@@ -76,6 +73,12 @@ class Mirror:
 
         return self._again("read", name, read)
 
+    def read_for_all(self, name: str) -> bytes | None:
+        """The same, read by the first process; to be called on every process."""
+        content = first_process_only(lambda: self.read(name))
+        self._reached = True
+        return content
+
     def write(self, name: str, content: str) -> None:
         """Write a small file; on an object store it is seen either before or after, never in between."""
         self._again("written", name, lambda: self._write(name, content))
@@ -87,7 +90,11 @@ class Mirror:
             path = self._path(name)
             kind = self.filesystem.get_file_info(path).type
             if kind == fs.FileType.Directory:
-                self.filesystem.delete_dir(path)
+                try:
+                    self.filesystem.delete_dir(path)
+                except FileNotFoundError:  # on Google's store a folder is gone with what is in it
+                    if self.filesystem.get_file_info(path).type != fs.FileType.NotFound:
+                        raise
             elif kind == fs.FileType.File:
                 self.filesystem.delete_file(path)
 
@@ -100,20 +107,20 @@ class Mirror:
             UserError: one of the three cannot be done.
         """
         try:
-            names = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+            names = _first(self._files(""))
             self._write(PROBE, "")
             self.filesystem.delete_file(self._path(PROBE))
             self._reached = True
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"{self.uri}: this output folder cannot be written to ({_line(error)}); check the name, the credentials and "
-                "their permissions, or name another one with --output."
+                f"{self.uri}: this output folder cannot be written to ({first_line(error)}); check the name, the credentials "
+                "and their permissions, or name another one with --output."
             ) from None
-        return sorted(info.base_name for info in names if info.base_name != PROBE)
+        return [name for name in names if name != PROBE]
 
     def restore(self, *names: str) -> None:
         """Bring the small files ``names``, as far as they exist, to every host; to be called on every process."""
-        found = first_process_only(lambda: {name: self.read(name) for name in names})
+        found = {name: self.read_for_all(name) for name in names}
         if local_rank() == 0:
             for name, content in found.items():
                 if content is not None:
@@ -173,26 +180,41 @@ class Mirror:
         parts = on_every_process(upload)
         first_process_only(compare)
 
-    def fetch_checkpoint(self, name: str) -> None:
-        """Download what the store has of the checkpoint ``step_N`` and this host has not; to be called on every process.
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file for reading here and there; an error is the caller's, see :meth:`transfer`."""
+        return self.filesystem.open_input_file(self._path(name))
 
-        What is not complete on the store is left there.
+    def transfer(self, done: str, parts: Iterable[Part], place: str, copy: Callable[[Part], None]) -> None:
+        """Call ``copy`` with each of ``parts``, several at a time, and again with those that failed.
+
+        Args:
+            done: what happens to them, for errors: ``read`` or ``written``.
+            parts: what is to be transferred.
+            place: the folder that errors name.
+            copy: transfers one part, in any thread.
+
+        Raises:
+            UserError: one of them still fails after all pauses.
         """
-        if name in self._complete:
-            return
-        folder = f"{CHECKPOINTS}/{name}"
-        there = first_process_only(lambda: self.files(folder))
-        if f"{folder}/{PROGRESS_FILE}" not in there:
-            return
+        left = list(parts)
 
-        def download() -> None:
-            if local_rank() == 0:
-                (self.local / folder).mkdir(parents=True, exist_ok=True)
-                missing = {file: size for file, size in there.items() if _size(self.local / file) != size}
-                self._download(missing, folder)
+        def attempt(part: Part) -> Exception | None:
+            try:
+                copy(part)
+            except (OSError, pa.ArrowException) as error:
+                return error
+            return None
 
-        on_every_process(download)
-        self._complete.add(name)
+        def attempts() -> None:
+            with ThreadPoolExecutor(THREADS) as pool:
+                errors = list(pool.map(attempt, left))
+            left[:] = [part for part, error in zip(left, errors, strict=True) if error]
+            for error in errors:
+                if error:
+                    raise error
+
+        if left:
+            self._again(done, place, attempts)
 
     def _upload(self, names: Iterable[str], place: str = "") -> None:
         def copy(name: str) -> None:
@@ -203,42 +225,7 @@ class Mirror:
                 destination_filesystem=self.filesystem,
             )
 
-        self._transfer("written", names, place, copy)
-
-    def _download(self, sizes: dict[str, int], place: str) -> None:
-        def copy(name: str) -> None:
-            target = self.local / name
-            fs.copy_files(
-                self._path(name),
-                str(target),
-                source_filesystem=self.filesystem,
-                destination_filesystem=fs.LocalFileSystem(),
-            )
-            if _size(target) != sizes[name]:
-                raise OSError(f"{target.name} came with {_size(target):,} bytes, not {sizes[name]:,}")
-
-        self._transfer("read", sizes, place, copy)
-
-    def _transfer(self, done: str, names: Iterable[str], place: str, copy: Callable[[str], None]) -> None:
-        """Copy several files at a time, and those that failed again."""
-        left = list(names)
-
-        def attempt(name: str) -> Exception | None:
-            try:
-                copy(name)
-            except (OSError, pa.ArrowException) as error:
-                return error
-            return None
-
-        def attempts() -> None:
-            with ThreadPoolExecutor(THREADS) as pool:
-                failed = {name: error for name, error in zip(left, pool.map(attempt, left), strict=True) if error}
-            left[:] = failed
-            if left:
-                raise failed[left[0]]
-
-        if left:
-            self._again(done, place, attempts)
+        self.transfer("written", names, place, copy)
 
     def _again(self, done: str, name: str, action: Callable[[], T]) -> T:
         """The result of ``action``, by which ``name`` is to be ``done``; repeated after an error, see :data:`PAUSES`.
@@ -252,16 +239,16 @@ class Mirror:
                 self._reached = True
                 return result
             except FileNotFoundError as error:
-                raise UserError(f"{place}: has been removed meanwhile ({_line(error)}); try again.") from None
+                raise UserError(f"{place}: has been removed meanwhile ({first_line(error)}); try again.") from None
             except (OSError, pa.ArrowException) as error:
                 if pause is None:
                     self._lost = True
                     raise UserError(
-                        f"{place}: cannot be {done} ({_line(error)}); check the storage, the credentials and their "
+                        f"{place}: cannot be {done} ({first_line(error)}); check the storage, the credentials and their "
                         "permissions, and try again; a training run goes on from the last checkpoint there with --resume."
                     ) from None
                 print(
-                    f"{place}: cannot be {done} ({_line(error)}); trying again in {pause:g} s",
+                    f"{place}: cannot be {done} ({first_line(error)}); trying again in {pause:g} s",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -272,13 +259,15 @@ class Mirror:
         with self.filesystem.open_output_stream(self._path(name)) as stream:
             stream.write(content.encode())
 
+    def _files(self, folder: str) -> dict[str, int]:
+        # All that are below: on Google's store, Arrow does not see a folder from the one that holds it.
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        infos = self.filesystem.get_file_info(selector)
+        return {info.path[len(self.root) + 1 :]: info.size for info in infos if info.type == fs.FileType.File}
+
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def _first(paths: Iterable[str]) -> list[str]:
+    return sorted({path.split("/", 1)[0] for path in paths})

@@ -82,7 +82,7 @@ def _new_folder() -> tuple[Path, int]:
     except OSError as error:
         raise UserError(
             f"{home}: cannot hold a copy of the run while it works ({error.strerror}); set TMPDIR to a local folder with room "
-            "for three checkpoints."
+            "for a checkpoint."
         ) from None
     return folder, lock
 

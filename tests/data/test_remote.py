@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from dlrm_mtl.data import output
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.growing import Consumed, next_round
 from dlrm_mtl.data.output import output_file
 from dlrm_mtl.errors import UserError
 from tests import commands
 from tests.data.reading import loader, row_numbers, table, write
-from tests.s3 import upload
+from tests.s3 import files, upload
 from tests.synthetic import config, write_dataset
 
 
@@ -61,6 +62,23 @@ def test_output_is_complete_or_not_there(bucket: fs.S3FileSystem) -> None:
         pass
     with pytest.raises(UserError, match="s3://nobucket/out: cannot be written"), output_file("s3://nobucket/out"):
         pass
+
+
+def test_what_is_too_large_for_s3_to_rename(bucket: fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "COPIED", 1 << 20)
+    monkeypatch.setattr(output, "PIECE", 3 << 20)
+    content = bytes(range(256)) * (12 << 12)  # 12 MiB, more than one part of an upload
+    with output_file("s3://bucket/out") as stream:
+        stream.write(content)
+    assert files(bucket, "bucket") == ["out"]
+    with bucket.open_input_stream("bucket/out") as there:
+        assert there.read() == content
+
+    with bucket.open_output_stream("bucket/other.tmp") as stream:
+        stream.write(content)
+    with pytest.raises(OSError, match="12,582,912 bytes of 12,582,913 were copied"):
+        output._rename(bucket, "bucket/other.tmp", "bucket/other", len(content) + 1)
+    assert files(bucket, "bucket") == ["other.tmp", "out"]
 
 
 def test_training_and_predicting_from_the_command_line(bucket: fs.S3FileSystem, tmp_path: Path) -> None:

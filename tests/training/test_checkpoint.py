@@ -53,7 +53,7 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
         trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(runs), None, progress)
         with loader.epoch(0) as batches:
             for _ in range(3):
-                trainer.step(next(batches), progress.step, 0)
+                trainer.step([next(batches)], progress.step, 0)
                 progress.step += 1
         progress.steps_applied = optimizers.sparse.steps
     Checkpoints(runs / f"{plan}-{process.world_size}").save(model, optimizers, progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ import pytest
 import torch
 from pyarrow import fs
 
-from dlrm_mtl.cli import main
 from dlrm_mtl.training import mirror as mirror_module
 from tests import commands, s3, synthetic
 from tests.commands import kill_tree, losses, start, write_config
@@ -51,20 +49,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
         return folder
 
     return use
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Runs the command line in this process; its exit code and what it printed."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dlrm-mtl", *(str(argument) for argument in arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        return int(left.value.code or 0), "".join(capfd.readouterr())
-
-    return run
 
 
 def staged(machine: Path) -> list[Path]:
@@ -253,8 +237,7 @@ def host(rank: int, data: Path, environment: dict[str, str], temporary: Path, fa
         if writing:
             optimizers.allocate()
             checkpoints.save(model, optimizers, Progress(step=1))
-            result["files"] = sorted(path.name for path in checkpoints.path("latest").parent.rglob("*.distcp"))
-            result["mine"] = sorted(path.name for path in (folder.checkpoints / "step_00000001").glob("__*"))
+            assert {path.name for path in folder.checkpoints.iterdir()} == {"latest"}
             mirror_module.PAUSES = (0.0,)
             if failing and rank == 1:  # the second host's credentials have run out
                 folder.mirror.filesystem = fs.S3FileSystem(
