@@ -20,3 +20,10 @@ def test_two_phase_update_under_a_plain_torchrec_model() -> None:
     for first, last in run_processes(2, example, "two_phase_in_torchrec.py"):
         assert first > 0.65
         assert last < 0.3
+
+
+def test_balanced_tables_under_a_plain_torchrec_model() -> None:
+    results = run_processes(2, example, "balanced_tables_in_torchrec.py")
+    assert results[0] == results[1]
+    plain, balanced = results[0]
+    assert balanced < 0.5 < 0.8 < plain

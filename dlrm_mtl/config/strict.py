@@ -73,6 +73,8 @@ def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str
         elif kind == "union_tag_not_found":
             key = str(context.get("discriminator", "name")).strip("'")
             sentences.append(f"{place}: {path}: the key {key!r} is required here; add it.")
+        elif kind == "too_short":
+            sentences.append(f"{place}: {path}: the list is empty; add at least one entry.")
         elif kind == "value_error":
             sentences.append(f"{place}: {path}: {context['error']}")
         else:

@@ -21,6 +21,7 @@ from dlrm_mtl.embeddings.collecting import UnpooledSharder, two_phase_sharders
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
 from dlrm_mtl.embeddings.tables import TableConfig
 from dlrm_mtl.errors import UserError
+from dlrm_mtl.machine import memory_bytes
 
 COLUMN_SPLITTING = {"column_wise", "table_column_wise", "grid_shard"}
 HOST_BASED = {"table_row_wise", "grid_shard"}
@@ -81,7 +82,7 @@ def make_plan(
         world_size=layout.world_size,
         local_world_size=layout.per_host,
         compute_device=device.type,
-        ddr_cap=_host_memory() // layout.per_host,
+        ddr_cap=memory_bytes() // layout.per_host,
         **({"hbm_cap": torch.cuda.get_device_properties(device).total_memory} if device.type == "cuda" else {}),
     )
     planner = EmbeddingShardingPlanner(
@@ -154,10 +155,6 @@ def _shard_width(table: TableConfig, choice: TableSharding, layout: Processes, p
     while dim % (4 * shards):
         shards -= 1
     return dim // shards
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def describe_plan(plan: ShardingPlan, tables: Sequence[TableConfig]) -> list[dict[str, Any]]:

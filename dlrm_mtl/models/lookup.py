@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -37,6 +37,7 @@ class FeatureLookup(nn.Module):
         """The width of what every feature becomes, in every table it is looked up in; W is their sum."""
         self.unbounded: Callable[[KeyedJaggedTensor], KeyedJaggedTensor] | None = None
         """Turns ids that are not numbered from 0 on into rows, in a sharded model."""
+        self._divisors: _Divisors | None = None
         self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, whether that is a KeyedTensor
         names = [name for table in tables.pooled for name in table.feature_names]
         for table in tables.configs:
@@ -71,16 +72,54 @@ class FeatureLookup(nn.Module):
             rows = self.unpooled_tables(most_recent(sparse, self.unpooled_features, self.table_set.lengths))
         lengths = sparse.lengths().view(len(sparse.keys()), -1)
         row_of = {name: row for row, name in enumerate(sparse.keys())}
+        # On a GPU an operation costs more than another pass over the memory: there all means are taken at once.
+        at_once = lengths.is_cuda
         columns = []
         for name, key, pooled in self._keys:
             if name in self.table_set.lengths:
                 columns.append(flatten(rows[key], self.table_set.lengths[name]))
                 continue
             column = sums[key] if pooled else pool(rows[key])
-            if name in self.table_set.means:
+            if name in self.table_set.means and not at_once:
                 column = column / lengths[row_of[name]].clamp(min=1).unsqueeze(1)
             columns.append(column)
-        return torch.cat(columns, dim=1)
+        features = torch.cat(columns, dim=1)
+        return self.means(features, sparse) if at_once else features
+
+    def means(self, features: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        """Divide those of the features [B, W] that are means by their numbers of ids in ``sparse``, all at once."""
+        if not self.table_set.means:
+            return features
+        keys, device = sparse.keys(), features.device
+        if self._divisors is None or self._divisors.keys != keys or self._divisors.rows.device != device:
+            self._divisors = self._find_divisors(keys, device)
+        rows, sums, widths = self._divisors.rows, self._divisors.sums, self._divisors.widths
+        counts = sparse.lengths().view(len(keys), -1)[rows].clamp(min=1).masked_fill(sums, 1).T  # [B, F]
+        if len(set(self.widths)) == 1:
+            return (features.unflatten(1, (len(rows), -1)) / counts.unsqueeze(2)).flatten(1)
+        return features / counts.repeat_interleave(widths, dim=1, output_size=features.shape[1])
+
+    def _find_divisors(self, keys: list[str], device: torch.device) -> _Divisors:
+        names, means = [name for name, _, _ in self._keys], self.table_set.means
+        return _Divisors(
+            keys,
+            rows=torch.tensor([keys.index(name) for name in names], device=device),
+            sums=torch.tensor([[name not in means] for name in names], device=device),
+            widths=torch.tensor(self.widths, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class _Divisors:
+    """Where the numbers of ids of the F features are in a batch with some ``keys``."""
+
+    keys: list[str]
+    rows: Tensor
+    """[F] int64: the feature's row in the lengths."""
+    sums: Tensor
+    """[F, 1] bool: whether the feature is no mean."""
+    widths: Tensor
+    """[F] int64."""
 
 
 def most_recent(sparse: KeyedJaggedTensor, keys: list[str], lengths: Mapping[str, int]) -> KeyedJaggedTensor:

@@ -84,7 +84,7 @@ def test_only_metabalance_looks_at_tensors_one_by_one_unless_told_otherwise() ->
         ({"name": "metabalance", "target": "buy", "beta": 1}, "balancing.beta: 1 does not fit"),
         ({"name": "surgery"}, "balancing.target: this key is required"),
         ({"name": "pcgrad", "reduce": "sum"}, "there is no key 'reduce' here; did you mean 'reduction'?"),
-        ({"name": "sequence", "stages": []}, "balancing.stages: [] does not fit"),
+        ({"name": "sequence", "stages": []}, "balancing.stages: the list is empty; add at least one entry"),
         (
             {"name": "sequence", "stages": [{"name": "pcgrad", "level": "representation"}]},
             "balancing: stage 0 has level 'representation' and the sequence 'parameters'; set level beside stages",

@@ -75,7 +75,7 @@ def test_overrides(file: Path) -> None:
         ("tasks.7.name=click", ["--set tasks.7.name=click", "entries 0 to 1"]),
         ("training", ["--set training", "key.path=value"]),
         ("seed.x=1", ["--set seed.x=1", "seed is a single value"]),
-        ("tasks=[]", ["tasks", "at least 1 item"]),
+        ("tasks=[]", ["tasks", "the list is empty; add at least one entry"]),
         ("name=null", ["name", "None", "string"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -53,3 +54,16 @@ def test_against_literal_loops(features: dict[str, Any], rows: int) -> None:
     (torch.stack(wanted).square() @ slope).sum().backward()
     for key, parameter in model.lookup.named_parameters():
         torch.testing.assert_close(parameter.grad, weights[key.split(".")[-2]].grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", POOLINGS)
+def test_means_at_once_are_the_same_bits(features: dict[str, Any]) -> None:
+    """What a GPU does, beside the division feature by feature that the literal loops confirm."""
+    content = {"embeddings": {"dim": 4, "features": features, "tables": {"user": {"pooling": "sum"}}}}
+    model = on_cpu(build_ranking_model(ModelConfig.model_validate(content), inputs()))
+    b = batch(8, seed=3)
+    found, tables = model.lookup(b.sparse), model.lookup.table_set
+    model.lookup.table_set = dataclasses.replace(tables, means=frozenset())
+    sums = model.lookup(b.sparse)
+    model.lookup.table_set = tables
+    assert torch.equal(model.lookup.means(sums, b.sparse), found)
