@@ -17,6 +17,7 @@ BENCHMARKS = {
     "data-loading": "benchmarks.data_loading",
     "dense-optimizer": "benchmarks.dense_optimizer",
     "multitask": "benchmarks.multitask",
+    "negatives": "benchmarks.negatives",
     "prepare-userbehavior": "benchmarks.prepare_userbehavior",
     "sparse-update": "benchmarks.sparse_update",
     "sparse-update-cuda": "benchmarks.sparse_update_cuda",

@@ -114,7 +114,7 @@ def stepper(model: dict[str, Any], tasks: int, balancing: dict[str, Any], proces
     built = build_model(config, spec, process)
     built.module.train()
     step = TrainingStep(config, process, built, build_optimizers(config, built, 1000))
-    return lambda batch, number: step(batch, number, 0)
+    return lambda batch, number: step([batch], number, 0)
 
 
 def one_backward_per_task(model: dict[str, Any], tasks: int, process: Process) -> Step:

@@ -71,7 +71,7 @@ def _steps(process: Process, count: int) -> dict[str, list[float]]:
     with loader.epoch(0) as batches:
         for number, batch in enumerate(islice(batches, count)):
             start = time.perf_counter()
-            step(batch, number, 0)
+            step([batch], number, 0)
             if number >= WARM:
                 taken["share"].append(spent / (time.perf_counter() - start))
                 taken["milliseconds"].append(spent * 1e3)

@@ -1,14 +1,21 @@
-"""What the parts of a configuration ask of each other, as far as it can be told without the data set."""
+"""What the parts of a configuration ask of each other, and of the data set's description where that is at hand."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dlrm_mtl.balancing import build_balancing
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.negatives.check import check_negatives
+from dlrm_mtl.data.spec import DATASET_FILE
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.models.blocks import counts_per_task
 from dlrm_mtl.models.classical.multitask_net import MultitaskNetConfig
 from dlrm_mtl.models.config import ModelConfig
+from dlrm_mtl.tasks.check import check_labels
 from dlrm_mtl.tasks.products import own_tasks, product_mistake
+from dlrm_mtl.tasks.targets import label_columns
 
 
 def check_run(config: RunConfig, place: str) -> None:
@@ -20,6 +27,7 @@ def check_run(config: RunConfig, place: str) -> None:
     try:
         build_balancing(config.balancing, [task.name for task in config.tasks], [])
         check_growing(config)
+        check_negatives_count(config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     own = [config.tasks[number] for number in own_tasks(config.tasks)]
@@ -67,3 +75,35 @@ def check_growing(config: RunConfig) -> None:
     ):
         if wrong:
             raise UserError(f"{key}: does not fit data.growing, for {remedy}.")
+
+
+def check_negatives_count(config: RunConfig) -> None:
+    """Refuse drawn negatives that no task would learn from.
+
+    Raises:
+        UserError: every task has a ranking loss, whose model draws items itself, or a mask, which leaves negatives out.
+    """
+    if config.data.negatives is None:
+        return
+    if not any(task.kind != "ranking" and task.only_where is None for task in config.tasks):
+        raise UserError(
+            "data.negatives: no task would learn from drawn rows: tasks with only_where leave them out, since their labels are "
+            "0, and ranking losses compare with items that the model draws; remove the key, or add a task with a loss of "
+            "single rows and without only_where."
+        )
+
+
+def check_against_data_set(config: RunConfig, place: str) -> None:
+    """Check what :func:`check_run` cannot tell without the data set, if its description is on this machine.
+
+    Raises:
+        UserError: the first mistake that dataset.yaml shows.
+    """
+    if "://" in config.data.path or not Path(config.data.path, DATASET_FILE).is_file():
+        return
+    spec = open_dataset(config.data.path).spec
+    try:
+        check_labels(config.tasks, spec)
+        check_negatives(spec, config.data, label_columns(config.tasks))
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig
 from dlrm_mtl.config.strict import Strict
@@ -51,3 +51,14 @@ class RunConfig(Strict):
         if "mean" in names:
             raise ValueError("no task may be called 'mean', which stands for the mean over tasks; rename it.")
         return tasks
+
+    @model_validator(mode="after")
+    def _micro_batches_divide_batches(self) -> RunConfig:
+        pieces, lanes, size = self.training.micro_batches, self.data.lanes, self.data.batch_size
+        if size % (pieces * lanes):
+            fitting = -(-size // (pieces * lanes)) * pieces * lanes
+            raise ValueError(
+                f"data.batch_size {size} cannot be cut into training.micro_batches {pieces} with data.lanes {lanes}; set the "
+                f"batch size to {fitting}."
+            )
+        return self

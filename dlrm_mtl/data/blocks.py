@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ from torch.profiler import record_function
 
 from dlrm_mtl.data.check import Layout
 from dlrm_mtl.data.columns import Block, BlockBuilder, Sources
-from dlrm_mtl.data.dataset import DataFile
+from dlrm_mtl.data.dataset import DataFile, is_local
 from dlrm_mtl.data.lanes import Block as BlockRange
 from dlrm_mtl.data.lanes import Piece
 
@@ -26,42 +28,75 @@ Groups = Sequence[tuple[DataFile, int]]
 class BlockReader:
     """Reads blocks, in any number of threads at once."""
 
-    def __init__(self, groups: Groups, layout: Layout, count_unknown: Callable[[str, int], None]) -> None:
-        """``count_unknown`` is called with a feature and how many of its ids were out of range and read as 0."""
+    def __init__(
+        self, groups: Groups, layout: Layout, count_unknown: Callable[[str, int], None], *, keep: int = 1
+    ) -> None:
+        """See :class:`BlockBuilder`; the last ``keep`` row groups that lanes share are kept."""
         self._groups = groups
         self._columns = layout.columns
         self._builder = BlockBuilder(layout, count_unknown)
         self._open = threading.local()
-        self._part_left: tuple[int, pa.Table] | None = None
+        self._keep = keep
+        self._shared: dict[int, Future[pa.Table]] = {}  # the oldest first
         self._lock = threading.Lock()
 
     def read(self, block: BlockRange, order: NDArray[np.int64] | None) -> Block:
         """Read ``block``, row ``order[i]`` at place i; raises :class:`UserError` if a file or a value cannot be used."""
         with record_function("## data: read block ##"):
-            parts = []
+            tables: list[pa.Table] = []
+            places = []
+            for _, run in groupby(block.pieces, self._run_of):
+                tables += self._read(list(run))
             for piece in block.pieces:
                 file, group = self._groups[piece.group]
-                table = self._table(piece).slice(piece.start, piece.rows)
-                parts.append((table, f"{file.path}: row group {group}", piece.start))
-            return self._builder.build(Sources(parts), order)
+                places.append((piece.rows, f"{file.path}: row group {group}", piece.start))
+            return self._builder.build(Sources(tables, places), order)
 
-    def _table(self, piece: Piece) -> pa.Table:
+    def _run_of(self, piece: Piece) -> tuple[str, int]:
+        """What neighbouring pieces have in common that are read together: a file, if both are whole row groups of it."""
         file, group = self._groups[piece.group]
-        if piece.rows == file.metadata.row_group(group).num_rows:
-            return self._read(piece.group)
-        # A row group that lanes share: the last one is kept, for the next lane's first block usually reads it next.
-        with self._lock:
-            if self._part_left is None or self._part_left[0] != piece.group:
-                self._part_left = None
-                self._part_left = (piece.group, self._read(piece.group))
-            return self._part_left[1]
+        whole = piece.rows == int(file.metadata.row_group(group).num_rows)
+        return file.path, -1 if whole else piece.group
 
-    def _read(self, number: int) -> pa.Table:
-        file, group = self._groups[number]
+    def _read(self, pieces: list[Piece]) -> list[pa.Table]:
+        """The rows of pieces that belong together, one after the other."""
+        first = pieces[0]
+        if self._run_of(first)[1] != -1:
+            return [self._shared_group(first.group).slice(first.start, first.rows)]
+        file = self._groups[first.group][0]
+        return _read_groups(file, self._opened(file), [self._groups[piece.group][1] for piece in pieces], self._columns)
+
+    def _shared_group(self, number: int) -> pa.Table:
+        """A row group that lanes share: the last ones are kept, for the next lane's first block usually reads them next."""
+        with self._lock:
+            table = self._shared.get(number)
+            mine = table is None
+            if table is None:
+                while len(self._shared) >= self._keep:
+                    del self._shared[next(iter(self._shared))]
+                table = self._shared[number] = Future()
+        if mine:
+            file, group = self._groups[number]
+            try:
+                table.set_result(file.read_group(self._opened(file), group, self._columns))
+            except BaseException as error:
+                table.set_exception(error)
+        return table.result()
+
+    def _opened(self, file: DataFile) -> pq.ParquetFile:
+        """``file``, opened by this thread: what it reads may not be shared with others."""
         opened: tuple[DataFile, pq.ParquetFile] | None = getattr(self._open, "file", None)
         if opened is None or opened[0] is not file:
             opened = self._open.file = (file, file.open())
-        return file.read_group(opened[1], group, self._columns)
+        return opened[1]
+
+
+def _read_groups(file: DataFile, opened: pq.ParquetFile, groups: list[int], columns: Sequence[str]) -> list[pa.Table]:
+    """Row groups that follow each other, in one call if that is possible: an error is to name the one that is damaged."""
+    if len(groups) > 1 and is_local(file.filesystem):
+        with suppress(OSError, pa.ArrowException):
+            return [opened.read_row_groups(groups, columns=list(columns), use_threads=False)]
+    return [file.read_group(opened, group, columns) for group in groups]
 
 
 class BlocksAhead:

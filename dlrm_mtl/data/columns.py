@@ -60,12 +60,12 @@ class Block:
 class Sources:
     """Tables whose rows, one after the other, become a block, and where each is from."""
 
-    def __init__(self, parts: Sequence[tuple[pa.Table, str, int]]) -> None:
-        """``parts``: table, place (a file and row group), and the number of its first row there, for error messages."""
-        self.rows = sum(table.num_rows for table, _, _ in parts)
-        self._parts = parts
-        self._ends = np.cumsum([table.num_rows for table, _, _ in parts])
-        groups = groupby((table for table, _, _ in parts if table.num_rows), key=lambda table: table.schema.types)
+    def __init__(self, tables: Sequence[pa.Table], places: Sequence[tuple[int, str, int]]) -> None:
+        """For error messages, ``places`` says of so many rows which file and row group, and from which row on, they are."""
+        self._places = places
+        self._ends = np.cumsum([rows for rows, _, _ in places])
+        self.rows = int(self._ends[-1])
+        groups = groupby((table for table in tables if table.num_rows), key=lambda table: table.schema.types)
         # Small row groups are read column by column together: what a column costs does not depend on their number.
         self._tables = [pa.concat_tables(tables) for _, tables in groups]
 
@@ -83,8 +83,8 @@ class Sources:
     def row(self, position: int) -> str:
         """Where row number ``position`` of the block is from."""
         part = int(np.searchsorted(self._ends, position, side="right"))
-        table, place, first_row = self._parts[part]
-        return f"{place}, row {first_row + position - int(self._ends[part]) + table.num_rows}"
+        rows, place, first_row = self._places[part]
+        return f"{place}, row {first_row + position - int(self._ends[part]) + rows}"
 
 
 class BlockBuilder:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.data.negatives.config import NegativesConfig
 
 
 class UnboundedConfig(Strict):
@@ -56,6 +57,8 @@ class DataConfig(Strict):
     vocabulary: `user: 1000000`, or `user: {rows: 1000000, eviction: lru}`. Rows are given to ids as they come."""
     weight: str | None = None
     """Name of a float column with the weight of each row; default: every row weighs 1."""
+    negatives: NegativesConfig | None = None
+    """Draw rows with other items while training, for data of observed rows only; default: none. Evaluation draws nothing."""
     prefetch: int = Field(default=4, ge=1)
     """Batches that are prepared ahead of training."""
     read_ahead: int = Field(default=1, ge=0)
@@ -66,6 +69,11 @@ class DataConfig(Strict):
     growing: bool = False
     """New Parquet files arrive in the training split's folder, named in the order of their use. Training takes all that are
     there, each once, then the ones that came meanwhile, and ends; with `--resume` it goes on with files that are new."""
+
+    @property
+    def training_rows(self) -> int:
+        """Rows of a global batch in training, drawn ones included."""
+        return self.batch_size * (1 + self.negatives.each if self.negatives else 1)
 
     @model_validator(mode="after")
     def _lanes_divide_batches(self) -> DataConfig:

@@ -18,6 +18,7 @@ from dlrm_mtl.data.columns import Block
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split
 from dlrm_mtl.data.lanes import Lane, Slice, block_order, cut, own_lanes, row_order, schedule, steps_per_epoch
+from dlrm_mtl.data.negatives.drawing import Negatives
 from dlrm_mtl.data.prefetch import Prefetcher
 from dlrm_mtl.data.selection import select
 from dlrm_mtl.errors import UserError
@@ -28,7 +29,7 @@ class BatchLoader:
 
     The parts of all processes, one after the other, are the global batch, which depends on neither their number nor the
     prefetching. Memory holds 1 + ``config.read_ahead`` blocks per own lane, what ``config.read_threads`` threads are decoding
-    (a block each), one row group that lanes share, and ``config.prefetch`` batches.
+    (a block each), shared row groups (one more than threads), and ``config.prefetch`` batches.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class BatchLoader:
         world_size: int = 1,
         batch_size: int | None = None,
         shuffle: bool | None = None,
+        negatives: Negatives | None = None,
+        pin: bool = False,
     ) -> None:
         """Check the files of ``split`` and cut them into lanes; reads no row yet.
 
@@ -54,6 +57,8 @@ class BatchLoader:
             world_size: number of processes; must divide ``config.lanes``.
             batch_size: rows of a global batch, a multiple of ``config.lanes``; default: ``config.batch_size``.
             shuffle: default: ``config.shuffle``.
+            negatives: what follows every row of a batch; default: nothing, whatever ``config.negatives`` says.
+            pin: whether batches lie in page-locked memory, from which they are copied to a GPU while the host goes on.
 
         Raises:
             UserError: if names, columns, types, footer statistics, the world size or the batch size do not fit.
@@ -66,13 +71,16 @@ class BatchLoader:
         self.layout = check_files(split.files, self.selection)
         self.rows = split.rows
         """Rows of the split, over all processes."""
-        self.local_batch_size = batch_size // world_size
-        """Rows of this process's part of a global batch."""
+        self.local_batch_size = batch_size // world_size * (1 + negatives.each if negatives else 1)
+        """Rows of this process's part of a global batch, drawn ones included."""
         self.unknown_ids: dict[str, int] = {}
         """By feature: ids out of range that were read as 0 so far, in the blocks this process has read."""
         self.wait_seconds = 0.0
         """Time that the consumer has waited for batches so far."""
         self._seed = seed
+        self._negatives = negatives
+        self._pin = pin
+        self._own = own
         self._shuffle = config.shuffle if shuffle is None else shuffle
         self._prefetch = config.prefetch
         self._read_ahead = config.read_ahead
@@ -99,15 +107,17 @@ class BatchLoader:
         return assemble(self.layout, [padding(self.layout, self.local_batch_size)])
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        reader = BlockReader(self._groups, self.layout, self._count_unknown)
+        reader = BlockReader(self._groups, self.layout, self._count_unknown, keep=self._read_threads + 1)
         pool = ThreadPoolExecutor(self._read_threads, thread_name_prefix="block-reader")
         try:
             lanes = [self._lane_parts(reader, pool, lane, epoch, start_step) for lane in self._lanes]
-            for _ in range(start_step, self.steps_per_epoch):
+            for step in range(start_step, self.steps_per_epoch):
                 with record_function("## data: batch ##"):
                     parts = [part for lane in lanes for part in self._padded(next(lane, []))]
                     batch = assemble(self.layout, parts)
-                yield batch
+                if self._negatives is not None:
+                    batch = self._negatives(batch, self._own, epoch, step)
+                yield batch.pin_memory() if self._pin else batch
         finally:
             pool.shutdown(cancel_futures=True)
 

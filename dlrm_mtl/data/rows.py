@@ -65,7 +65,7 @@ class RowReader:
         for file in self._files:
             first_row = 0
             for table in self._tables(file):
-                block = builder.build(Sources([(table, file.path, first_row)]))
+                block = builder.build(Sources([table], [(table.num_rows, file.path, first_row)]))
                 carried = table.select(self.carried_schema.names).cast(self.carried_schema)
                 yield assemble(self.layout, [Rows(block, 0, table.num_rows)]), carried
                 first_row += table.num_rows

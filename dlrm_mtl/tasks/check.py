@@ -48,15 +48,25 @@ def remarks(tasks: Sequence[TaskConfig]) -> list[str]:
     ]
 
 
-def starting_logits(tasks: Sequence[TaskConfig], spec: DatasetSpec) -> list[float | None]:
+def starting_logits(tasks: Sequence[TaskConfig], spec: DatasetSpec, drawn: int = 0) -> list[float | None]:
     """What each task's logit is on average over the training rows, as far as the data set's description says.
 
     The logit of a binary label's rate, and a real label's mean. A task with a mask starts from there as well: the mean over the
     rows that its mask leaves is not known, and is nearer to it than to 0 for most. Where it is the last factor of a product, it
     is known: the product's rate over those of the other factors.
+
+    Each row with a positive label is followed by ``drawn`` rows without. Such rows are taken to be as many as the most frequent
+    label has, which holds where other labels follow from that one, as purchases from clicks.
     """
     means = {label.name: label.mean for label in spec.labels}
     rates = {task.name: means.get(task.label_name) for task in tasks}
+    if drawn:
+        binary = {label.name for label in spec.labels if label.kind == "binary"}
+        diluted = [task for task in tasks if task.label_name in binary and task.only_where is None]
+        most = max((rates[task.name] or 0.0 for task in diluted), default=0.0)
+        for task in diluted:
+            rate = rates[task.name]
+            rates[task.name] = None if rate is None else rate / (1.0 + drawn * most)
     for task in tasks:
         if task.product_of is not None:
             whole, others = rates[task.name], [rates[name] for name in task.product_of[:-1]]

@@ -56,7 +56,9 @@ class TaskLosses:
         summed = (self.per_row(logits, labels) * weights).sum(dim=0)
         return summed / torch.where(totals > 0, totals, torch.ones_like(totals))
 
-    def __call__(self, logits: Tensor, labels: Tensor, weights: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, logits: Tensor, labels: Tensor, weights: Tensor, totals: Tensor, pieces: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Compute what each task adds to the loss, and this process's part of each task's loss for logging.
 
         DDP and TorchRec both average gradients over processes; the first values are therefore multiplied by their number, so
@@ -67,6 +69,7 @@ class TaskLosses:
             labels: [B, T].
             weights: [B, T], zero for rows that do not count.
             totals: [T], the sum of ``weights`` over the global batch.
+            pieces: into how many this process's rows are cut, of which these are one; results add up over them.
 
         Returns:
             [T] terms, whose sum is the loss to differentiate, and [T] parts that sum over processes to the tasks' losses. A
@@ -74,7 +77,7 @@ class TaskLosses:
         """
         parts = self.parts(logits, labels, weights, totals)
         processes = dist.get_world_size() if dist.is_initialized() else 1
-        return self.weighting.terms(parts, self.task_weights, totals, processes) * processes, parts.detach()
+        return self.weighting.terms(parts, self.task_weights, totals, processes * pieces) * processes, parts.detach()
 
 
 def _groups(tasks: Sequence[TaskConfig], device: torch.device) -> list[tuple[LossConfig, Tensor, Tensor | None]]:

@@ -48,7 +48,7 @@ class TaskWeighting(nn.Module):
             parts: [T], this process's parts of the tasks' losses.
             task_weights: [T], the configured weights.
             totals: [T], the weight of each task's rows in the global batch; 0 where it has no loss.
-            processes: how many add parts.
+            processes: how many parts are added up, over processes and their micro-batches.
         """
         raise NotImplementedError
 

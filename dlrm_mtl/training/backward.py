@@ -1,4 +1,4 @@
-"""Backward passes. With gradient balancing: one per task over one forward pass, then one combined gradient.
+"""Backward passes. With gradient balancing: one per task over each forward pass, then one combined gradient.
 
 Tables and dense parameters are treated alike: each task's gradient is that of the global batch, inner products are the same
 on every process, and so are the coefficients that come of them.
@@ -43,10 +43,13 @@ class PlainBackward:
         logits: Tensor = self.model.module(batch)
         return logits
 
-    def backward(self, terms: Tensor, penalty: Tensor | None, parts: Tensor, step: int) -> None:
-        """Compute the gradients of all parameters."""
+    def backward(self, terms: Tensor, penalty: Tensor | None) -> None:
+        """Add a micro-batch's gradients to those of all parameters."""
         loss = terms.sum() if penalty is None else terms.sum() + penalty
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def finish(self, parts: Tensor, step: int) -> None:
+        """The gradients are complete."""
 
     def after(self, parts: Tensor) -> None:
         """Nothing depends on the losses after the update."""
@@ -72,6 +75,8 @@ class BalancedBackward:
         """The tasks whose gradient was not finite in the last step."""
         self._device = next(iter(self.parameters.values())).device
         self._features: Tensor | None = None
+        self._cotangents: list[tuple[Tensor, list[Tensor]]] = []
+        self._flat: Tensor | None = None
         self._tables: TaskGradients | None = None
         if balancing.level == "parameters":
             penalised = model.penalty(torch.zeros(1, len(self.tasks), device=self._device)) is not None
@@ -86,44 +91,53 @@ class BalancedBackward:
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """To be put around the forward pass and :meth:`backward`."""
+        """To be put around the forward and backward passes of a step and :meth:`finish`."""
         try:
             with self._tables.apart() if self._tables else nullcontext():
                 yield
         finally:
-            self._features = None
+            self._features, self._flat, self._cotangents = None, None, []
 
     def predict(self, batch: Batch) -> Tensor:
         """Logits [B, T]. DDP is passed by: each task's gradient is reduced here, before they are compared."""
         logits: Tensor = self.model.ranker(batch)
         return logits
 
-    def backward(self, terms: Tensor, penalty: Tensor | None, parts: Tensor, step: int) -> None:
-        """Compute the combined gradients of all parameters; to be called on every process.
+    def backward(self, terms: Tensor, penalty: Tensor | None) -> None:
+        """Add a micro-batch's gradients to those of each task; to be called on every process.
 
         Args:
             terms: [T] what each task adds to the loss.
             penalty: what is added to the loss on no task's account; its gradient is added as it is.
-            parts: [T] this process's parts of the tasks' losses.
-            step: number of the step.
         """
         losses = [*terms, penalty] if penalty is not None else [*terms]
-        cotangents, dense = self._gradients(losses)
-        features = self._features
+        cotangents, features = self._gradients(losses), self._features
         assert features is not None
         if self._tables:
             self._tables.backward([features], [[cotangent] for cotangent in cotangents])
-            grams = self._tables.grams()[:, : len(terms), : len(terms)]
         else:
-            grams = self._feature_grams(cotangents)
+            self._cotangents.append((features, cotangents))
+
+    def finish(self, parts: Tensor, step: int) -> None:
+        """Combine the tasks' gradients; to be called on every process.
+
+        Args:
+            parts: [T] this process's parts of the tasks' losses.
+            step: number of the step.
+        """
+        dense, count = self._dense_gradients(), len(self.tasks)
+        if self._tables:
+            grams = self._tables.grams()[:, :count, :count]
+        else:
+            grams = sum((self._feature_grams(cotangents) for _, cotangents in self._cotangents), torch.zeros(()))
         report = self._balance(dense, grams, parts, step)
-        coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), len(terms))
-        if penalty is not None:
-            coefficients = torch.cat([coefficients, coefficients.new_ones(len(coefficients), 1)], dim=1)
+        coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), count)
+        rest = len(dense[0]) - count  # the penalty's gradient, if there is one
+        coefficients = torch.cat([coefficients, coefficients.new_ones(len(coefficients), rest)], dim=1)
         own, of_tables = coefficients.split([len(dense), len(self.balancing.tables)])
         if self._tables:
             self._tables.combine(of_tables)
-        else:
+        for features, cotangents in self._cotangents:
             features.backward(self._combined_cotangent(cotangents, of_tables))
         for index, (parameter, gradients) in enumerate(zip(self.parameters.values(), dense, strict=True)):
             parameter.grad = self._combine(index, gradients, own[index]).view_as(parameter)
@@ -138,15 +152,13 @@ class BalancedBackward:
     def _keep(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         self._features = output if output.requires_grad else None
 
-    def _gradients(self, losses: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each loss the gradient of the features [B, W]; for each dense parameter the losses' gradients [K, n, m].
-
-        The latter are those of the global batch.
-        """
+    def _gradients(self, losses: list[Tensor]) -> list[Tensor]:
+        """For each loss the gradient of the features [B, W]; those of dense parameters are added to what there is of them."""
         assert self._features is not None
         parameters = list(self.parameters.values())
         sizes = [parameter.numel() for parameter in parameters]
-        flat = torch.zeros(len(losses), sum(sizes), device=self._device)
+        if self._flat is None:
+            self._flat = torch.zeros(len(losses), sum(sizes), device=self._device)
         cotangents = []
         for number, loss in enumerate(losses):
             with record_function("## backward of a task ##"):
@@ -154,14 +166,21 @@ class BalancedBackward:
                     loss, [self._features, *parameters], retain_graph=number + 1 < len(losses), allow_unused=True
                 )
             cotangents.append(torch.zeros_like(self._features) if first is None else first)
-            for part, gradient in zip(flat[number].split(sizes), found, strict=True):
+            for part, gradient in zip(self._flat[number].split(sizes), found, strict=True):
                 if gradient is not None:
-                    part.copy_(gradient.reshape(-1))
+                    part += gradient.reshape(-1)
+        return cotangents
+
+    def _dense_gradients(self) -> list[Tensor]:
+        """For each dense parameter the losses' gradients [K, n, m], of the global batch."""
+        assert self._flat is not None
         if dist.get_world_size() > 1:
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
-        shapes = [(len(losses), slices(parameter), -1) for parameter in parameters]
-        return cotangents, [part.reshape(shape) for part, shape in zip(flat.split(sizes, dim=1), shapes, strict=True)]
+            dist.all_reduce(self._flat)
+            self._flat /= dist.get_world_size()
+        parameters = list(self.parameters.values())
+        parts = self._flat.split([parameter.numel() for parameter in parameters], dim=1)
+        shapes = [(len(self._flat), slices(parameter), -1) for parameter in parameters]
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _balance(self, dense: list[Tensor], tables: Tensor, parts: Tensor, step: int) -> BalanceReport | None:
         """What the methods make of the inner products; None if a task's gradient is not finite, which is then named."""

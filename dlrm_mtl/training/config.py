@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from dlrm_mtl.config.strict import Strict
@@ -24,6 +26,12 @@ class TrainingConfig(Strict):
     """Passes over the training split."""
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps; default: at the end of the last epoch."""
+    micro_batches: int = Field(default=1, gt=0)
+    """Pieces that a batch is cut into: their gradients are added up before the one update, so that activations take a
+    fraction of the memory. `data.batch_size` must be a multiple of this times `data.lanes`."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of products of float32 matrices, as in torch.set_float32_matmul_precision. `high` lets NVIDIA GPUs use TF32, several
+    times faster, with errors of 1e-3; results then depend on the number of processes by as much."""
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations on the validation split; default: once at the end of every epoch. The last step is always
     followed by one."""
@@ -38,7 +46,11 @@ class TrainingConfig(Strict):
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     """When to stop before the last epoch."""
 
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of the whole run."""
-        steps = self.epochs * steps_per_epoch
+    def steps_per_epoch(self, micro_batches: int) -> int:
+        """Steps that an epoch of so many micro-batches takes."""
+        return -(-micro_batches // self.micro_batches)
+
+    def total_steps(self, micro_batches: int) -> int:
+        """Steps of the whole run, whose epochs have so many micro-batches."""
+        steps = self.epochs * self.steps_per_epoch(micro_batches)
         return min(steps, self.max_steps or steps)

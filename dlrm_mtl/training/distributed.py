@@ -93,3 +93,18 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def one_by_one(value: T) -> Iterator[T]:
+    """What every process passes, by rank: for values too large to have all of them at once.
+
+    To be iterated over to the end on every process.
+    """
+    if dist.get_world_size() == 1:
+        yield value
+        return
+    for rank in range(dist.get_world_size()):
+        box = [value if rank == dist.get_rank() else None]
+        dist.broadcast_object_list(box, src=rank)
+        assert box[0] is not None
+        yield box[0]

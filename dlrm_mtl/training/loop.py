@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 
 import torch.distributed as dist
 from torch import Tensor
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.errors import UserError
@@ -59,7 +62,8 @@ class Trainer:
         self.growing = round is not None
         self.first_step, self.first_epoch = (round.first_step, round.number) if round else (0, 0)
         self.total_steps = self.first_step + config.training.total_steps(train_data.steps_per_epoch)
-        self.evaluate_every = config.training.evaluate_every or train_data.steps_per_epoch
+        self.steps_per_epoch = config.training.steps_per_epoch(train_data.steps_per_epoch)
+        self.evaluate_every = config.training.evaluate_every or self.steps_per_epoch
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
         self.window = Window(self.names, process.device)
@@ -83,18 +87,17 @@ class Trainer:
             self.model.module.train()
             self.step.rehearse(self.train_data.empty_batch().to(self.process.device))
             while not self.finished:
-                epochs, start_step = divmod(self.progress.step - self.first_step, self.train_data.steps_per_epoch)
+                epochs, start_step = divmod(self.progress.step - self.first_step, self.steps_per_epoch)
                 self._train_epoch(self.first_epoch + epochs, start_step, bar)
 
     def _train_epoch(self, epoch: int, start_step: int, bar: Bar) -> None:
         self.model.module.train()
         self.window.restart(self.train_data.wait_seconds)
-        for batch in self.train_data.epoch(epoch, start_step):
+        for batches in self.steps_of(epoch, start_step):
             step, stop = self.progress.step + 1, 0
             last = step == self.total_steps
             logged = step % self.config.training.log_every == 0 or last
-            batch = batch.to(self.process.device, non_blocking=True)
-            parts, report = self.step(batch, self.progress.step, epoch, measure=logged)
+            parts, report = self.step(batches, self.progress.step, epoch, measure=logged)
             self.progress.step, self.progress.steps_applied = step, self.optimizers.sparse.steps
             self.window.add(self.check(parts, report, bar), self.config.data.batch_size, self.step.figures())
             if logged:
@@ -110,6 +113,13 @@ class Trainer:
                 raise Interrupted(stop, f"stopped after step {step} of {self.total_steps}; the checkpoint is saved")
             if self.finished:
                 return
+
+    def steps_of(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
+        """What each step of an epoch learns from, in micro-batches, on this process's device."""
+        pieces = self.config.training.micro_batches
+        batches = self.train_data.epoch(epoch, start_step * pieces)
+        for _ in range(start_step, self.steps_per_epoch):
+            yield [batch.to(self.process.device, non_blocking=True) for batch in islice(batches, pieces)]
 
     def check(self, parts: Tensor, report: StepReport, bar: Bar) -> Tensor | None:
         """Count and name a step that was skipped, and give up after too many in a row; return ``parts`` if it was not."""

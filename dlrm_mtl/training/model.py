@@ -98,14 +98,16 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     _quieten()
     selection = select(spec, config.data, [])
     torch.manual_seed(config.seed)
+    torch.set_float32_matmul_precision(config.training.matmul_precision)
     spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
     ranker = build_ranking_model(config.model, ModelInputs(spec, selection.keys, selection.dense, config.tasks))
     tables = ranker.lookup.table_set
-    logits = starting_logits(config.tasks, spec)
+    drawn = config.data.negatives.each if config.data.negatives else 0
+    logits = starting_logits(config.tasks, spec, drawn)
     ranker.start_from([logits[number] for number in own_tasks(config.tasks)])
     weighting = build_weighting(config.task_weighting, len(config.tasks))
     ranker.add_module("task_weighting", weighting)
-    plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.batch_size)
+    plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
     module = DistributedModelParallel(
         ranker,
         device=process.device,
@@ -159,7 +161,7 @@ def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dic
 def _quieten() -> None:
     """Keep remarks that no user can act on out of a run's output."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
-    logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())
+    logging.getLogger().addFilter(_not_about_specs)  # the same function is added once only
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for module in (r"torchrec\.", r"torch\.distributed\."):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
@@ -169,3 +171,7 @@ def _quieten() -> None:
         "Grad strides do not match bucket view strides",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _not_about_specs(record: logging.LogRecord) -> bool:
+    return "Sharding spec not found" not in record.getMessage()

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.data.dataset import Dataset, Split, open_dataset
+from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.spec import DatasetSpec, suggest
 from dlrm_mtl.embeddings.sharding import describe_plan
 from dlrm_mtl.errors import UserError
@@ -24,6 +25,7 @@ from dlrm_mtl.training.checkpoint import POINTERS, Checkpoints, Progress
 from dlrm_mtl.training.distributed import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.journal import Journal
+from dlrm_mtl.training.loaders import make_loader, training_loader
 from dlrm_mtl.training.loop import Trainer
 from dlrm_mtl.training.model import ShardedModel, build_model, build_optimizers
 from dlrm_mtl.training.progress import Bar, clock, console, metrics_table, plan_table
@@ -53,7 +55,7 @@ def run_training(config: RunConfig, output: str | Path, resume: bool) -> dict[st
         # After a failure a launcher starts all processes again with the same command: then the run goes on.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         checkpoints = Checkpoints(folder.checkpoints, config.training.keep_checkpoints, folder.mirror)
-        train_data = None if config.data.growing else make_loader(config, dataset, "train", process)
+        train_data = None if config.data.growing else training_loader(config, dataset.split("train"), process)
         validation_data = (
             make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
         )
@@ -101,27 +103,7 @@ def passes(
         yield train_data, None
         return
     for round in rounds(dataset, progress, save, lambda text: say(process, text)):
-        yield split_loader(config, round.split, process), round
-
-
-def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:
-    """The reader of one split for this process: shuffled for training, in file order otherwise."""
-    return split_loader(config, dataset.split(split), process)
-
-
-def split_loader(config: RunConfig, split: Split, process: Process) -> BatchLoader:
-    """The same of a split that is open."""
-    training = split.name == "train"
-    return BatchLoader(
-        split,
-        config.data,
-        labels=label_columns(config.tasks),
-        seed=config.seed,
-        rank=process.rank,
-        world_size=process.world_size,
-        batch_size=config.data.batch_size if training else config.data.evaluation_batch_size,
-        shuffle=config.data.shuffle and training,
-    )
+        yield training_loader(config, round.split, process), round
 
 
 def say(process: Process, text: str) -> None:
@@ -131,8 +113,9 @@ def say(process: Process, text: str) -> None:
 
 
 def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
-    """Check that the tasks have labels and that the watched metric exists."""
+    """Check that the tasks have labels, that negatives can be drawn and that the watched metric exists."""
     check_labels(config.tasks, spec)
+    check_negatives(spec, config.data, label_columns(config.tasks))
     watched = config.training.early_stopping.metric
     known = [
         f"{name}/{metric}" for task in config.tasks for name in ("mean", task.name) for metric in METRICS[task.kind]
@@ -146,16 +129,20 @@ def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
 def data_order(config: RunConfig) -> dict[str, object]:
     """What the order of training rows depends on."""
     keys = ("batch_size", "lanes", "shuffle", "block_rows")
-    return {"seed": config.seed, **{f"data.{key}": getattr(config.data, key) for key in keys}}
+    negatives = config.data.negatives
+    drawn = {"data.negatives": negatives.model_dump()} if negatives else {}
+    return {"seed": config.seed, **{f"data.{key}": getattr(config.data, key) for key in keys}, **drawn}
 
 
 def check_same_data(progress: Progress, config: RunConfig, folder: RunFolder) -> None:
     """Check that a resumed run goes on with the same rows in the same order."""
-    for key, value in data_order(config).items():
-        if progress.data.get(key) != value:
+    now = data_order(config)
+    for key in {**now, **progress.data}:
+        if progress.data.get(key) != now.get(key):
+            effect = "other rows would be drawn" if key == "data.negatives" else "rows would be skipped or read twice"
             raise UserError(
-                f"{folder.path}: {key} was {progress.data.get(key)} and is now {value}, so that rows would be skipped or read "
-                "twice; set it back to resume, or start anew with another --output."
+                f"{folder.path}: {key} was {progress.data.get(key)} and is now {now.get(key)}, so that {effect}; set it "
+                "back to resume, or start anew with another --output."
             )
 
 
@@ -184,11 +171,13 @@ def introduce(
         amount = f"{train_data.rows:,} rows"
         total = config.training.total_steps(train_data.steps_per_epoch)
         steps = f"{config.training.epochs} epoch(s), {total:,} steps"
+    negatives = config.data.negatives
+    drawn = f" and up to {negatives.each} drawn for each," if negatives else ""
     out = console()
     out.print(plan_table(describe_plan(model.plan, model.tables)))
     out.print(
-        f"{config.name}: {amount} of {dataset.spec.name}, {steps} of {config.data.batch_size:,} rows on {process.world_size} "
-        f"process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
+        f"{config.name}: {amount} of {dataset.spec.name}, {steps} of {config.data.batch_size:,} rows{drawn} on "
+        f"{process.world_size} process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
         f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.place}"
     )
     for remark in remarks(config.tasks):

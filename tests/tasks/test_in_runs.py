@@ -74,7 +74,7 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(folder), None, Progress())
     values = []
     for batch in loader.epoch(0):
-        parts, _ = trainer.step(batch, trainer.progress.step, 0)
+        parts, _ = trainer.step([batch], trainer.progress.step, 0)
         dist.all_reduce(parts)
         values.append(parts.tolist())
         trainer.progress.step += 1

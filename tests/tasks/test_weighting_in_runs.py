@@ -55,7 +55,7 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
         while progress.step < stop:
             epoch, start = divmod(progress.step, loader.steps_per_epoch)
             for batch in loader.epoch(epoch, start):
-                parts, _ = trainer.step(batch, progress.step, epoch)
+                parts, _ = trainer.step([batch], progress.step, epoch)
                 dist.all_reduce(parts)
                 weights = []
                 if isinstance(model.weighting, DynamicWeightAverage):

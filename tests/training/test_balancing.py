@@ -189,7 +189,7 @@ def sharded(
         model.balancing.methods.step = record  # type: ignore[method-assign]
         with make_loader(config, dataset, "train", process).epoch(0, 0) as batches:
             for number, batch in enumerate(itertools.islice(batches, STEPS)):
-                step(batch, number, 0)
+                step([batch], number, 0)
         tensors = [info.name for info in model.balancing.methods.tensors]
         order = [name.rpartition(".")[2] if name.startswith("lookup.tables") else name for name in tensors]
         weights = {name: whole(weight) for name, weight in model.table_weights().items()}
@@ -277,7 +277,7 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
                         optimizers = build_optimizers(config, model, STEPS)
                         saved.load("latest", model, optimizers)
                         step = TrainingStep(config, process, model, optimizers)
-                    step(batch, number, 0)
+                    step([batch], number, 0)
             tables = {name: weight.local_shards()[0].tensor for name, weight in model.table_weights().items()}
             states.append(tables | model.dense_weights())
         whole, parted = states
@@ -312,7 +312,7 @@ def poisoned(rank: int, folder: Path) -> Any:
             if number == 1 and rank == 0:
                 batch.labels[0, 1] = float("inf")
             before = {key: value.clone() for key, value in model.dense_weights().items()}
-            _, report = step(batch, number, 0)
+            _, report = step([batch], number, 0)
             unchanged = all(torch.equal(value, before[key]) for key, value in model.dense_weights().items())
             skipped.append((report.skipped, step.gradients.not_finite, unchanged))
     return skipped

@@ -95,7 +95,7 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     values = []
     with loader.epoch(0, progress.step) as batches:
         for batch in itertools.islice(batches, STEPS - progress.step):
-            parts, _ = trainer.step(batch, progress.step, 0)
+            parts, _ = trainer.step([batch], progress.step, 0)
             dist.all_reduce(parts)
             values.append(parts.tolist())
             progress.step += 1

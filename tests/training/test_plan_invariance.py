@@ -54,7 +54,7 @@ def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]
         epoch, start = divmod(len(values), loader.steps_per_epoch)
         with loader.epoch(epoch, start) as batches:
             for batch in itertools.islice(batches, STEPS - len(values)):
-                parts, _ = trainer.step(batch, trainer.progress.step, epoch)
+                parts, _ = trainer.step([batch], trainer.progress.step, epoch)
                 dist.all_reduce(parts)
                 values.append(parts.tolist())
                 trainer.progress.step += 1

@@ -62,7 +62,7 @@ class Run:
             epoch, start = divmod(self.progress.step, self.loader.steps_per_epoch)
             with self.loader.epoch(epoch, start) as batches:
                 for batch in islice(batches, until - self.progress.step):
-                    parts, report = self.take(batch, self.progress.step, epoch)
+                    parts, report = self.take([batch], self.progress.step, epoch)
                     assert not report.skipped
                     dist.all_reduce(parts)
                     self.losses.append(parts.tolist())
@@ -210,12 +210,12 @@ def poisoned(rank: int, data: Path, balancing: dict[str, Any]) -> None:
         good = batch.dense.clone()
         if rank == 1:
             batch.dense[3, 0] = float("nan")
-        _, report = run.take(batch, 4, 0)
+        _, report = run.take([batch], 4, 0)
         assert report.skipped
         assert run.take.figures()["ids/user/evicted"] > 0
         assert differences(run.tensors(), before) == [], "a step that was skipped changed something"
         batch.dense.copy_(good)
-        _, report = run.take(batch, 4, 0)
+        _, report = run.take([batch], 4, 0)
         assert not report.skipped
         assert "ids.user.ids" in differences(run.tensors(), before) or rank
 

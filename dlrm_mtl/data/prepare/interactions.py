@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dlrm_mtl.data.draws import bits
+from dlrm_mtl.data.negatives.pairs import KnownPairs
+from dlrm_mtl.data.negatives.sampler import NegativeSampler
 from dlrm_mtl.data.prepare.build import Progress
-from dlrm_mtl.data.prepare.draws import bits
 from dlrm_mtl.data.prepare.ids import quote
 from dlrm_mtl.data.prepare.large import SPLITS, SplitWriter, one_row, scratch, stream
-from dlrm_mtl.data.prepare.negatives import NegativeSampler
 
 Ids = NDArray[np.int64]
 Columns = dict[str, Ids]
@@ -143,7 +144,7 @@ class RowFactory:
     def _draw(self, rows: Columns, mine: Columns, key: Ids, each: int) -> Ids:
         if each == 0 or len(key) == 0:
             return np.zeros((len(key), each), dtype=np.int64)
-        known = None if self.options.known_negatives else self._sampler.codes(rows["user"], rows["item"])
+        known = None if self.options.known_negatives else KnownPairs.of(rows["user"], rows["item"])
         return self._sampler.sample(mine["user"], key, each, known)
 
 

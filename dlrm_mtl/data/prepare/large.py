@@ -2,12 +2,11 @@
 
 What holds: for one input, one set of options and one version of DuckDB and pyarrow the files are the same byte for byte,
 whatever the memory limit and the number of threads, because every stream of rows comes either in a total order or in the order
-of the raw file, and every random number is a pure function of the seed and the row (:mod:`dlrm_mtl.data.prepare.draws`).
+of the raw file, and every random number is a pure function of the seed and the row (:mod:`dlrm_mtl.data.draws`).
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import typer
 from dlrm_mtl.data.prepare.build import connect_on_disk
 from dlrm_mtl.data.prepare.ids import quote
 from dlrm_mtl.errors import UserError
+from dlrm_mtl.machine import memory_bytes
 
 Memory = Annotated[
     str | None,
@@ -52,7 +52,7 @@ def workspace(folder: Path, memory: str | None, threads: int | None) -> Iterator
     """
     place = folder / ".work"
     place.mkdir(parents=True)
-    memory = memory or f"{_machine_bytes() // 2 // 2**20}MiB"
+    memory = memory or f"{memory_bytes() // 2 // 2**20}MiB"
     try:
         with connect_on_disk(place, memory, threads) as connection:
             yield connection
@@ -201,12 +201,3 @@ def refuse_empty(rows: Mapping[str, int], remedy: str) -> None:
     for split, count in rows.items():
         if count == 0:
             raise UserError(f"prepare: the split {split!r} would hold no rows; {remedy}.")
-
-
-def _machine_bytes() -> int:
-    """Memory of the machine, or of the container if that has less."""
-    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or none with a limit
-        return limit

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm_mtl.data.prepare.draws import STEP, finish
+from dlrm_mtl.data.draws import STEP, finish
 from dlrm_mtl.data.prepare.synthetic_zipf import Zipf
 
 Floats = NDArray[np.float64]

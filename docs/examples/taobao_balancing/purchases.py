@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.negatives.pairs import KnownPairs
+from dlrm_mtl.data.negatives.sampler import NegativeSampler
 from dlrm_mtl.data.prepare import ehcf
-from dlrm_mtl.data.prepare.negatives import NegativeSampler
 from dlrm_mtl.data.prepare.userbehavior import prepare
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.errors import UserError
@@ -85,7 +86,7 @@ class Interactions:
         self.users, self.items = (self.spec.vocabulary_size(name) for name in ("user", "item"))
         self.train = _read(folder / "train")
         self.held = {name: _read(folder / name)[:, :2] for name in ("validation", "test")}
-        self._known = self._sampler(0).codes(self.train[:, 0], self.train[:, 1])
+        self._known = KnownPairs.of(self.train[:, 0], self.train[:, 1])
 
     @property
     def counts(self) -> dict[str, int]:

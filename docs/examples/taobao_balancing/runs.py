@@ -171,7 +171,7 @@ def _train(run: Run, scale: Scale, data: Interactions, process: Process) -> dict
         model.module.train()
         losses = torch.zeros(len(config.tasks))
         for batch in _batches(data.epoch(run.seed, epoch, scale.negatives, method.carts), scale, method, process):
-            parts, report = step(batch, number, epoch)
+            parts, report = step([batch], number, epoch)
             assert not report.skipped, f"step {number} met a gradient that is not finite"
             losses += parts.detach()
             gradients.append(step.figures())

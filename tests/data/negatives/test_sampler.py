@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrm_mtl.data.prepare.draws import bits, uniform
-from dlrm_mtl.data.prepare.negatives import NegativeSampler
+from dlrm_mtl.data.draws import bits, uniform
+from dlrm_mtl.data.negatives.pairs import KnownPairs
+from dlrm_mtl.data.negatives.sampler import NegativeSampler
 
 
 def splitmix(state: int) -> int:
@@ -59,15 +60,15 @@ def test_never_known_and_independent_of_order_and_batching(
     sampler = NegativeSampler(np.array(counts), exponent, seed=3)
     users, keys = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
     pairs = np.array(sorted(known), dtype=np.int64).reshape(-1, 2)
-    codes = sampler.codes(pairs[:, 0], pairs[:, 1])
-    drawn = sampler.sample(users, keys, each, codes)
+    pairs_known = KnownPairs.of(pairs[:, 0], pairs[:, 1])
+    drawn = sampler.sample(users, keys, each, pairs_known)
     possible = {item for item in range(1, 9) if exponent == 0 or counts[item - 1] > 0}
     for user, items in zip(users.tolist(), drawn.tolist(), strict=True):
         left = possible - {item for owner, item in known if owner == user}
         assert all(item in left for item in items) if left else items == [0] * each
     shuffled = list(range(len(rows)))
     order.shuffle(shuffled)  # type: ignore[attr-defined]
-    again = np.concatenate([sampler.sample(users[[i]], keys[[i]], each, codes[::-1]) for i in shuffled])
+    again = np.concatenate([sampler.sample(users[[i]], keys[[i]], each, pairs_known) for i in shuffled])
     assert np.array_equal(again, drawn[shuffled])
 
 
@@ -78,8 +79,8 @@ def test_distribution_is_popularity_to_the_power_over_unknown_items(exponent: fl
     sampler = NegativeSampler(counts, exponent, seed=0)
     rows = 40_000
     keys = np.arange(rows)
-    codes = np.array([sampler.codes(np.int64(0), np.int64(item)) for item in known], dtype=np.int64)
-    drawn = sampler.sample(np.zeros(rows, dtype=np.int64), keys, 2, codes)
+    pairs = KnownPairs.of(np.zeros(len(known), dtype=np.int64), np.array(sorted(known), dtype=np.int64))
+    drawn = sampler.sample(np.zeros(rows, dtype=np.int64), keys, 2, pairs)
     weights = {item: float(counts[item - 1]) ** exponent for item in range(1, 7) if item not in known}
     for item in range(1, 7):
         share = weights.get(item, 0.0) / sum(weights.values())
@@ -89,8 +90,8 @@ def test_distribution_is_popularity_to_the_power_over_unknown_items(exponent: fl
 
 def test_users_who_know_nearly_everything_get_the_rest() -> None:
     sampler = NegativeSampler(np.array([10**9] * 50 + [1]), 1.0, seed=1)
-    codes = sampler.codes(np.full(50, 7), np.arange(1, 51))
-    assert set(sampler.sample(np.full(20, 7), np.arange(20), 3, codes).ravel().tolist()) == {51}
+    known = KnownPairs.of(np.full(50, 7), np.arange(1, 51))
+    assert set(sampler.sample(np.full(20, 7), np.arange(20), 3, known).ravel().tolist()) == {51}
 
 
 def test_mistakes() -> None:

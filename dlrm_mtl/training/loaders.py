@@ -1,0 +1,51 @@
+"""The readers of a run, one for every split and process."""
+
+from __future__ import annotations
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.data.dataset import Dataset, Split
+from dlrm_mtl.data.lanes import own_lanes
+from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.data.negatives.drawing import Negatives
+from dlrm_mtl.data.negatives.statistics import ItemStatistics, merge, read_statistics
+from dlrm_mtl.tasks.targets import label_columns
+from dlrm_mtl.training.distributed import Process, on_every_process, one_by_one
+
+
+def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:
+    """The reader of one split for this process: shuffled for training, in file order otherwise."""
+    return split_loader(config, dataset.split(split), process)
+
+
+def training_loader(config: RunConfig, split: Split, process: Process) -> BatchLoader:
+    """The reader of rows to train on, with negatives if the configuration wants some; to be called on every process.
+
+    What negatives are drawn from comes out of ``split``: every process reads a share of it.
+    """
+    if config.data.negatives is None:
+        return split_loader(config, split, process)
+    own_lanes(config.data.lanes, process.rank, process.world_size)  # a mistake is told before the split is read
+    labels = label_columns(config.tasks)
+    own: list[ItemStatistics] = []
+    on_every_process(lambda: own.append(read_statistics(split, config.data, labels, process.rank, process.world_size)))
+    statistics = merge(one_by_one(own.pop()))
+    assert statistics is not None
+    return split_loader(config, split, process, Negatives(split.spec, config.data, labels, statistics, config.seed))
+
+
+def split_loader(config: RunConfig, split: Split, process: Process, negatives: Negatives | None = None) -> BatchLoader:
+    """The same of a split that is open, with ``negatives`` if there are any."""
+    training = split.name == "train"
+    size = config.data.batch_size // config.training.micro_batches if training else config.data.evaluation_batch_size
+    return BatchLoader(
+        split,
+        config.data,
+        labels=label_columns(config.tasks),
+        seed=config.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        batch_size=size,
+        shuffle=config.data.shuffle and training,
+        negatives=negatives,
+        pin=process.device.type == "cuda",
+    )
