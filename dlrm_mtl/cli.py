@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -217,9 +218,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, write_through=False)
+    code = 0
     try:
         app()
     except UserError as error:
         if _speaks() or error.local:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_CODE)
+        code = EXIT_CODE
+    finally:
+        # A model keeps its process group, and both lie in cycles: gloo's threads would run on while the interpreter ends, which
+        # now and then aborts the process.
+        gc.collect()
+    sys.exit(code)

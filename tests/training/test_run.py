@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(config: Path, tmp_path: Path, proces
     latest = (folder / "checkpoints" / "latest").read_text()
     steps = max(losses(folder / "metrics.jsonl"))
     assert latest == f"step_{steps:08d}"
+
+
+@pytest.mark.parametrize("rate", [0.1, 1e30], ids=["finished", "failed"])
+def test_no_thread_outlives_a_run(config: Path, tmp_path: Path, rate: float) -> None:
+    """A thread of gloo's that runs while the interpreter ends aborts the process now and then."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, glob\n"
+        "names = lambda: [open(file).read().strip() for file in glob.glob('/proc/self/task/*/comm')]\n"
+        "atexit.register(lambda: print('threads at the end:', *names(), flush=True))\n"
+    )
+    few = ["training.epochs=1", "training.max_skipped_steps=1", f"optimizer.sparse.learning_rate={rate}"]
+    changes = [part for change in few for part in ("--set", change)]
+    done = subprocess.run(
+        commands.command("train", config, "--output", tmp_path / "run", *changes, processes=2),
+        env={**commands.ENVIRONMENT, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode == 0) == (rate == 0.1), done.stderr
+    ends = [line for line in done.stdout.splitlines() if "threads at the end" in line]
+    assert len(ends) >= 2
+    assert not [line for line in ends[:2] if "gloo" in line]
 
 
 def test_evaluate_repeats_the_results_alone(finished: Path) -> None:
