@@ -17,9 +17,10 @@ from torch.profiler import record_function
 
 from dlrm_mtl.data.check import Layout
 from dlrm_mtl.data.columns import Block, BlockBuilder, Sources
-from dlrm_mtl.data.dataset import DataFile, is_local
+from dlrm_mtl.data.dataset import DataFile
 from dlrm_mtl.data.lanes import Block as BlockRange
 from dlrm_mtl.data.lanes import Piece
+from dlrm_mtl.data.storage import is_local
 
 Groups = Sequence[tuple[DataFile, int]]
 """The row groups of a split: file, and number of the row group in it."""

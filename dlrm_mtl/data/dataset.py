@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,17 +16,15 @@ import yaml
 from pyarrow import fs
 
 from dlrm_mtl.config.strict import read_yaml, validate
-from dlrm_mtl.data.footers import examining, first_line, unreadable
+from dlrm_mtl.data.footers import examining, unreadable
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, suggest
+from dlrm_mtl.data.storage import first_line, is_local, locate
 from dlrm_mtl.errors import UserError
 
 FOOTER_THREADS = 16
 """Footers are read in parallel: remote storage answers slowly, but many at once."""
 PAUSES = (1.0, 2.0, 4.0)
 """Seconds before a failed read of remote storage is repeated; the client of the storage has its own retries below this."""
-
-GOOGLE_PATIENCE = "15"
-"""Seconds for which Google's client repeats a request, as when it finds no credentials; Arrow lets it do so for 15 minutes."""
 
 
 @dataclass(frozen=True)
@@ -147,35 +143,6 @@ def open_dataset(path: str | Path) -> Dataset:
     return Dataset(filesystem, folder, validate(DatasetSpec, _read_yaml(filesystem, place), place))
 
 
-def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
-    """Split a local path or a URI (s3://, gs://, hdfs://, file://) into a file system and a path in it."""
-    if "://" not in str(path):
-        # Not memory-mapped, which would be no faster: a process that reads a mapped file is killed if that file is cut short.
-        return fs.LocalFileSystem(), str(path).rstrip("/") or "/"
-    try:
-        filesystem, inside = fs.FileSystem.from_uri(_google(str(path)))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: is no place that can be read ({first_line(error)}); name a local path or a URI."
-        ) from None
-    return filesystem, inside.rstrip("/")
-
-
-def _google(uri: str) -> str:
-    """``uri``, if it is Google's, with what Arrow leaves out: where STORAGE_EMULATOR_HOST leads, and when to give up."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("gs", "gcs"):
-        return uri
-    options, server = dict(parse_qsl(parts.query)), os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
-    options.setdefault("retry_limit_seconds", GOOGLE_PATIENCE)
-    bucket = parts.netloc
-    if server and "endpoint_override" not in options:
-        scheme, _, host = server.rpartition("://")
-        options |= {"scheme": scheme or "http", "endpoint_override": host}
-        bucket = f"anonymous@{bucket.rpartition('@')[2]}"
-    return urlunsplit(parts._replace(netloc=bucket, query=urlencode(options)))
-
-
 def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
     """Read the footers of the Parquet file ``path``, or of all Parquet files in the folder ``path``, ordered by name.
 
@@ -271,11 +238,6 @@ def _kind(filesystem: fs.FileSystem, path: str) -> fs.FileType:
 def _is_data(relative: str) -> bool:
     parts = relative.strip("/").split("/")
     return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
-
-
-def is_local(filesystem: fs.FileSystem) -> bool:
-    """Whether files are on this machine."""
-    return isinstance(filesystem, fs.LocalFileSystem)
 
 
 def _read_yaml(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:

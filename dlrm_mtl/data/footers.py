@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,15 +16,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from dlrm_mtl.data.storage import first_line
 from dlrm_mtl.errors import UserError
 
 CONTRADICTION = ValueError("its footer contradicts itself")
 _LIBRARY = "libc++.1.dylib" if sys.platform == "darwin" else "libstdc++.so.6"
-_GOOGLE = re.compile(
-    r"(?:\[Errno \d+\] )?google::cloud::Status\(\w+: "
-    r"(?:(?:Retry policy exhausted|Permanent error)[^:]*, with a last message of )?"
-    r"(.*?)(?: error_info=|\)(?:\. Detail|$))"
-)
 
 
 def unreadable(place: str, error: Exception) -> UserError:
@@ -34,13 +29,6 @@ def unreadable(place: str, error: Exception) -> UserError:
         f"{place}: cannot be read as Parquet ({first_line(error)}); it may be truncated, damaged or not complete yet: "
         "write it again."
     )
-
-
-def first_line(error: Exception) -> str:
-    """What an error of Arrow's says, without its details."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    found = _GOOGLE.match(line)
-    return (found[1] if found else line).rstrip(".")
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dlrm_mtl.data.dataset import FOOTER_THREADS, DataFile, Dataset, Split, is_local, list_files, read_footer
+from dlrm_mtl.data.dataset import FOOTER_THREADS, DataFile, Dataset, Split, list_files, read_footer
 from dlrm_mtl.data.footers import examining
+from dlrm_mtl.data.storage import is_local
 from dlrm_mtl.errors import UserError
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from dlrm_mtl.data.dataset import is_local, locate
-from dlrm_mtl.data.footers import first_line
+from dlrm_mtl.data.storage import first_line, is_local, locate
 from dlrm_mtl.errors import UserError
 
 COPIED = 5 << 30

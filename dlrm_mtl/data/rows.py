@@ -12,11 +12,12 @@ from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.check import check_files
 from dlrm_mtl.data.columns import BlockBuilder, Sources
 from dlrm_mtl.data.config import DataConfig
-from dlrm_mtl.data.dataset import DataFile, locate, open_files
+from dlrm_mtl.data.dataset import DataFile, open_files
 from dlrm_mtl.data.footers import unreadable
 from dlrm_mtl.data.prefetch import Prefetcher
 from dlrm_mtl.data.selection import select
 from dlrm_mtl.data.spec import DatasetSpec, suggest
+from dlrm_mtl.data.storage import locate
 from dlrm_mtl.errors import UserError
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch.distributed as dist
 from pyarrow import fs
 
-from dlrm_mtl.data.footers import first_line
+from dlrm_mtl.data.storage import first_line
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.training.distributed import first_process_only, local_rank, on_every_process
 from dlrm_mtl.training.run_folder import CHECKPOINTS, PROGRESS_FILE

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from dlrm_mtl.data.dataset import is_local, locate
+from dlrm_mtl.data.storage import is_local, locate
 from dlrm_mtl.errors import UserError
 from dlrm_mtl.training.distributed import local_rank, on_every_process
 from dlrm_mtl.training.mirror import Mirror

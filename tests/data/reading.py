@@ -65,16 +65,21 @@ def table(rows: int, seed: int = 0, first: int = 0) -> pa.Table:
 
 def write(folder: Path, files: Sequence[Sequence[int]], seed: int = 0, spec: dict[str, Any] | None = None) -> pa.Table:
     """Write a data set whose file i has row groups of ``files[i]`` rows; returns all its rows in order."""
-    (folder / "train").mkdir(parents=True)
     rows = table(sum(map(sum, files)), seed)
+    write_rows(folder, files, rows, spec or SPEC)
+    return rows
+
+
+def write_rows(folder: Path, files: Sequence[Sequence[int]], rows: pa.Table, spec: dict[str, Any]) -> None:
+    """Write ``rows`` as a data set whose file i has row groups of ``files[i]`` rows."""
+    (folder / "train").mkdir(parents=True)
     start = 0
     for index, groups in enumerate(files):
         with pq.ParquetWriter(folder / "train" / f"part-{index:03d}.parquet", rows.schema) as writer:
             for count in groups:
                 writer.write_table(rows.slice(start, count), row_group_size=max(count, 1))
                 start += count
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(spec or SPEC))
-    return rows
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(spec))
 
 
 def loader(folder: Path, **options: Any) -> BatchLoader:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from dlrm_mtl.data.dataset import locate
 from dlrm_mtl.data.output import output_file
+from dlrm_mtl.data.storage import locate
 from dlrm_mtl.errors import UserError
 from tests import commands, gcs, synthetic
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.loader import BatchLoader
 from dlrm_mtl.data.negatives.drawing import Negatives
+from tests.data.reading import write_rows
 
 USERS, ITEMS = 12, 30
 LABELS = ["click", "buy", "seconds"]
@@ -70,15 +69,8 @@ def write(
     folder: Path, files: Sequence[Sequence[int]], seed: int = 0, observed_only: bool = False
 ) -> list[dict[str, Any]]:
     """Write a data set whose file i has row groups of ``files[i]`` rows; returns its rows in order."""
-    (folder / "train").mkdir(parents=True)
     rows = table(sum(map(sum, files)), seed, observed_only)
-    start = 0
-    for index, groups in enumerate(files):
-        with pq.ParquetWriter(folder / "train" / f"part-{index:03d}.parquet", rows.schema) as writer:
-            for count in groups:
-                writer.write_table(rows.slice(start, count), row_group_size=max(count, 1))
-                start += count
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(SPEC))
+    write_rows(folder, files, rows, SPEC)
     result: list[dict[str, Any]] = rows.to_pylist()
     return result
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dlrm_mtl.data.batch import Batch
 from tests.data.negatives.shop import ALONG, reader, write
+from tests.data.negatives.test_sampler import splitmix
 from tests.data.reading import actual
 
 BINARY = [0, 1]
@@ -186,14 +187,6 @@ def test_epochs_rows_rows_and_seeds_draw_anew(tmp_path: Path, by: str) -> None:
     for other in (drawn(0, 1), drawn(1, 0)):
         same = np.mean([one == two for one, two in zip(first, other, strict=True)])
         assert same < 0.3, "about what chance gives"
-
-
-def splitmix(state: int) -> int:
-    mask = 2**64 - 1
-    z = (state + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return z ^ (z >> 31)
 
 
 def chained(seed: int, *keys: int) -> int:
