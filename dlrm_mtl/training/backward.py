@@ -157,6 +157,7 @@ class BalancedBackward:
         assert self._features is not None
         parameters = list(self.parameters.values())
         sizes = [parameter.numel() for parameter in parameters]
+        first_piece = self._flat is None
         if self._flat is None:
             self._flat = torch.zeros(len(losses), sum(sizes), device=self._device)
         cotangents = []
@@ -168,7 +169,7 @@ class BalancedBackward:
             cotangents.append(torch.zeros_like(self._features) if first is None else first)
             for part, gradient in zip(self._flat[number].split(sizes), found, strict=True):
                 if gradient is not None:
-                    part += gradient.reshape(-1)
+                    (part.copy_ if first_piece else part.add_)(gradient.reshape(-1))
         return cotangents
 
     def _dense_gradients(self) -> list[Tensor]:
