@@ -1,0 +1,50 @@
+"""Losses and checkpoints of the past: what training computes does not change when the code does.
+
+``tests/golden/record.py`` wrote the files, and says when they may be written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import commands
+from tests.golden import record
+
+
+@pytest.mark.parametrize("name", record.NAMES)
+def test_losses_are_those_of_the_record(name: str, tmp_path: Path) -> None:
+    golden = json.loads((record.HERE / f"{name}.json").read_text())
+    found = record.train(record.HERE / f"{name}.yaml", tmp_path / "run", record.processes_of(name))
+    if record.machine() == record.RECORDED_ON:
+        assert found["losses"] == golden["losses"]
+        assert found["test"] == golden["test"]
+    for step, losses in golden["losses"].items():
+        assert found["losses"][step] == pytest.approx(losses, rel=1e-5), f"step {step}"
+
+
+def test_an_old_run_evaluates_as_it_did(tmp_path: Path) -> None:
+    run = shutil.copytree(record.OLD_RUN, tmp_path / "run")
+    before = json.loads((run / "results.json").read_text())["test"]
+    done = commands.run("evaluate", run, "--checkpoint", "best", cwd=record.ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"{before['is_click/auc']:.4f}" in done.stdout
+    assert f"{before['long_view/log_loss']:.4f}" in done.stdout
+
+
+def test_an_old_run_is_trained_on_bit_for_bit(tmp_path: Path) -> None:
+    """From its first checkpoint, on to the end that it had."""
+    run = shutil.copytree(record.OLD_RUN, tmp_path / "run")
+    golden = commands.losses(run / "metrics.jsonl")
+    (run / "checkpoints" / "latest").write_text("step_00000010")
+    shutil.rmtree(run / "checkpoints" / "step_00000020")
+    done = record.resume(run)
+    assert done.returncode == 0, done.stderr
+    found = commands.losses(run / "metrics.jsonl")
+    assert found.keys() == golden.keys()
+    for step, losses in golden.items():
+        assert found[step] == losses or record.machine() != record.RECORDED_ON, f"step {step}"
+        assert found[step] == pytest.approx(losses, rel=1e-5), f"step {step}"
