@@ -20,10 +20,10 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.processes import Process, process_group
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.training.distributed import Process, process_group
-from dlrm_mtl.training.model import build_model, build_optimizers
+from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.step import TrainingStep
 
 TARGET = 2.0

@@ -37,7 +37,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split, open_dataset
-from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.data.reader import BatchLoader
 
 TARGET = 0.7
 BATCH = 8192

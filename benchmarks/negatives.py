@@ -24,9 +24,9 @@ import yaml
 
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split, open_dataset
-from dlrm_mtl.data.loader import BatchLoader
-from dlrm_mtl.data.negatives.drawing import Negatives
+from dlrm_mtl.data.negatives.rewrite import Negatives
 from dlrm_mtl.data.negatives.statistics import ItemStatistics, read_statistics
+from dlrm_mtl.data.reader import BatchLoader
 
 BATCH, EACH = 4096, 4
 USERS, ITEMS = 1_000_000, 200_000

@@ -18,11 +18,11 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_mtl.config.load import load_config
+from dlrm_mtl.core.processes import Process, process_group
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.embeddings.slots import RowSlots
-from dlrm_mtl.training.distributed import Process, process_group
-from dlrm_mtl.training.model import build_model, build_optimizers
-from dlrm_mtl.training.run import make_loader
+from dlrm_mtl.embeddings.unbounded.row_map import RowSlots
+from dlrm_mtl.run.train import make_loader
+from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.step import TrainingStep
 
 CONFIG = Path(__file__).parents[1] / "configs" / "kuairand_unbounded.yaml"

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from dlrm_mtl.data.prepare.commands import AdapterGroup
-from dlrm_mtl.errors import EXIT_CODE, UserError
+from dlrm_mtl.core.errors import EXIT_CODE, UserError
+from dlrm_mtl.prepare.commands import AdapterGroup
 
 app = typer.Typer(
     help="Train and use multitask ranking models on sharded embedding tables.",
@@ -69,8 +69,8 @@ def train(
 
     check_or_raise()
     loaded = load_config(config, overrides)
+    from dlrm_mtl.run.train import run_training
     from dlrm_mtl.training.interruption import Interrupted
-    from dlrm_mtl.training.run import run_training
 
     folder = output or f"runs/{loaded.name}"
     try:
@@ -89,7 +89,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a trained run on a split of its data set."""
-    from dlrm_mtl.training.use import evaluate_run
+    from dlrm_mtl.run.predict import evaluate_run
 
     evaluate_run(run, split, checkpoint, overrides)
 
@@ -108,7 +108,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that are in memory at a time.")] = 8192,
 ) -> None:
     """Predict every task for the rows of Parquet files, in constant memory."""
-    from dlrm_mtl.training.use import predict_run
+    from dlrm_mtl.run.predict import predict_run
 
     predict_run(run, input, output, carry or [], checkpoint, batch_size)
 
@@ -161,7 +161,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the multitask architectures; with a configuration, what each would cost in the place of the one it names."""
-    from dlrm_mtl.models.show import list_models, show_costs
+    from dlrm_mtl.run.show_models import list_models, show_costs
 
     if config is not None:
         show_costs(config, overrides, as_json)

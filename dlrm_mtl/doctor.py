@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
 from pathlib import Path
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 
 PYTHON = (3, 10)
 EXPECTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx": "0.7.0"}

@@ -91,7 +91,7 @@ def ddp(
     endpoint = "localhost:0" if max_nodes == 1 else f'"$${{{specs.macros.rank0_env}:=localhost}}:{rdzv_port}"'
     command = (
         # exec, so that the scheduler's signals reach Python.
-        'exec "$${DLRM_MTL_PYTHON:-python}" -m dlrm_mtl.elastic'
+        'exec "$${DLRM_MTL_PYTHON:-python}" -m dlrm_mtl.launcher'
         f" --nnodes {nodes} --nproc_per_node {processes} --rdzv_backend c10d --rdzv_endpoint {endpoint}"
         f" --rdzv_id {specs.macros.app_id}" + (f" --max_restarts {max_restarts}" if max_restarts else "")
     )

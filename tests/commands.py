@@ -21,7 +21,7 @@ def command(*arguments: object, processes: int = 1) -> list[str]:
     """The command line of ``dlrm-mtl``, in several processes by torchrun's twin if wanted."""
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "dlrm_mtl.elastic", "--standalone", "--nproc-per-node", str(processes)]
+        launcher += ["-m", "dlrm_mtl.launcher", "--standalone", "--nproc-per-node", str(processes)]
     return [*launcher, "-m", "dlrm_mtl", *(str(argument) for argument in arguments)]
 
 

@@ -1,7 +1,8 @@
 """Shared by all tests."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,3 +31,19 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> "Iterator[fs.S3FileSystem]":
             monkeypatch.setenv(key, value)
             monkeypatch.setitem(commands.ENVIRONMENT, key, value)
         yield s3.client()
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Runs the command line in this process; its exit code and what it printed."""
+
+    from dlrm_mtl.cli import main
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dlrm-mtl", *(str(argument) for argument in arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), "".join(capfd.readouterr())
+
+    return run

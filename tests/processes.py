@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torchrec", "torchrec.distributed.model_parallel", "dlrm_mtl.training.run"])
+_CONTEXT.set_forkserver_preload(["torchrec", "torchrec.distributed.model_parallel", "dlrm_mtl.run.train"])
 
 
 def run_processes(count: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:

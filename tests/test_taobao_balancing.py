@@ -147,9 +147,9 @@ def test_an_epochs_rows(modules: Any, folder: Path) -> None:
 
 def test_scores_are_the_models(modules: Any, folder: Path) -> None:
     """The quick way of scoring gives what the model itself does in evaluation, also after training went on."""
+    from dlrm_mtl.core.processes import process_group
     from dlrm_mtl.data.batch import Batch
-    from dlrm_mtl.training.distributed import process_group
-    from dlrm_mtl.training.model import build_model
+    from dlrm_mtl.training.build import build_model
 
     runs, ranking = modules("runs"), modules("ranking")
     data = modules("purchases").Interactions(folder)

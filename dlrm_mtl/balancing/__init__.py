@@ -17,17 +17,17 @@ from dlrm_mtl.balancing.cagrad import CAGrad, CAGradConfig
 from dlrm_mtl.balancing.famo import FAMO, FAMOConfig
 from dlrm_mtl.balancing.gradnorm import GradNorm, GradNormConfig
 from dlrm_mtl.balancing.gradvac import GradVac, GradVacConfig
-from dlrm_mtl.balancing.gram import gram_of, not_finite_tasks
 from dlrm_mtl.balancing.imtl import IMTLG, IMTLGConfig
 from dlrm_mtl.balancing.metabalance import MetaBalance, MetaBalanceConfig
 from dlrm_mtl.balancing.mgda import MGDA, MGDAConfig
 from dlrm_mtl.balancing.nash_mtl import NashMTL, NashMTLConfig
 from dlrm_mtl.balancing.pcgrad import PCGrad, PCGradConfig
-from dlrm_mtl.balancing.stages import BalanceReport, Balancing, TensorInfo, membership
+from dlrm_mtl.balancing.sequence import BalanceReport, Balancing, TensorInfo, membership
 from dlrm_mtl.balancing.surgery import Similarity, SimilarityConfig, Surgery, SurgeryConfig
-from dlrm_mtl.config.strict import Strict
-from dlrm_mtl.data.spec import suggest
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.gram import gram_of, not_finite_tasks
+from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.suggest import suggest
 
 __all__ = [
     "BALANCERS",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 
 Granularity = Literal["tensor", "group", "global"]
 Level = Literal["parameters", "representation"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from dlrm_mtl.balancing import build_balancing
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.spec import DATASET_FILE
-from dlrm_mtl.errors import UserError
 from dlrm_mtl.models.blocks import counts_per_task
 from dlrm_mtl.models.classical.multitask_net import MultitaskNetConfig
 from dlrm_mtl.models.config import ModelConfig

@@ -10,8 +10,8 @@ import yaml
 
 from dlrm_mtl.config.check import check_run
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.config.strict import read_yaml, validate
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import read_yaml, validate
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.config.training import TrainingConfig
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.models.config import ModelConfig
@@ -13,7 +14,6 @@ from dlrm_mtl.models.registry import AnyModelConfig
 from dlrm_mtl.optim.config import OptimizerConfig
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.weighting import FixedWeightingConfig, TaskWeightingConfig
-from dlrm_mtl.training.config import TrainingConfig
 
 
 class RunConfig(Strict):

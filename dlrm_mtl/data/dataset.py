@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import fs
 
-from dlrm_mtl.config.strict import read_yaml, validate
-from dlrm_mtl.data.footers import examining, unreadable
-from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, suggest
-from dlrm_mtl.data.storage import first_line, is_local, locate
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import read_yaml, validate
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.parquet_guard import examining, unreadable
+from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec
+from dlrm_mtl.storage.filesystems import first_line, is_local, locate
 
 FOOTER_THREADS = 16
 """Footers are read in parallel: remote storage answers slowly, but many at once."""

@@ -18,10 +18,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import FOOTER_THREADS, DataFile, Dataset, Split, list_files, read_footer
-from dlrm_mtl.data.footers import examining
-from dlrm_mtl.data.storage import is_local
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.data.parquet_guard import examining
+from dlrm_mtl.storage.filesystems import is_local
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Round:
     """What to train on next."""
 
     split: Split | None
-    """The files of this round, for a :class:`~dlrm_mtl.data.loader.BatchLoader`; None if there is nothing to train on."""
+    """The files of this round, for a :class:`~dlrm_mtl.data.reader.BatchLoader`; None if there is nothing to train on."""
     remarks: list[str]
     """Sentences about files that were left for the next round."""
 

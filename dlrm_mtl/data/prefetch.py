@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 
 Item = TypeVar("Item")
 

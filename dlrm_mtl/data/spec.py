@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.suggest import suggest
 
 DATASET_FILE = "dataset.yaml"
 
@@ -168,14 +168,6 @@ class DatasetSpec(Strict):
             for feature in self.features
         ]
         return self.model_copy(update={"features": features})
-
-
-def suggest(name: str, allowed: Iterable[str]) -> str:
-    """Return "did you mean 'x'? there are: x, y" for a name that is not among ``allowed``."""
-    known = sorted(allowed)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}there are: {', '.join(known) if known else 'none'}"
 
 
 def _refuse_duplicates(what: str, names: list[str]) -> None:

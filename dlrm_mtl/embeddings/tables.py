@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
 
-from dlrm_mtl.data.spec import DatasetSpec, suggest
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
-from dlrm_mtl.errors import UserError
 
 TableConfig: TypeAlias = EmbeddingBagConfig | EmbeddingConfig
 """A table whose bags are summed in the lookup, or one that gives a row for every id."""

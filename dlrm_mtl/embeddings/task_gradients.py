@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from dlrm_mtl.balancing.gram import gram_of
-from dlrm_mtl.embeddings.collecting import Apart, CollectingTables, wider
+from dlrm_mtl.core.gram import gram_of
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import TableGroup
-from dlrm_mtl.embeddings.shards import LocalTables
+from dlrm_mtl.embeddings.torchrec.sharders import Apart, CollectingTables, wider
+from dlrm_mtl.embeddings.torchrec.shards import LocalTables
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 
 

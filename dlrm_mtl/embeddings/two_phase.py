@@ -19,7 +19,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule
 from dlrm_mtl.embeddings.rules import SGD, RowWiseAdam, RowWiseRule
-from dlrm_mtl.embeddings.shards import ColumnPeers, LocalTables, local_tables, placements, sharded_collections
+from dlrm_mtl.embeddings.torchrec.shards import ColumnPeers, LocalTables, local_tables, placements, sharded_collections
 
 
 @dataclass
@@ -54,7 +54,7 @@ class StepReport:
 
 
 class TwoPhaseOptimizer(KeyedOptimizer):
-    """Updates the tables of a model that was sharded with :func:`~dlrm_mtl.embeddings.collecting.two_phase_sharders`.
+    """Updates the tables of a model that was sharded with :func:`~dlrm_mtl.embeddings.torchrec.sharders.two_phase_sharders`.
 
     Gradients of all backward passes since the last step add up. A step is the same whatever the number of processes and the
     sharding plan, and changes nothing at all if a gradient is not finite anywhere. State: ``accumulator`` [rows] float32 by

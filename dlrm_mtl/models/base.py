@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec
 from dlrm_mtl.embeddings.tables import TableSet
-from dlrm_mtl.models.lookup import FeatureLookup
+from dlrm_mtl.models.feature_lookup import FeatureLookup
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.products import TaskProducts, own_tasks
 
@@ -66,7 +66,7 @@ class RankingModel(nn.Module):
         """The logits [B, O] of the tasks that have their own.
 
         Args:
-            features: [B, W], see :class:`~dlrm_mtl.models.lookup.FeatureLookup`.
+            features: [B, W], see :class:`~dlrm_mtl.models.feature_lookup.FeatureLookup`.
             dense: [B, N], the dense features as the reader gives them.
         """
         raise NotImplementedError

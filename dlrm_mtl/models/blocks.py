@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.models.dropout import LaneDropout
 
 ActivationName = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "prelu", "dice"]

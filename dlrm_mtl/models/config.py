@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
 from dlrm_mtl.models.blocks import StackConfig
 from dlrm_mtl.models.dense_norm import DenseNorm

@@ -6,42 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_MIX = 0x9E3779B97F4A7C15
-_MASK = (1 << 63) - 1
+from dlrm_mtl.core.batch_random import BatchRandom
 
 NEGATIVES_LAYER = 1 << 33
 """Numbers the draws of negatives, beside those of the dropout layers and of ``tasks.targets.SAMPLING_LAYER``."""
 
 
-class DropoutStream:
-    """Where the masks of a model's :class:`LaneDropout` layers come from: the seed, the step and the local lanes.
-
-    A global batch is the concatenation of equal slices of all lanes, and a process holds the slices of its own lanes. Masks
-    are drawn per (seed, layer, step, lane), so a row gets the same mask on any number of processes, and a resumed run needs
-    no state of a random generator.
-    """
-
-    def __init__(self, seed: int, lanes: range) -> None:
-        self.seed = seed
-        self.lanes = lanes
-        self.step = 0
-
-    def uniform(self, layer: int, rows: int, width: int, device: torch.device) -> Tensor:
-        """Random numbers in [0, 1) of shape [rows, width] for one layer at the current step."""
-        per_lane = rows // len(self.lanes)
-        draws = []
-        for lane in self.lanes:
-            key = 0
-            for part in (self.seed, layer, self.step, lane):
-                key = ((key ^ part) * _MIX + 0x632BE59BD9B4E019) & _MASK
-                key ^= key >> 29
-            generator = torch.Generator(device).manual_seed(key)
-            draws.append(torch.rand(per_lane, width, device=device, generator=generator))
-        return torch.cat(draws)
-
-
 class LaneNegatives(nn.Module):
-    """Ids drawn uniformly, for each row the same on any number of processes, see :class:`DropoutStream`.
+    """Ids drawn uniformly, for each row the same on any number of processes, see :class:`BatchRandom`.
 
     Without a stream (in somebody else's trainer) they come from PyTorch's generator.
 
@@ -56,7 +28,7 @@ class LaneNegatives(nn.Module):
         super().__init__()
         self.ids = ids
         self.count = count
-        self.stream: DropoutStream | None = None
+        self.stream: BatchRandom | None = None
 
     def forward(self, rows: int, device: torch.device) -> Tensor:
         """Draw [rows, count] int64."""
@@ -73,7 +45,7 @@ class LaneNegatives(nn.Module):
 
 
 class LaneDropout(nn.Module):
-    """Dropout of rows [B, ...] whose mask is a function of (seed, layer, step, lane), see :class:`DropoutStream`.
+    """Dropout of rows [B, ...] whose mask is a function of (seed, layer, step, lane), see :class:`BatchRandom`.
 
     Without a stream (in somebody else's trainer) it is ordinary dropout.
     """
@@ -82,7 +54,7 @@ class LaneDropout(nn.Module):
         super().__init__()
         self.p = p
         self.layer = 0
-        self.stream: DropoutStream | None = None
+        self.stream: BatchRandom | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero elements of ``x`` [B, ...] with probability p, scale the others by 1 / (1 - p); nothing in evaluation."""
@@ -98,7 +70,7 @@ class LaneDropout(nn.Module):
         return f"p={self.p}"
 
 
-def connect_dropout(model: nn.Module, stream: DropoutStream) -> None:
+def connect_dropout(model: nn.Module, stream: BatchRandom) -> None:
     """Let every :class:`LaneDropout` in ``model`` draw from ``stream``, each as a layer of its own; negatives as well."""
     layers = [module for module in model.modules() if isinstance(module, LaneDropout)]
     for number, layer in enumerate(layers):

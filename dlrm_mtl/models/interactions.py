@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.models.blocks import Block
 
 

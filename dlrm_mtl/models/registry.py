@@ -16,8 +16,8 @@ from dlrm_mtl.models.classical.logistic_regression import LogisticRegression, Lo
 from dlrm_mtl.models.classical.multitask_net import MultitaskNet, MultitaskNetConfig
 from dlrm_mtl.models.classical.ncf import NCF, NCFConfig
 from dlrm_mtl.models.classical.neumf import NeuMF, NeuMFConfig
+from dlrm_mtl.models.composed import MultitaskRanker
 from dlrm_mtl.models.config import ModelConfig
-from dlrm_mtl.models.ranker import MultitaskRanker
 
 _Model = Annotated[
     ModelConfig | LogisticRegressionConfig | NCFConfig | NeuMFConfig | MultitaskNetConfig, Field(discriminator="name")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from dlrm_mtl.optim.clippy import Accumulator, ClippyOptions, clipping_factor, never_clips, require_learning_rate
-from dlrm_mtl.optim.clippy_batches import Batch, Entry, put_back, touched, touched_size
+from dlrm_mtl.optim.clippy_groups import Batch, Entry, put_back, touched, touched_size
 from dlrm_mtl.optim.clippy_passes import (
     Extent,
     Scratch,

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dlrm_mtl.data.spec import suggest
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.console import clock, console
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.metrics import ALL_METRICS, METRICS, Metric
 from dlrm_mtl.reports.groups import Group, differences, group_runs, mean_and_interval
 from dlrm_mtl.reports.page import Cell, Table
 from dlrm_mtl.reports.runs import Run, read_runs
 from dlrm_mtl.reports.terminal import rich_table
-from dlrm_mtl.training.progress import clock, console
 
 HEADLINES = tuple(next(iter(of_kind)) for of_kind in METRICS.values())
 """Metrics that the terminal shows: the first of every kind."""

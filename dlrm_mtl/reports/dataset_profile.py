@@ -15,10 +15,11 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.data.prepare.ids import identifier, quote
-from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, suggest
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec
+from dlrm_mtl.prepare.common.ids import identifier, quote
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float], None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from dlrm_mtl.console import Bar, console
 from dlrm_mtl.reports.dataset_profile import QUANTILES, DatasetProfile, profile_dataset
 from dlrm_mtl.reports.page import Cell, Figure, Page, Section, Table
 from dlrm_mtl.reports.terminal import rich_table
-from dlrm_mtl.training.progress import Bar, console
 
 FEWEST_FOR_A_CURVE = 20
 """Features with fewer distinct ids get no curve of how concentrated they are."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm_mtl.config.strict import read_yaml
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import read_yaml
 from dlrm_mtl.metrics import ALL_METRICS
-from dlrm_mtl.training.run_folder import RunFolder
+from dlrm_mtl.run.folder import RunFolder
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 
 
 class BinaryCrossEntropyConfig(Strict):

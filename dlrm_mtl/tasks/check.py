@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dlrm_mtl.data.spec import DatasetSpec, suggest
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.registry import LOSSES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.tasks.binary import BinaryCrossEntropyConfig
 from dlrm_mtl.tasks.registry import LOSSES, Kind, LossConfig
 

@@ -18,7 +18,7 @@ class Draws(Protocol):
     """A source of random numbers that belong to a row of a global batch, whatever process holds it."""
 
     def uniform(self, layer: int, rows: int, width: int, device: torch.device) -> Tensor:
-        """Numbers in [0, 1) of shape [rows, width], see :class:`~dlrm_mtl.models.dropout.DropoutStream`."""
+        """Numbers in [0, 1) of shape [rows, width], see :class:`~dlrm_mtl.models.dropout.BatchRandom`."""
         ...
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 
 
 class FixedWeightingConfig(Strict):

@@ -21,7 +21,7 @@ from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.task_gradients import TaskGradients
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 from dlrm_mtl.training.balancing_state import GradientBalancing, slices
-from dlrm_mtl.training.model import ShardedModel
+from dlrm_mtl.training.build import ShardedModel
 
 
 class PlainBackward:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig, TensorInfo, build_balancing
 from dlrm_mtl.balancing.base import Level
-from dlrm_mtl.balancing.stages import Balancing
+from dlrm_mtl.balancing.sequence import Balancing
 
 
 class GradientBalancing(nn.Module):

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.metrics import ALL_METRICS, METRICS
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.targets import Targets
-from dlrm_mtl.training.model import ShardedModel
+from dlrm_mtl.training.build import ShardedModel
 
 
 @torch.no_grad()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.processes import Process, on_every_process, one_by_one
 from dlrm_mtl.data.dataset import Dataset, Split
-from dlrm_mtl.data.lanes import own_lanes
-from dlrm_mtl.data.loader import BatchLoader
-from dlrm_mtl.data.negatives.drawing import Negatives
+from dlrm_mtl.data.negatives.rewrite import Negatives
 from dlrm_mtl.data.negatives.statistics import ItemStatistics, merge, read_statistics
+from dlrm_mtl.data.order import own_lanes
+from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.tasks.targets import label_columns
-from dlrm_mtl.training.distributed import Process, on_every_process, one_by_one
 
 
 def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:

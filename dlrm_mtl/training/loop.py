@@ -9,23 +9,23 @@ from itertools import islice
 import torch.distributed as dist
 from torch import Tensor
 
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.console import Bar, headlines
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
-from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.embeddings.two_phase import StepReport
-from dlrm_mtl.errors import UserError
 from dlrm_mtl.metrics import ALL_METRICS
 from dlrm_mtl.optim.build import Optimizers
-from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-from dlrm_mtl.training.distributed import Process
+from dlrm_mtl.run.growing import Round
+from dlrm_mtl.run.scalars import Journal
+from dlrm_mtl.training.averages import Window
+from dlrm_mtl.training.build import ShardedModel
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.interruption import Interrupted, Interruption
-from dlrm_mtl.training.journal import Journal
-from dlrm_mtl.training.model import ShardedModel
-from dlrm_mtl.training.progress import Bar, headlines
-from dlrm_mtl.training.rounds import Round
 from dlrm_mtl.training.step import TrainingStep
-from dlrm_mtl.training.window import Window
 
 
 class Trainer:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.losses import TaskLosses
 from dlrm_mtl.tasks.targets import Targets
 from dlrm_mtl.training.backward import BalancedBackward, PlainBackward
-from dlrm_mtl.training.distributed import Process
-from dlrm_mtl.training.model import ShardedModel
+from dlrm_mtl.training.build import ShardedModel
 
 Targeted = tuple[Batch, Tensor, Tensor]
 """A micro-batch with its tasks' labels and weights, [B, T] each."""

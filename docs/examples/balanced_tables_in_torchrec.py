@@ -11,9 +11,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_mtl.balancing import NoBalancingConfig, TensorInfo, build_balancing
 from dlrm_mtl.balancing.metabalance import MetaBalanceConfig
-from dlrm_mtl.embeddings.collecting import two_phase_sharders
 from dlrm_mtl.embeddings.rules import RowWiseAdagrad
 from dlrm_mtl.embeddings.task_gradients import TaskGradients
+from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 
 TASKS = ["click", "watch"]

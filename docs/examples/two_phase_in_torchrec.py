@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from dlrm_mtl.embeddings.collecting import two_phase_sharders  # (1)
 from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad  # (2)
+from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders  # (1)
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer  # (3)
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dlrm_mtl.config.load import dump_config, json_schema, load_config
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 from tests import synthetic
 
 ROOT = Path(__file__).parents[2]

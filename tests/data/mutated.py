@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 from tests.data.reading import loader, table, write
 
 ROWS = 40

@@ -14,7 +14,7 @@ import yaml
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.data.loader import BatchLoader
+from dlrm_mtl.data.reader import BatchLoader
 
 VOCABULARY = {"row": 1 << 20, "user": 50, "tags": 20, "seen": 50}
 SPEC: dict[str, Any] = {

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.errors import UserError
 from tests.data.reading import SPEC, loader, table, write
 
 ROWS = 40

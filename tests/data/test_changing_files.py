@@ -13,12 +13,12 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data import dataset
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Dataset, open_dataset
-from dlrm_mtl.data.loader import BatchLoader
-from dlrm_mtl.data.output import output_file
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.data.reader import BatchLoader
+from dlrm_mtl.storage.output import output_file
 from tests.data.reading import LABELS, loader, row_numbers, table, write
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlrm_mtl.config.strict import validate
+from dlrm_mtl.core.schema import validate
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.spec import DatasetSpec, DenseStatistics
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.growing import Consumed, Round, next_round
-from dlrm_mtl.data.loader import BatchLoader
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.data.reader import BatchLoader
 from tests.data.reading import LABELS, row_numbers, table, write
 
 CONFIG = DataConfig(path="unused", batch_size=8, evaluation_batch_size=8, lanes=4, block_rows=4)

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from dlrm_mtl.data import output
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.growing import Consumed, next_round
-from dlrm_mtl.data.output import output_file
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.storage import output
+from dlrm_mtl.storage.output import output_file
 from tests import commands
 from tests.data.reading import loader, row_numbers, table, write
 from tests.s3 import files, upload

@@ -13,13 +13,13 @@ import yaml
 from pydantic import ValidationError
 
 from dlrm_mtl.config.load import load_config
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.data.rows import iterate_rows
+from dlrm_mtl.data.row_reader import iterate_rows
 from dlrm_mtl.data.spec import FeatureSpec
-from dlrm_mtl.errors import UserError
-from dlrm_mtl.models.costs import count_costs
 from dlrm_mtl.reports.dataset_profile import profile_dataset
+from dlrm_mtl.run.costs import count_costs
 from tests import commands, hashed
 
 LEAST, MOST = -(2**63), 2**63 - 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
 from dlrm_mtl.embeddings.tables import INIT_BLOCK_ROWS, fill_rows, mean_features, table_configs
-from dlrm_mtl.errors import UserError
 
 SPEC = DatasetSpec.model_validate(
     {

@@ -54,8 +54,8 @@ def train(rank: int, sharding: str, steps: int) -> dict[str, Tensor | None]:
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 
-    from dlrm_mtl.embeddings.collecting import two_phase_sharders
     from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad
+    from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
     from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
     from tests.embeddings.two_phase_model import whole
 

@@ -130,9 +130,9 @@ def shard(
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.modules.embedding_configs import DataType
 
-    from dlrm_mtl.embeddings.collecting import two_phase_sharders
     from dlrm_mtl.embeddings.config import ShardingConfig
-    from dlrm_mtl.embeddings.sharding import make_plan
+    from dlrm_mtl.embeddings.torchrec.plan import make_plan
+    from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
 
     configs = [
         EmbeddingBagConfig(

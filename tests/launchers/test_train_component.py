@@ -44,8 +44,9 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "with space"
     package = folder / "dlrm_mtl"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "elastic.py"):
-        shutil.copy(ROOT / "dlrm_mtl" / name, package)
+    (package / "core").mkdir()
+    for name in ("__init__.py", "launcher.py", "core/__init__.py", "core/errors.py"):
+        shutil.copy(ROOT / "dlrm_mtl" / name, package / name)
     (package / "__main__.py").write_text(STAND_IN)
     (folder / "config.yaml").write_text("name: test\n")
     return folder
@@ -158,7 +159,7 @@ def test_dry_run_for_slurm(folder: Path) -> None:
     assert "--mem" not in script
     assert "--cpus-per-task" not in script
     command = (
-        """bash -c 'exec "${DLRM_MTL_PYTHON:-python}" -m dlrm_mtl.elastic --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d """
+        """bash -c 'exec "${DLRM_MTL_PYTHON:-python}" -m dlrm_mtl.launcher --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d """
         """--rdzv_endpoint "${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500" --rdzv_id '"$SLURM_JOB_ID"' --max_restarts 2 """
         """-m dlrm_mtl train config.yaml --output '"'"'/shared/my runs'"'"''"""
     )

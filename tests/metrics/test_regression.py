@@ -10,10 +10,10 @@ import pytest
 import sklearn.metrics
 from rich.console import Console
 
+from dlrm_mtl.console import headlines, metrics_table
 from dlrm_mtl.metrics import ALL_METRICS, METRICS
 from dlrm_mtl.metrics.regression import mae, mse, rmse
 from dlrm_mtl.tasks.config import TaskConfig
-from dlrm_mtl.training.progress import headlines, metrics_table
 
 
 def test_against_scikit_learn() -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlrm_mtl.core.batch_random import BatchRandom
 from dlrm_mtl.models.blocks import ACTIVATIONS, NORMS, ParallelMLP, StackConfig
-from dlrm_mtl.models.dropout import DropoutStream, LaneDropout, connect_dropout
+from dlrm_mtl.models.dropout import LaneDropout, connect_dropout
 from dlrm_mtl.models.multitask import build_multitask
 from dlrm_mtl.models.multitask.mmoe import MMoE, MMoEConfig
 from dlrm_mtl.models.multitask.shared_bottom import SharedBottom, SharedBottomConfig
@@ -138,7 +139,7 @@ def test_dropout_masks_do_not_depend_on_the_number_of_processes() -> None:
     whole, model = torch.ones(8, 3, 5), nn.Sequential(LaneDropout(0.4), LaneDropout(0.4))
 
     def masks(lanes: range, step: int, rows: Tensor) -> Tensor:
-        stream = DropoutStream(7, lanes)
+        stream = BatchRandom(7, lanes)
         stream.step = step
         connect_dropout(model, stream)
         return torch.cat([layer(rows) for layer in model], dim=2)
@@ -154,7 +155,7 @@ def test_dropout_masks_do_not_depend_on_the_number_of_processes() -> None:
 
 def test_dropout_keeps_the_mean() -> None:
     layer = LaneDropout(0.25)
-    connect_dropout(layer, DropoutStream(1, range(1)))
+    connect_dropout(layer, BatchRandom(1, range(1)))
     out = layer(torch.ones(200_000, 1))
     assert out.mean().item() == pytest.approx(1.0, abs=0.01)
     torch.testing.assert_close(out.unique(), torch.tensor([0.0, 4 / 3]))

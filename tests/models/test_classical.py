@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrm_mtl.config.strict import validate
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.batch_random import BatchRandom
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import validate
 from dlrm_mtl.models.base import RankingModel
 from dlrm_mtl.models.blocks import ParallelLinear
 from dlrm_mtl.models.classical.logistic_regression import LogisticRegressionConfig
@@ -19,7 +20,7 @@ from dlrm_mtl.models.classical.multitask_net import MultitaskNetConfig
 from dlrm_mtl.models.classical.ncf import NCFConfig
 from dlrm_mtl.models.classical.neumf import NeuMFConfig
 from dlrm_mtl.models.config import ModelConfig
-from dlrm_mtl.models.dropout import DropoutStream, connect_dropout
+from dlrm_mtl.models.dropout import connect_dropout
 from dlrm_mtl.models.registry import build_ranking_model
 from tests.models.inputs import ITEMS, USERS, bags, batch, inputs, on_cpu, table
 
@@ -204,7 +205,7 @@ def test_margins_in_training() -> None:
     b = batch(ROWS, tasks=3)
     b.labels[:, :2] = 1.0
     b.labels[2] = 0.0  # a row that no ranking task learns from draws nothing
-    stream = DropoutStream(5, range(2))
+    stream = BatchRandom(5, range(2))
     connect_dropout(model, stream)
     drawn = model.negatives(ROWS, b.labels.device)
     assert torch.equal(drawn, model.negatives(ROWS, b.labels.device))
@@ -230,12 +231,12 @@ def test_negatives_are_uniform_and_belong_to_lanes() -> None:
     from dlrm_mtl.models.dropout import LaneNegatives
 
     negatives = LaneNegatives(10, 2)
-    negatives.stream = DropoutStream(3, range(4))
+    negatives.stream = BatchRandom(3, range(4))
     whole = negatives(40_000, torch.device("cpu"))
     counts = torch.bincount(whole.flatten(), minlength=10)
     assert len(counts) == 10
     assert ((counts - 8000).abs() < 6 * math.sqrt(8000)).all()
-    negatives.stream = DropoutStream(3, range(2, 4))
+    negatives.stream = BatchRandom(3, range(2, 4))
     assert torch.equal(negatives(20_000, torch.device("cpu")), whole[20_000:])
 
 

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrm_mtl.config.strict import validate
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import validate
 from dlrm_mtl.models.blocks import ParallelMLP
 from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.models.multitask import ARCHITECTURES, MultitaskConfig, build_multitask, describe_architectures

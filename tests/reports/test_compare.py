@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.reports.compare import compare_runs
 from dlrm_mtl.reports.compare_page import comparison_page
 from dlrm_mtl.reports.groups import differences, group_runs, mean_and_interval, mean_curve, student_t

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.reports.dataset_profile import DatasetProfile, IdsProfile, profile_dataset
 from dlrm_mtl.reports.dataset_report import dataset_page, describe_dataset, number, share
 from tests import synthetic

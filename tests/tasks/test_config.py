@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from dlrm_mtl.config.load import dump_config, json_schema, load_config
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.errors import UserError
 from dlrm_mtl.tasks.check import check_labels, remarks, starting_logits
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.registry import LOSSES

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.errors import UserError
 from tests import commands, synthetic
 from tests.processes import run_processes
 
@@ -59,11 +59,11 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     import torch
     import torch.distributed as dist
 
-    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-    from dlrm_mtl.training.distributed import Process
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.core.processes import Process
+    from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import Trainer
-    from dlrm_mtl.training.model import build_model, build_optimizers
-    from dlrm_mtl.training.run import make_loader
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
@@ -149,7 +149,7 @@ def test_predictions_repeat_the_metrics_and_stay_calibrated(finished: Path, data
 
 
 def test_a_metric_that_no_task_has_cannot_be_watched(dataset: Path) -> None:
-    from dlrm_mtl.training.run import check_tasks
+    from dlrm_mtl.run.train import check_tasks
 
     training = {"early_stopping": {"metric": "seconds/auc"}}
     config = RunConfig.model_validate(content(dataset, training=training))

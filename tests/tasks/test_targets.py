@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlrm_mtl.models.dropout import DropoutStream
+from dlrm_mtl.core.batch_random import BatchRandom
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.targets import Targets, label_columns, predictions
 
@@ -53,7 +53,7 @@ def tasks(rate: float) -> list[TaskConfig]:
 
 
 def sampled(rate: float, lanes: range, labels: torch.Tensor, step: int = 0, seed: int = 1) -> torch.Tensor:
-    stream = DropoutStream(seed, lanes)
+    stream = BatchRandom(seed, lanes)
     stream.step = step
     own, weights = Targets(tasks(rate)).sampled(labels, 2 * torch.ones_like(labels), stream)
     assert torch.equal(own, labels)

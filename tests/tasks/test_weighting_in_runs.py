@@ -28,13 +28,13 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
     import torch
     import torch.distributed as dist
 
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
+    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.tasks.weighting import DynamicWeightAverage, UncertaintyWeighting
-    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-    from dlrm_mtl.training.distributed import Process
+    from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import Trainer
-    from dlrm_mtl.training.model import build_model, build_optimizers
-    from dlrm_mtl.training.run import make_loader
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     data = open_dataset(str(dataset))

@@ -63,11 +63,12 @@ class Literal:
         from torchrec import EmbeddingBagCollection
 
         from dlrm_mtl.balancing import TensorInfo, build_balancing
+        from dlrm_mtl.core.batch_random import BatchRandom
+        from dlrm_mtl.data.chosen_columns import select
         from dlrm_mtl.data.dataset import open_dataset
-        from dlrm_mtl.data.selection import select
         from dlrm_mtl.embeddings.tables import initialise
         from dlrm_mtl.models.base import ModelInputs
-        from dlrm_mtl.models.dropout import DropoutStream, connect_dropout
+        from dlrm_mtl.models.dropout import connect_dropout
         from dlrm_mtl.models.registry import build_ranking_model
         from dlrm_mtl.tasks.check import starting_logits
         from dlrm_mtl.tasks.losses import TaskLosses
@@ -82,7 +83,7 @@ class Literal:
         tables = self.model.lookup.table_set
         self.model.lookup.tables = EmbeddingBagCollection(tables.pooled, device=torch.device("cpu"))
         initialise(self.model, tables.stds, config.seed)
-        self.stream = DropoutStream(config.seed, range(config.data.lanes))
+        self.stream = BatchRandom(config.seed, range(config.data.lanes))
         connect_dropout(self.model, self.stream)
         self.parameters = dict(self.model.named_parameters())
         self.shared = [name for name in self.parameters if not name.startswith(PRIVATE)]
@@ -139,9 +140,9 @@ class Literal:
 
 def literal(rank: int, folder: Path, methods: list[str]) -> dict[str, tuple[Any, Any]]:
     """Weights by name, and the coefficients of every step, with each method."""
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.training.distributed import Process
-    from dlrm_mtl.training.run import make_loader
+    from dlrm_mtl.run.train import make_loader
 
     results = {}
     for method in methods:
@@ -165,10 +166,10 @@ def sharded(
     """The same in the trainer, under each plan."""
     import torch.distributed as dist
 
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.training.distributed import Process
-    from dlrm_mtl.training.model import build_model, build_optimizers
-    from dlrm_mtl.training.run import make_loader
+    from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.step import TrainingStep
     from tests.embeddings.two_phase_model import whole
 
@@ -252,11 +253,11 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
     """Whether two steps, a checkpoint and two more in another model give the bits of four steps in one go."""
     import torch.distributed as dist
 
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-    from dlrm_mtl.training.distributed import Process
-    from dlrm_mtl.training.model import build_model, build_optimizers
-    from dlrm_mtl.training.run import make_loader
+    from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.step import TrainingStep
 
     process, result = Process(rank, dist.get_world_size(), torch.device("cpu")), {}
@@ -295,10 +296,10 @@ def poisoned(rank: int, folder: Path) -> Any:
     """One task's labels are spoiled on one process; what is said of it, and whether the state stays."""
     import torch.distributed as dist
 
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.training.distributed import Process
-    from dlrm_mtl.training.model import build_model, build_optimizers
-    from dlrm_mtl.training.run import make_loader
+    from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.step import TrainingStep
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))

@@ -52,12 +52,12 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     import torch
     import torch.distributed as dist
 
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-    from dlrm_mtl.training.distributed import Process
+    from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loaders import make_loader
     from dlrm_mtl.training.loop import Trainer
-    from dlrm_mtl.training.model import build_model, build_optimizers
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))

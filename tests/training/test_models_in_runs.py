@@ -69,13 +69,13 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     import torch
     import torch.distributed as dist
 
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
     from dlrm_mtl.config.run import RunConfig
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-    from dlrm_mtl.training.distributed import Process
+    from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import Trainer
-    from dlrm_mtl.training.model import build_model, build_optimizers
-    from dlrm_mtl.training.run import make_loader
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
@@ -139,10 +139,10 @@ def mistakes(rank: int, folder: Path) -> list[str]:
     import torch.distributed as dist
 
     from dlrm_mtl.config.run import RunConfig
+    from dlrm_mtl.core.errors import UserError
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.errors import UserError
-    from dlrm_mtl.training.distributed import Process
-    from dlrm_mtl.training.model import build_model
+    from dlrm_mtl.training.build import build_model
 
     said = []
     for sharding in ({"default": "grid_shard"}, {"tables": {"item": "table_column_wise"}}):
@@ -171,11 +171,11 @@ def ranked(rank: int, folder: Path) -> tuple[dict[str, float], Any]:
     import torch.distributed as dist
 
     from dlrm_mtl.config.run import RunConfig
+    from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.training.distributed import Process
+    from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.training.build import build_model
     from dlrm_mtl.training.evaluation import evaluate
-    from dlrm_mtl.training.model import build_model
-    from dlrm_mtl.training.run import make_loader
     from tests.embeddings.two_phase_model import whole
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))

@@ -12,17 +12,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.dataset import Split, open_dataset
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.run.folder import RunFolder
+from dlrm_mtl.run.train import check_same_data, data_order
 from dlrm_mtl.tasks.check import starting_logits
-from dlrm_mtl.training.checkpoint import Checkpoints, Progress
-from dlrm_mtl.training.distributed import Process
+from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.loaders import make_loader, training_loader
 from dlrm_mtl.training.loop import Trainer
-from dlrm_mtl.training.model import build_model, build_optimizers
-from dlrm_mtl.training.run import check_same_data, data_order
-from dlrm_mtl.training.run_folder import RunFolder
 from tests import commands
 from tests.data.negatives.shop import ALONG, write
 from tests.data.reading import actual

@@ -32,12 +32,12 @@ class Run:
     def __init__(self, rank: int, data: Path, unbounded: dict[str, object], plan: str, **changes: object) -> None:
         import torch.distributed as dist
 
+        from dlrm_mtl.checkpoint.checkpoints import Progress
         from dlrm_mtl.config.run import RunConfig
+        from dlrm_mtl.core.processes import Process
         from dlrm_mtl.data.dataset import open_dataset
-        from dlrm_mtl.training.checkpoint import Progress
-        from dlrm_mtl.training.distributed import Process
-        from dlrm_mtl.training.model import build_model, build_optimizers
-        from dlrm_mtl.training.run import make_loader
+        from dlrm_mtl.run.train import make_loader
+        from dlrm_mtl.training.build import build_model, build_optimizers
         from dlrm_mtl.training.step import TrainingStep
 
         process = Process(rank, dist.get_world_size(), torch.device("cpu"))
@@ -73,7 +73,7 @@ class Run:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, whole, on the first process."""
-        from dlrm_mtl.training.checkpoint import _flatten, state_dict
+        from dlrm_mtl.checkpoint.checkpoints import _flatten, state_dict
 
         found = _flatten(state_dict(self.model, self.optimizers))
         return {key: whole(found[key]) for key in sorted(found)}
@@ -97,7 +97,7 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
 
 def visit(rank: int, data: Path, runs: Path, plan: str, load: bool) -> dict[str, Any]:
     """Take 12 steps, with a checkpoint after step 6, or those from the checkpoint on."""
-    from dlrm_mtl.training.checkpoint import Checkpoints
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 
     run = Run(rank, data, FEW, plan)
     if load:
@@ -176,7 +176,7 @@ def newcomers(rank: int, data: Path, plan: str, optimizer: str) -> dict[str, Any
     [("mixture", "rowwise_adam", 0.0), ("row_wise", "clippy_rowwise_adagrad", 0.1)],
 )
 def test_rows_that_change_hands_begin_anew(tmp_path: Path, plan: str, optimizer: str, initial: float) -> None:
-    from dlrm_mtl.embeddings.hashing import initial_rows
+    from dlrm_mtl.embeddings.unbounded.hashing import initial_rows
 
     data = hashed.write_dataset(tmp_path / "data", rows=500)
     results = run_processes(2, newcomers, data, plan, optimizer)
@@ -261,8 +261,8 @@ def test_runs_learn(tmp_path: Path) -> None:
 
 
 def other_rows(rank: int, data: Path, runs: Path) -> None:
-    from dlrm_mtl.errors import UserError
-    from dlrm_mtl.training.checkpoint import Checkpoints
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.core.errors import UserError
 
     run = Run(rank, data, FEW, "table_wise")
     run.train(1)

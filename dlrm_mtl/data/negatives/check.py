@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlrm_mtl.data.check import Layout
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.chosen_columns import ANY_ID, Selection, select
 from dlrm_mtl.data.config import DataConfig
+from dlrm_mtl.data.file_checks import Layout
 from dlrm_mtl.data.negatives.config import NegativesConfig
-from dlrm_mtl.data.selection import ANY_ID, Selection, select
-from dlrm_mtl.data.spec import DatasetSpec, suggest
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.data.spec import DatasetSpec
 
 
 def check_negatives(spec: DatasetSpec, config: DataConfig, labels: Sequence[str]) -> None:

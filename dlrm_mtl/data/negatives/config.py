@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 
 
 class NegativesConfig(Strict):

@@ -14,17 +14,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm_mtl.data.blocks import BlockReader, BlocksAhead
-from dlrm_mtl.data.check import Layout, check_files
-from dlrm_mtl.data.columns import ABSENT, Array, Block, Lists
+from dlrm_mtl.core.randomness import Bits
+from dlrm_mtl.data.block_reader import BlockReader, BlocksAhead
+from dlrm_mtl.data.chosen_columns import Selection, select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split
-from dlrm_mtl.data.draws import Bits
-from dlrm_mtl.data.lanes import cut
+from dlrm_mtl.data.decode import ABSENT, Array, Block, Lists
+from dlrm_mtl.data.file_checks import Layout, check_files
 from dlrm_mtl.data.negatives.check import binary_labels, check_columns, check_negatives
 from dlrm_mtl.data.negatives.config import NegativesConfig
-from dlrm_mtl.data.negatives.pairs import Ids, distinct, pair_codes
-from dlrm_mtl.data.selection import Selection, select
+from dlrm_mtl.data.negatives.known_pairs import Ids, distinct, pair_codes
+from dlrm_mtl.data.order import cut
 
 MERGE_AT = 1 << 20
 """Items and pairs that are gathered, at least, before they are merged with those from before."""
@@ -43,7 +43,7 @@ class ItemStatistics:
     along_dense: dict[str, Array]
     """By dense feature that belongs to the item: [n] float32, standardised as in a batch."""
     pairs: Bits
-    """[P] :func:`~dlrm_mtl.data.negatives.pairs.pair_codes` of user and item of the rows with a positive label, ascending."""
+    """[P] ascending :func:`~dlrm_mtl.data.negatives.known_pairs.pair_codes` of user and item, of rows with a positive label."""
 
     @property
     def size(self) -> int:

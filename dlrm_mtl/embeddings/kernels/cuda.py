@@ -29,8 +29,8 @@ from dlrm_mtl.embeddings.kernels.cuda_sorting import (
     blocks_of,
     sort_by_row,
 )
-from dlrm_mtl.embeddings.kernels.launch import Kernel, on
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup, empty_gradients
+from dlrm_mtl.embeddings.kernels.triton_launch import Kernel, on
 
 PIECE = 128
 """Occurrences in a piece at least."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import triton_kernels as kernels
 from dlrm_mtl.embeddings.kernels.cuda_plan import Plan
-from dlrm_mtl.embeddings.kernels.launch import Kernel, on
+from dlrm_mtl.embeddings.kernels.triton_launch import Kernel, on
 
 SHORT = 32
 """A row with more occurrences than this is summed in pieces, by several programs."""

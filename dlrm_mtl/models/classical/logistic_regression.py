@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, PoolingType
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.embeddings.tables import TableSet, padded
 from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
 from dlrm_mtl.models.dense_norm import DenseNorm, build_dense_norm

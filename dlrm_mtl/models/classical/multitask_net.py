@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.tables import TableSet, padded
 from dlrm_mtl.models.base import ModelInputs, RankingModel
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, StackConfig
-from dlrm_mtl.models.classical.halves import check_pair, vectors
+from dlrm_mtl.models.classical.user_item import check_pair, vectors
 from dlrm_mtl.models.dropout import LaneNegatives
 from dlrm_mtl.tasks.ranking import margin
 

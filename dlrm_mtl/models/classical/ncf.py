@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
 from dlrm_mtl.embeddings.tables import table_set
-from dlrm_mtl.errors import UserError
 from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, ParallelMLP, StackConfig
-from dlrm_mtl.models.classical.halves import two_halves
+from dlrm_mtl.models.classical.user_item import two_halves
 from dlrm_mtl.models.dense_norm import DenseNorm, build_dense_norm
 
 

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dlrm_mtl.config.strict import Strict
+from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, ParallelMLP, StackConfig
-from dlrm_mtl.models.classical.halves import check_pair, vectors
+from dlrm_mtl.models.classical.user_item import check_pair, vectors
 
 
 class NeuMFConfig(Strict):

@@ -28,7 +28,7 @@ from report import plot, tables
 from runs import LANES, Scale
 from study import TUNING_SEEDS, Ledger, Plan, make
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 
 QUICK = Scale(user_items=5, item_users=5, epochs=2, batch=512, validation_users=100, dim=8, deep=(8, 4), tower=(8,))
 

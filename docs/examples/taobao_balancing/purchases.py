@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.data.negatives.pairs import KnownPairs
-from dlrm_mtl.data.negatives.sampler import NegativeSampler
-from dlrm_mtl.data.prepare import ehcf
-from dlrm_mtl.data.prepare.userbehavior import prepare
+from dlrm_mtl.data.negatives.drawn_rows import NegativeSampler
+from dlrm_mtl.data.negatives.known_pairs import KnownPairs
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.prepare import ehcf
+from dlrm_mtl.prepare.userbehavior import prepare
 
 Ids = NDArray[np.int64]
 

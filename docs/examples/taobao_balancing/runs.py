@@ -16,11 +16,11 @@ from purchases import Epoch, Interactions
 from ranking import Scorer, ids, rank
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import Process, gather_objects, process_group
 from dlrm_mtl.data.batch import Batch
-from dlrm_mtl.errors import UserError
 from dlrm_mtl.metrics.ranking import Positions, all_metrics
-from dlrm_mtl.training.distributed import Process, gather_objects, process_group
-from dlrm_mtl.training.model import build_model, build_optimizers
+from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.step import TrainingStep
 
 LANES = 4

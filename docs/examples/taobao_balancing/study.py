@@ -18,7 +18,7 @@ import torch
 from runs import METHODS, WATCHED, Run, Scale, train
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 
 TUNING_SEEDS = 1000
 """Seeds from here on serve the choice of the learning rate only."""

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.data.loader import BatchLoader
-from dlrm_mtl.data.negatives.drawing import Negatives
+from dlrm_mtl.data.negatives.rewrite import Negatives
+from dlrm_mtl.data.reader import BatchLoader
 from tests.data.reading import write_rows
 
 USERS, ITEMS = 12, 30

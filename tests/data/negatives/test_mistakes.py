@@ -12,7 +12,7 @@ import yaml
 
 from dlrm_mtl.config.check import check_against_data_set
 from dlrm_mtl.config.load import load_config
-from dlrm_mtl.errors import UserError
+from dlrm_mtl.core.errors import UserError
 from tests import commands
 from tests.data.negatives.shop import SPEC, reader, write
 from tests.synthetic import write_dataset

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.negatives import statistics
-from dlrm_mtl.data.negatives.pairs import KnownPairs
+from dlrm_mtl.data.negatives.known_pairs import KnownPairs
 from dlrm_mtl.data.negatives.statistics import ItemStatistics, merge, read_statistics
 from tests.data.negatives.shop import ALONG, LABELS, data_config, write
 

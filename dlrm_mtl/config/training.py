@@ -1,0 +1,56 @@
+"""The ``training`` part of a run's configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dlrm_mtl.core.schema import Strict
+
+
+class EarlyStoppingConfig(Strict):
+    """When to stop before the last epoch."""
+
+    metric: str = "mean/auc"
+    """What to watch on the validation split: `TASK/METRIC`, or `mean/METRIC` for the mean over tasks. The best checkpoint is
+    chosen by it as well."""
+    patience: int = Field(default=3, ge=0)
+    """Evaluations without improvement before training stops; 0 never stops early."""
+
+
+class TrainingConfig(Strict):
+    """How long to train, and what to do on the way."""
+
+    epochs: int = Field(default=1, gt=0)
+    """Passes over the training split."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Stop after this many steps; default: at the end of the last epoch."""
+    micro_batches: int = Field(default=1, gt=0)
+    """Pieces that a batch is cut into: their gradients are added up before the one update, so that activations take a
+    fraction of the memory. `data.batch_size` must be a multiple of this times `data.lanes`."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of products of float32 matrices, as in torch.set_float32_matmul_precision. `high` lets NVIDIA GPUs use TF32, several
+    times faster, with errors of 1e-3; results then depend on the number of processes by as much."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations on the validation split; default: once at the end of every epoch. The last step is always
+    followed by one."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Steps between checkpoints; default: whenever the validation split is evaluated."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """Checkpoints that are kept besides the best one."""
+    max_skipped_steps: int = Field(default=10, gt=0)
+    """A step whose gradient is not finite changes nothing; after this many in a row the run ends."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps between entries in metrics.jsonl and TensorBoard."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """When to stop before the last epoch."""
+
+    def steps_per_epoch(self, micro_batches: int) -> int:
+        """Steps that an epoch of so many micro-batches takes."""
+        return -(-micro_batches // self.micro_batches)
+
+    def total_steps(self, micro_batches: int) -> int:
+        """Steps of the whole run, whose epochs have so many micro-batches."""
+        steps = self.epochs * self.steps_per_epoch(micro_batches)
+        return min(steps, self.max_steps or steps)

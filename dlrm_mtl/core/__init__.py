@@ -1,0 +1,1 @@
+"""What everything else rests on: errors, schemas, random numbers, processes. Imports nothing of the package."""

@@ -1,0 +1,110 @@
+"""The processes of a run: who we are, what we compute on, how we talk."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dlrm_mtl.core.errors import UserError
+
+T = TypeVar("T")
+
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's place among all."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes for all."""
+        return self.rank == 0
+
+
+def local_rank() -> int:
+    """The number of this process on its host; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+@contextmanager
+def process_group() -> Iterator[Process]:
+    """Join the processes that the launcher started (torchrun, torchx), or be alone without one.
+
+    gloo serves CPU tensors and NCCL CUDA tensors, in one group.
+    """
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def first_process_only(action: Callable[[], T]) -> T:
+    """The result of ``action`` on the first process, on all of them; so is a user's mistake that is found there raised."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        outcome = [*_outcome(action)]
+    dist.broadcast_object_list(outcome)
+    result, mistake = outcome
+    if mistake is not None:
+        raise UserError(mistake)
+    return result
+
+
+def on_every_process(action: Callable[[], T]) -> list[T]:
+    """Run ``action`` on every process; what it returned, by rank. A user's mistake that one finds is raised on all of them."""
+    outcomes = gather_objects(_outcome(action))
+    for _, mistake in outcomes:
+        if mistake is not None:
+            raise UserError(mistake)
+    return [result for result, _ in outcomes]
+
+
+def _outcome(action: Callable[[], T]) -> tuple[Any, str | None]:
+    try:
+        return action(), None
+    except UserError as error:
+        return None, str(error)
+
+
+def gather_objects(value: T) -> list[T]:
+    """What every process passes, by rank, on all of them."""
+    gathered: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def one_by_one(value: T) -> Iterator[T]:
+    """What every process passes, by rank: for values too large to have all of them at once.
+
+    To be iterated over to the end on every process.
+    """
+    if dist.get_world_size() == 1:
+        yield value
+        return
+    for rank in range(dist.get_world_size()):
+        box = [value if rank == dist.get_rank() else None]
+        dist.broadcast_object_list(box, src=rank)
+        assert box[0] is not None
+        yield box[0]

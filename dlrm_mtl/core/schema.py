@@ -1,0 +1,139 @@
+"""Strict YAML models: unknown keys are errors, and every error is one plain sentence."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dlrm_mtl.core.errors import UserError
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: unknown keys are refused, instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping from ``path``; raises :class:`UserError` if that cannot be done."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; check the path (it is relative to {Path.cwd()}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name a readable YAML file.") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UserError(f"{path}: {place}: {problem}; correct the YAML syntax there.") from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path}: holds {found} where a mapping of keys to values is expected.")
+    return content
+
+
+def validate(model: type[Model], content: dict[str, Any], place: str) -> Model:
+    """Validate ``content``; raises :class:`UserError` with one line per mistake, each starting with ``place``."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(_sentences(error, model, content, place))) from None
+
+
+def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str, Any], place: str) -> list[str]:
+    sentences = []
+    for detail in error.errors(include_url=False):
+        kind, context = detail["type"], detail.get("ctx", {})
+        location = list(_visible(detail["loc"], content, missing=kind == "missing"))
+        path = ".".join(str(part) for part in location) or "(top level)"
+        if kind == "extra_forbidden":
+            allowed = _keys_beside(model, detail["loc"])
+            sentences.append(
+                f"{place}: {path}: there is no key {str(location[-1])!r} here; {_suggest(str(location[-1]), allowed)}."
+            )
+        elif kind == "missing":
+            sentences.append(f"{place}: {path}: this key is required; add it.")
+        elif kind in ("union_tag_invalid", "literal_error", "enum"):
+            key = str(context.get("discriminator", "")).strip("'")
+            where = f"{path}.{key}" if key else path
+            value = context.get("tag", detail["input"])
+            expected = str(context.get("expected_tags", context.get("expected", ""))).replace(" or ", ", ")
+            names = [name.strip().strip("'") for name in expected.split(",")]
+            sentences.append(f"{place}: {where}: {value!r} is not a choice; {_suggest(str(value), names)}.")
+        elif kind == "union_tag_not_found":
+            key = str(context.get("discriminator", "name")).strip("'")
+            sentences.append(f"{place}: {path}: the key {key!r} is required here; add it.")
+        elif kind == "too_short":
+            sentences.append(f"{place}: {path}: the list is empty; add at least one entry.")
+        elif kind == "value_error":
+            sentences.append(f"{place}: {path}: {context['error']}")
+        else:
+            message = detail["msg"][0].lower() + detail["msg"][1:]
+            sentences.append(f"{place}: {path}: {_short(detail['input'])} does not fit: {message}.")
+    return sentences
+
+
+def _visible(location: tuple[int | str, ...], content: Any, missing: bool) -> list[int | str]:
+    """Drop the tags of discriminated unions, which pydantic puts into locations but which are no keys of the file.
+
+    A tag need not be in the file, where it has a default. Of keys, only a ``missing`` one is not in the file: the last part.
+    """
+    visible: list[int | str] = []
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(content, dict) and part not in content and not (last and missing):
+            continue
+        visible.append(part)
+        if isinstance(content, dict):
+            content = content.get(part)  # type: ignore[arg-type]
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            content = content[part]
+        else:
+            content = None
+    return visible
+
+
+def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed where the last part of ``location`` stands."""
+    candidates: list[Any] = [model]
+    for part in location[:-1]:
+        following: list[Any] = []
+        for candidate in _models_in(candidates):
+            fields = candidate.model_fields
+            if isinstance(part, str) and part in fields:
+                following.append(fields[part].annotation)
+            elif "name" in fields and part in get_args(fields["name"].annotation):
+                following.append(candidate)
+        candidates = following or candidates
+    return sorted({key for candidate in _models_in(candidates) for key in candidate.model_fields})
+
+
+def _models_in(annotations: list[Any]) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        else:
+            found.extend(_models_in(list(get_args(annotation))))
+    return found
+
+
+def _suggest(value: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(value, allowed, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(allowed)}"
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

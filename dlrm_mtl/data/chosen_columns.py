@@ -1,0 +1,102 @@
+"""Which columns of a data set a run reads, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.config import DataConfig
+from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec
+
+ANY_ID = 2**64
+"""Stands for the vocabulary size of features whose ids are any integers of 64 bits."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The features, labels and weight that a run reads."""
+
+    sparse: tuple[FeatureSpec, ...]
+    """Sparse features, then sequence features: the keys of a batch's KeyedJaggedTensor, in order."""
+    dense: tuple[FeatureSpec, ...]
+    """The columns of a batch's dense tensor, in order."""
+    labels: tuple[LabelSpec, ...]
+    """The columns of a batch's labels and weights, in order."""
+    weight: str | None
+    """Parquet column with the weight of each row."""
+    vocabulary_sizes: dict[str, int]
+    """By name of the sparse or sequence feature; :data:`ANY_ID` where `data.unbounded` says so."""
+    max_sequence_length: int
+    dense_limit: float | None
+    out_of_range: Literal["error", "unknown"]
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the sparse and sequence features, in order."""
+        return [feature.name for feature in self.sparse]
+
+    @property
+    def feature_columns(self) -> list[str]:
+        """The Parquet columns of all features, each once."""
+        return list(dict.fromkeys(feature.source for feature in (*self.sparse, *self.dense)))
+
+    @property
+    def columns(self) -> list[str]:
+        """All Parquet columns that are read, each once."""
+        weight = [self.weight] if self.weight is not None else []
+        return list(dict.fromkeys([*self.feature_columns, *(label.source for label in self.labels), *weight]))
+
+
+def select(spec: DatasetSpec, config: DataConfig, labels: Sequence[str]) -> Selection:
+    """Resolve the names in ``config`` and ``labels``; raises :class:`UserError` for a name that the data set does not have."""
+    sparse = [*_features(spec, "sparse", config.sparse), *_features(spec, "sequence", config.sequence)]
+    known = {label.name: label for label in spec.labels}
+    for name in labels:
+        if name not in known:
+            raise UserError(f"data set {spec.name}: there is no label {name!r}; {suggest(name, known)}.")
+    return Selection(
+        sparse=tuple(sparse),
+        dense=tuple(_features(spec, "dense", config.dense)),
+        labels=tuple(known[name] for name in labels),
+        weight=config.weight,
+        vocabulary_sizes=_vocabulary_sizes(spec, config, [feature.name for feature in sparse]),
+        max_sequence_length=config.max_sequence_length,
+        dense_limit=config.dense_limit,
+        out_of_range=config.out_of_range,
+    )
+
+
+def _vocabulary_sizes(spec: DatasetSpec, config: DataConfig, names: list[str]) -> dict[str, int]:
+    owners = {name: spec.vocabulary_owner(name) for name in names}
+    for owner in config.unbounded:
+        if owner not in owners.values():
+            hint = suggest(owner, set(owners.values()))
+            raise UserError(f"data.unbounded.{owner}: the run reads no ids with a vocabulary of this name; {hint}.")
+    for owner in owners.values():
+        if spec.feature(owner).unbounded and owner not in config.unbounded:
+            raise UserError(
+                f"data.unbounded: feature {owner!r} of data set {spec.name} has ids without a bound, so its table needs a "
+                f"number of rows; add one, such as data.unbounded.{owner}=1000000."
+            )
+    return {name: ANY_ID if owner in config.unbounded else spec.vocabulary_size(name) for name, owner in owners.items()}
+
+
+def _features(
+    spec: DatasetSpec, kind: Literal["sparse", "sequence", "dense"], names: Sequence[str] | None
+) -> list[FeatureSpec]:
+    known = spec.names(kind)
+    if names is None:
+        names = known
+    for position, name in enumerate(names):
+        if name not in known:
+            others = {feature.name: feature.kind for feature in spec.features}
+            reason = f"is {others[name]}" if name in others else "does not exist"
+            raise UserError(
+                f"data.{kind}.{position}: feature {name!r} of data set {spec.name} {reason}; {suggest(name, known)}."
+            )
+        if name in names[:position]:
+            raise UserError(f"data.{kind}.{position}: feature {name!r} is named twice; remove one.")
+    return [spec.feature(name) for name in names]

@@ -1,0 +1,320 @@
+"""Arrow columns to blocks of numpy arrays. No Python loop over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+import torch
+import torchrec.sparse.jagged_tensor  # noqa: F401  (loads fbgemm's operators)
+from numpy.typing import NDArray
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.data.chosen_columns import ANY_ID
+from dlrm_mtl.data.file_checks import Layout, bad_id, bad_label, bad_number, bad_weight
+from dlrm_mtl.data.spec import DenseStatistics, FeatureSpec, LabelSpec
+
+Array = NDArray[Any]
+ABSENT = -1
+"""Stands for a null in a column of single ids."""
+
+
+@dataclass
+class Lists:
+    """A column of lists: row i holds values[offsets[i] : offsets[i + 1]]."""
+
+    values: Array
+    """[number of ids] int32 or int64."""
+    offsets: Array
+    """[rows + 1] int64."""
+
+
+@dataclass
+class Block:
+    """Rows ready to be sliced into batches; see :mod:`dlrm_mtl.data.batching`.
+
+    Columns lie next to each other in memory, as in Arrow and in a KeyedJaggedTensor: nothing is transposed on the way.
+    """
+
+    ids: Array
+    """[columns of single ids, rows] int32 or int64, in the order of the keys; :data:`ABSENT` where null."""
+    complete: Array
+    """[columns of single ids] bool: whether no row of the column is :data:`ABSENT`."""
+    lists: list[Lists]
+    """Columns of lists, in the order of the keys."""
+    numbers: Array
+    """[D + 2 T, rows] float32: dense features (standardised), labels, weights."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.numbers.shape[1])
+
+
+class Sources:
+    """Tables whose rows, one after the other, become a block, and where each is from."""
+
+    def __init__(self, tables: Sequence[pa.Table], places: Sequence[tuple[int, str, int]]) -> None:
+        """For error messages, ``places`` says of so many rows which file and row group, and from which row on, they are."""
+        self._places = places
+        self._ends = np.cumsum([rows for rows, _, _ in places])
+        self.rows = int(self._ends[-1])
+        groups = groupby((table for table in tables if table.num_rows), key=lambda table: table.schema.types)
+        # Small row groups are read column by column together: what a column costs does not depend on their number.
+        self._tables = [pa.concat_tables(tables) for _, tables in groups]
+
+    def columns(self, name: str) -> Iterator[tuple[pa.Array, int]]:
+        """The values of a column, and the number of the first row: one array where neighbours have the same types."""
+        first = 0
+        for table in self._tables:
+            column = table.column(name)
+            array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            if isinstance(array, pa.ChunkedArray):  # what older versions of pyarrow give for columns without chunks
+                array = pa.concat_arrays(array.chunks)
+            yield array, first
+            first += table.num_rows
+
+    def row(self, position: int) -> str:
+        """Where row number ``position`` of the block is from."""
+        part = int(np.searchsorted(self._ends, position, side="right"))
+        rows, place, first_row = self._places[part]
+        return f"{place}, row {first_row + position - int(self._ends[part]) + rows}"
+
+
+class BlockBuilder:
+    """Turns tables into blocks."""
+
+    def __init__(self, layout: Layout, count_unknown: Callable[[str, int], None]) -> None:
+        """``count_unknown`` is called with a feature and how many of its ids were out of range and read as 0."""
+        self._layout = layout
+        self._selection = layout.selection
+        self._count_unknown = count_unknown
+        self._dtype = id_dtype(self._selection.vocabulary_sizes)
+
+    def build(self, sources: Sources, order: NDArray[np.int64] | None = None) -> Block:
+        """Return the rows of ``sources``, row ``order[i]`` at place i, or as they come.
+
+        Raises :class:`UserError` for an id, a label, a weight or a number that is not allowed.
+        """
+        selection, rows = self._selection, sources.rows
+        singles = [feature for feature in selection.sparse if feature.name not in self._layout.lists]
+        listed = [feature for feature in selection.sparse if feature.name in self._layout.lists]
+        ids: Array = np.empty((len(singles), rows), self._dtype)
+        complete = np.ones(len(singles), np.bool_)
+        for position, feature in enumerate(singles):
+            values, complete[position] = self._single(sources, feature)
+            _place(values, order, ids[position])
+        lists = [self._list(sources, feature, order) for feature in listed]
+        dense, labels = len(selection.dense), len(selection.labels)
+        numbers: Array = np.empty((dense + 2 * labels, rows), np.float32)
+        for position, feature in enumerate(selection.dense):
+            _place(_dense(sources, feature, selection.dense_limit), order, numbers[position])
+        weight = _weights(sources, selection.weight) if selection.weight is not None else None
+        for position, label in enumerate(selection.labels, start=dense):
+            if label.name in self._layout.absent:
+                numbers[position] = 0
+                numbers[position + labels] = 0
+                continue
+            values, null = _label(sources, label)
+            _place(values, order, numbers[position])
+            if weight is None and null is None:
+                numbers[position + labels] = 1
+            else:
+                weights = np.ones(rows, np.float32) if weight is None else weight.astype(np.float32)
+                if null is not None:
+                    weights[null] = 0
+                _place(weights, order, numbers[position + labels])
+        return Block(ids, complete, lists, numbers)
+
+    def _single(self, sources: Sources, feature: FeatureSpec) -> tuple[Array, bool]:
+        """Ids in the order of the file, and whether none is :data:`ABSENT`."""
+        parts, complete = [], True
+        for array, first in sources.columns(feature.source):
+            values, null = _integers(array)
+            values = self._in_range(sources, feature, values, first)
+            if null is not None:
+                values = values.astype(self._dtype)
+                values[null] = ABSENT
+                complete = False
+            parts.append(values)
+        return _joined(parts, self._dtype), complete
+
+    def _list(self, sources: Sources, feature: FeatureSpec, order: NDArray[np.int64] | None) -> Lists:
+        id_parts, length_parts = [], []
+        for array, first in sources.columns(feature.source):
+            lengths = _numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
+            flat = array.flatten()  # leaves null lists out
+            ends = np.cumsum(lengths)
+            if flat.null_count:  # drop null elements: count those that stay up to each list's ends
+                stay = np.concatenate([[0], np.cumsum(_numpy(flat.is_valid()), dtype=np.int64)])
+                lengths = stay[ends] - stay[ends - lengths]
+                ends = np.cumsum(lengths)
+                flat = flat.drop_null()
+            values, _ = _integers(flat)
+            values = self._in_range(sources, feature, values, first, ends)
+            id_parts.append(values.astype(self._dtype, copy=False))
+            length_parts.append(lengths)
+        longest = self._selection.max_sequence_length if feature.kind == "sequence" else None
+        return _pick(_joined(id_parts, self._dtype), _joined(length_parts, np.int64), order, longest)
+
+    def _in_range(
+        self, sources: Sources, feature: FeatureSpec, values: Array, first: int, ends: Array | None = None
+    ) -> Array:
+        """Check ids of the rows from ``first`` on; for lists, ``ends`` says where each row's ids end."""
+        size = self._selection.vocabulary_sizes[feature.name]
+        if size == ANY_ID:
+            return _any_ids(values)
+        if len(values) == 0 or int(values.view(f"u{values.itemsize}").max()) < size:  # a negative id looks huge
+            return values
+        bad = (values < 0) | (values >= size)
+        if not bad.any():
+            return values
+        if self._selection.out_of_range == "error":
+            position = int(np.argmax(bad))
+            row = position if ends is None else int(np.searchsorted(ends, position, side="right"))
+            raise bad_id(sources.row(first + row), feature, values[position], size)
+        self._count_unknown(feature.name, int(np.count_nonzero(bad)))
+        return np.where(bad, values.dtype.type(0), values)
+
+
+def _any_ids(values: Array) -> Array:
+    """Ids of 64 bits as int64; -1, which stands for nulls here, becomes the least of all, -2^63."""
+    values = values.astype(np.int64, copy=False)
+    absent = values == ABSENT
+    return np.where(absent, np.iinfo(np.int64).min, values) if absent.any() else values
+
+
+def id_dtype(vocabulary_sizes: dict[str, int]) -> type[np.int32] | type[np.int64]:
+    """The narrower integer type that holds all ids."""
+    return np.int32 if max(vocabulary_sizes.values(), default=1) <= 2**31 else np.int64
+
+
+def _joined(parts: list[Array], dtype: Any) -> Array:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts, dtype=dtype, casting="unsafe") if parts else np.empty(0, dtype)
+
+
+def _place(values: Array, order: NDArray[np.int64] | None, out: Array) -> None:
+    """Write ``values[order]`` to ``out``, in its type, which holds all of them."""
+    if order is None:
+        out[:] = values
+    else:  # the order is in range: clip only saves the check, and a copy
+        np.take(values.astype(out.dtype, copy=False), order, out=out, mode="clip")
+
+
+def _pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longest: int | None) -> Lists:
+    """The lists of ``values`` that follow each other with ``lengths``, in ``order``, each with its last ``longest`` ids."""
+    kept = lengths if longest is None else np.minimum(lengths, longest)
+    short = kept is lengths or bool((kept == lengths).all())
+    if order is not None or not short:
+        rows = np.arange(len(lengths)) if order is None else order
+        # TorchRec's own operator: it copies list by list, several times faster than a gather of single ids.
+        if short:
+            index, segments = rows, lengths
+        else:  # every list as two: what is dropped, and what stays
+            index, segments = 2 * rows + 1, np.stack([lengths - kept, kept], axis=1).reshape(-1)
+        values = torch.ops.fbgemm.permute_1D_sparse_data(
+            torch.from_numpy(index.astype(np.int32)),
+            torch.from_numpy(segments),
+            torch.from_numpy(np.asarray(_Writable(values))),
+            None,
+            None,
+        )[1].numpy()
+        kept = kept[rows]
+    return Lists(values, np.concatenate([[0], np.cumsum(kept)]))
+
+
+class _Writable:
+    """An array that torch takes for writable: it warns of Arrow's buffers, which are not, although nothing is written."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+def _numpy(array: pa.Array) -> Array:
+    result: Array = array.to_numpy(zero_copy_only=False)
+    return result
+
+
+def _integers(array: pa.Array) -> tuple[Array, Array | None]:
+    """Values (0 where null), and the mask of nulls if there are any."""
+    if pt.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pt.is_null(array.type):
+        array = array.cast(pa.int32())
+    if array.null_count == 0:
+        return _numpy(array), None
+    return _numpy(pc.fill_null(array, 0)), _numpy(array.is_null())
+
+
+def _floats(sources: Sources, column: str) -> tuple[Array, Array | None]:
+    """All values (0 where null) as numbers of whatever type the files hold, and the mask of nulls if there are any."""
+    parts, nulls = [], []
+    for array, _ in sources.columns(column):
+        if pt.is_decimal(array.type) or pt.is_null(array.type) or pt.is_boolean(array.type):
+            array = array.cast(pa.uint8() if pt.is_boolean(array.type) else pa.float64())
+        nulls.append(_numpy(array.is_null()) if array.null_count else np.zeros(len(array), np.bool_))
+        if array.null_count:
+            array = pc.fill_null(array, pa.scalar(0, array.type))
+        parts.append(_numpy(array))
+    null = _joined(nulls, np.bool_)
+    values = parts[0] if len(parts) == 1 else _joined(parts, np.float64)
+    return values, null if null.any() else None
+
+
+def _dense(sources: Sources, feature: FeatureSpec, limit: float | None) -> Array:
+    values, null = _floats(sources, feature.source)
+    out: Array = np.empty(len(values), np.float32)
+    with np.errstate(over="ignore"):
+        if isinstance(feature.statistics, DenseStatistics):
+            # In double precision: a time stamp's mean is large beside its deviation.
+            scaled = np.subtract(values, feature.statistics.mean, dtype=np.float64)
+            np.divide(scaled, feature.statistics.std or 1.0, out=out, casting="same_kind")
+        else:
+            out[:] = values
+    if null is not None:
+        out[null] = 0
+    finite = np.isfinite(out)
+    if not finite.all():
+        position = int(np.argmin(finite))
+        raise bad_number(sources.row(position), feature.source, values[position])
+    if limit is not None:
+        np.clip(out, -limit, limit, out=out)
+    return out
+
+
+def _label(sources: Sources, label: LabelSpec) -> tuple[Array, Array | None]:
+    values, null = _floats(sources, label.source)
+    if label.kind == "binary":
+        good = (values == 0) | (values == 1)
+        error: Callable[[str, str, Any], UserError] = bad_label
+    else:
+        with np.errstate(over="ignore"):
+            good = np.isfinite(values.astype(np.float32, copy=False))
+        error = bad_number
+    if not good.all():
+        position = int(np.argmin(good))
+        raise error(sources.row(position), label.source, values[position])
+    return values, null
+
+
+def _weights(sources: Sources, column: str) -> Array:
+    values, null = _floats(sources, column)
+    good = np.isfinite(values) & (values >= 0)
+    if null is not None:
+        good &= ~null
+    if not good.all():
+        position = int(np.argmin(good))
+        raise bad_weight(
+            sources.row(position), column, "null" if null is not None and null[position] else values[position]
+        )
+    return values

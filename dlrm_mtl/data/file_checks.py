@@ -1,0 +1,233 @@
+"""Checks of Parquet files before any row is read: columns, types, and the statistics that footers hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.chosen_columns import ANY_ID, Selection
+from dlrm_mtl.data.dataset import DataFile
+from dlrm_mtl.data.parquet_guard import CONTRADICTION, examining, unreadable
+from dlrm_mtl.data.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the selected columns lie in the files at hand."""
+
+    selection: Selection
+    lists: frozenset[str]
+    """Names of the sparse and sequence features whose column holds lists; the others hold single ids."""
+    absent: frozenset[str] = frozenset()
+    """Names of the labels that the files lack (in prediction)."""
+
+    @cached_property
+    def runs(self) -> list[range | int]:
+        """The keys in order: a range of columns of single ids that follow each other, or the number of a column of lists."""
+        runs: list[range | int] = []
+        single = listed = 0
+        for feature in self.selection.sparse:
+            if feature.name in self.lists:
+                runs.append(listed)
+                listed += 1
+            else:
+                last = runs.pop() if runs and isinstance(runs[-1], range) else range(single, single)
+                assert isinstance(last, range)
+                single += 1
+                runs.append(range(last.start, single))
+        return runs
+
+    @property
+    def columns(self) -> list[str]:
+        """The Parquet columns to read, each once."""
+        weight = [self.selection.weight] if self.selection.weight is not None else []
+        labels = [label.source for label in self.selection.labels if label.name not in self.absent]
+        return list(dict.fromkeys([*self.selection.feature_columns, *labels, *weight]))
+
+
+def check_files(files: Sequence[DataFile], selection: Selection, *, labels_required: bool = True) -> Layout:
+    """Check schemas and footer statistics of ``files`` (at least one) against ``selection``.
+
+    Raises :class:`UserError` for a missing column, a column of the wrong type, and for a label, an id or a number that the
+    footers already show to be wrong. Files without statistics are checked when they are read.
+    """
+    layouts = [_check_schema(file, selection, labels_required) for file in files]
+    first = layouts[0]
+    for file, layout in zip(files, layouts, strict=True):
+        if layout != first:
+            odd = min((layout.lists ^ first.lists) | (layout.absent ^ first.absent))
+            raise UserError(
+                f"{file.path}: column of {odd!r} differs from that in {files[0].path}; write both in the same way."
+            )
+        with examining(file.path):
+            _check_statistics(file, first)
+    return first
+
+
+def bad_id(place: str, feature: FeatureSpec, value: Any, size: int) -> UserError:
+    """The error for an id outside its vocabulary."""
+    return UserError(
+        f"{place}: column {feature.source!r} holds the id {value}, outside the vocabulary 0..{size - 1} of feature "
+        f"{feature.name!r}; correct the file, raise vocabulary_size in dataset.yaml, or set data.out_of_range to unknown."
+    )
+
+
+def bad_label(place: str, column: str, value: Any) -> UserError:
+    """The error for a value of a binary label that is neither 0 nor 1."""
+    return UserError(
+        f"{place}: label column {column!r} holds {value:g}, which is neither 0 nor 1; correct the file (null marks a missing "
+        "label), or make the label's kind real in dataset.yaml."
+    )
+
+
+def bad_number(place: str, column: str, value: Any) -> UserError:
+    """The error for a number that is not finite."""
+    return UserError(
+        f"{place}: column {column!r} holds {value}, which is no finite number; correct the file (null marks what is missing)."
+    )
+
+
+def bad_weight(place: str, column: str, value: Any) -> UserError:
+    """The error for a row weight that is null, negative or not finite."""
+    return UserError(
+        f"{place}: weight column {column!r} holds {value}; a weight must be a finite number of at least 0: correct the file."
+    )
+
+
+def _check_schema(file: DataFile, selection: Selection, labels_required: bool) -> Layout:
+    schema = file.schema
+    lists = set()
+    for feature in selection.sparse:
+        type_ = _type(file, schema, feature.source, f"{feature.kind} feature {feature.name!r}")
+        if is_list(type_) and _is_id(type_.value_type):
+            lists.add(feature.name)
+        elif feature.kind == "sequence" or not _is_id(type_):
+            wanted = "a list of integers" if feature.kind == "sequence" else "an integer or a list of integers"
+            raise _wrong_type(file, feature.source, type_, wanted)
+    for feature in selection.dense:
+        _expect_number(file, feature.source, _type(file, schema, feature.source, f"dense feature {feature.name!r}"))
+    absent = set()
+    for label in selection.labels:
+        if label.source not in schema.names and not labels_required:
+            absent.add(label.name)
+        else:
+            _expect_number(file, label.source, _type(file, schema, label.source, f"label {label.name!r}"))
+    if selection.weight is not None:
+        _expect_number(file, selection.weight, _type(file, schema, selection.weight, "data.weight"))
+    return Layout(selection, frozenset(lists), frozenset(absent))
+
+
+def is_list(type_: pa.DataType) -> bool:
+    """Whether values of this Arrow type are lists."""
+    return bool(pt.is_list(type_) or pt.is_large_list(type_) or pt.is_fixed_size_list(type_))
+
+
+def _is_id(type_: pa.DataType) -> bool:
+    return bool(
+        pt.is_integer(type_) or pt.is_null(type_) or (pt.is_dictionary(type_) and pt.is_integer(type_.value_type))
+    )
+
+
+def _expect_number(file: DataFile, column: str, type_: pa.DataType) -> None:
+    if not (
+        pt.is_integer(type_)
+        or pt.is_floating(type_)
+        or pt.is_boolean(type_)
+        or pt.is_decimal(type_)
+        or pt.is_null(type_)
+    ):
+        raise _wrong_type(file, column, type_, "a number or a boolean")
+
+
+def _type(file: DataFile, schema: pa.Schema, column: str, reader: str) -> pa.DataType:
+    if column not in schema.names:
+        raise UserError(
+            f"{file.path}: column {column!r}, which {reader} reads, is missing; {suggest(column, schema.names)}."
+        )
+    return schema.field(column).type
+
+
+def _wrong_type(file: DataFile, column: str, type_: pa.DataType, wanted: str) -> UserError:
+    return UserError(
+        f"{file.path}: column {column!r} has type {type_} where {wanted} is expected; write the column in that type."
+    )
+
+
+def _check_statistics(file: DataFile, layout: Layout) -> None:
+    checks: dict[str, list[Callable[[str, Any, Any], None]]] = {}
+    selection = layout.selection
+    if selection.out_of_range == "error":
+        for feature in selection.sparse:
+            size = selection.vocabulary_sizes[feature.name]
+            if size != ANY_ID:
+                checks.setdefault(feature.source, []).append(_id_check(feature, size))
+    for column in [feature.source for feature in selection.dense]:
+        checks.setdefault(column, []).append(_number_check(column))
+    for label in selection.labels:
+        if label.name not in layout.absent:
+            check = _label_check(label.source) if label.kind == "binary" else _number_check(label.source)
+            checks.setdefault(label.source, []).append(check)
+    if selection.weight is not None:
+        checks.setdefault(selection.weight, []).append(_weight_check(selection.weight))
+    columns = [file.metadata.schema.column(index) for index in range(file.metadata.num_columns)]
+    # A list's numbers are in a leaf column, such as "tag.list.element".
+    names = [column.path.split(".")[0] if column.max_repetition_level else column.path for column in columns]
+    wanted = [(index, checks[name]) for index, name in enumerate(names) if name in checks]
+    for group in range(file.metadata.num_row_groups):
+        row_group = file.metadata.row_group(group)
+        for index, column_checks in wanted:
+            chunk = row_group.column(index)
+            if chunk.physical_type != columns[index].physical_type:  # asked for its statistics, Arrow ends the process
+                raise unreadable(f"{file.path}: row group {group}", CONTRADICTION)
+            statistics = chunk.statistics
+            # Some types' statistics come as raw bytes (float16); those values are checked when they are read.
+            if statistics is not None and statistics.has_min_max and _is_number(statistics.min, statistics.max):
+                for check in column_checks:
+                    check(f"{file.path}: row group {group}", statistics.min, statistics.max)
+
+
+def _is_number(*values: Any) -> bool:
+    return all(isinstance(value, (int, float, Decimal)) for value in values)
+
+
+def _id_check(feature: FeatureSpec, size: int) -> Callable[[str, Any, Any], None]:
+    def check(place: str, low: Any, high: Any) -> None:
+        if low < 0 or high >= size:
+            raise bad_id(place, feature, low if low < 0 else high, size)
+
+    return check
+
+
+def _label_check(column: str) -> Callable[[str, Any, Any], None]:
+    def check(place: str, low: Any, high: Any) -> None:
+        for value in (low, high):
+            if value not in (0, 1):
+                raise bad_label(place, column, value)
+
+    return check
+
+
+def _number_check(column: str) -> Callable[[str, Any, Any], None]:
+    def check(place: str, low: Any, high: Any) -> None:
+        for value in (low, high):
+            if not math.isfinite(value):
+                raise bad_number(place, column, value)
+
+    return check
+
+
+def _weight_check(column: str) -> Callable[[str, Any, Any], None]:
+    def check(place: str, low: Any, high: Any) -> None:
+        if not (low >= 0 and math.isfinite(high)):
+            raise bad_weight(place, column, low if not low >= 0 else high)
+
+    return check

@@ -1,0 +1,1 @@
+"""TorchRec: sharders, plans and shards for the two-phase update."""

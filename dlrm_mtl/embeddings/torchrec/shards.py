@@ -1,0 +1,228 @@
+"""The shards of sharded tables on this process, what they collect, and which processes hold columns of the same rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbedding, BatchedDenseEmbeddingBag
+from torchrec.distributed.embedding_types import ShardedEmbeddingTable
+from torchrec.distributed.types import ShardMetadata
+
+from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, empty_gradients
+from dlrm_mtl.embeddings.torchrec.sharders import (
+    CollectingEmbeddingBagCollection,
+    CollectingEmbeddingCollection,
+    CollectingTables,
+    kernels_of,
+)
+
+Sharded = CollectingEmbeddingBagCollection | CollectingEmbeddingCollection
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of one table on this process."""
+
+    table: str
+    """Full name of the table: path of its collection in the model, a dot, its own name."""
+    row: int
+    column: int
+    """Where the part begins in the whole table."""
+    columns: int
+    """Columns of the whole table."""
+
+
+@dataclass
+class LocalTables:
+    """Shards that lie in one buffer and are looked up together."""
+
+    shards: list[Shard]
+    group: TableGroup
+    accumulators: Tensor
+    """[sum of R_t] float32, one per row."""
+    source: CollectingTables | nn.Parameter
+    """Where gradients come from: collected by the lookups, or a dense gradient of tables that every process holds."""
+    first_moments: Tensor | None = field(default=None)
+    """Like the weights, float32; for Adam only."""
+
+    def take_gradients(self) -> RowGradients:
+        """The gradient since the last step."""
+        kernels = kernels_for(self.group.weights.device)
+        if isinstance(self.source, nn.Parameter):
+            return self._from_dense(self.source.grad)
+        pending, self.source.pending = self.source.pending, []
+        if not pending:
+            return empty_gradients(self.group)
+        return pending[0] if len(pending) == 1 else kernels.merge(self.group, pending)
+
+    def drop_gradients(self) -> None:
+        """Forget what was collected."""
+        if isinstance(self.source, nn.Parameter):
+            self.source.grad = None
+        else:
+            self.source.pending = []
+
+    def _from_dense(self, gradient: Tensor | None) -> RowGradients:
+        """The rows with a gradient that is not zero; the others are not moved by any rule but Adam."""
+        if gradient is None:
+            return empty_gradients(self.group)
+        rows, gradients, squares, counts = [], [], [], [0]
+        flat = gradient.flatten()
+        for table in range(self.group.tables):
+            shape = self.group.table(table).shape
+            start = int(self.group.weight_offsets[table])
+            whole = flat[start : start + shape.numel()].view(shape)
+            touched = (whole != 0).any(dim=1).nonzero().flatten()
+            rows.append(touched)
+            gradients.append(whole[touched].float())
+            squares.append(gradients[-1].square().sum(dim=1))
+            counts.append(len(touched))
+        offsets = torch.tensor(counts).cumsum(0)
+        flat_gradients = torch.cat([part.reshape(-1) for part in gradients])
+        return RowGradients(torch.cat(rows), offsets, flat_gradients, torch.cat(squares))
+
+    def accumulators_of(self, index: int) -> Tensor:
+        """Accumulators of one shard as a view [R_t]."""
+        return self.accumulators[int(self.group.row_offsets[index]) : int(self.group.row_offsets[index + 1])]
+
+    def first_moments_of(self, index: int) -> Tensor:
+        """First moments of one shard as a view [R_t, D_t]."""
+        assert self.first_moments is not None
+        shape = self.group.table(index).shape
+        start = int(self.group.weight_offsets[index])
+        return self.first_moments[start : start + shape.numel()].view(shape)
+
+
+def sharded_collections(model: nn.Module) -> dict[str, Sharded]:
+    """The sharded collections in ``model`` by path, without the wrappers' own names."""
+    found: dict[str, Sharded] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (CollectingEmbeddingBagCollection, CollectingEmbeddingCollection)):
+            parts = [part for part in path.split(".") if part not in ("_dmp_wrapped_module", "module")]
+            found[".".join(parts)] = module
+    return found
+
+
+def local_tables(collections: dict[str, Sharded], initial: float) -> list[LocalTables]:
+    """All shards of ``collections`` on this process, their accumulators filled with ``initial``."""
+    result = []
+    for path, collection in collections.items():
+        for kernel in kernels_of(collection._lookups):
+            configs: list[ShardedEmbeddingTable] = kernel._config.embedding_tables
+            module = kernel._emb_module
+            if isinstance(module, CollectingTables):
+                state = module.momentum1_dev if module.momentum1_dev.numel() else module.momentum1_host
+                local = LocalTables(_shards(path, configs), module.group, state.detach().flatten(), module)
+            elif isinstance(kernel, (BatchedDenseEmbeddingBag, BatchedDenseEmbedding)):
+                local = _replicated(path, configs, module.weights)
+            else:
+                raise ValueError(f"tables {[c.name for c in configs]} have a compute kernel without a two-phase update")
+            local.accumulators.fill_(initial)
+            result.append(local)
+    return result
+
+
+def _shards(path: str, configs: list[ShardedEmbeddingTable]) -> list[Shard]:
+    shards = []
+    for config in configs:
+        offsets = config.local_metadata.shard_offsets if config.local_metadata else [0, 0]
+        shards.append(Shard(f"{path}.{config.name}", offsets[0], offsets[1], config.embedding_dim))
+    return shards
+
+
+def _replicated(path: str, configs: list[ShardedEmbeddingTable], weights: nn.Parameter) -> LocalTables:
+    rows = torch.tensor([0, *(config.local_rows for config in configs)]).cumsum(0)
+    sizes = [config.local_rows * config.local_cols for config in configs]
+    features = [index for index, config in enumerate(configs) for _ in range(config.num_features())]
+    group = TableGroup(
+        weights=weights.detach().flatten(),
+        weight_offsets=torch.tensor([0, *sizes]).cumsum(0)[:-1],
+        row_offsets=rows,
+        dims=torch.tensor([config.local_cols for config in configs]),
+        feature_tables=torch.tensor(features),
+    )
+    state = torch.zeros(int(rows[-1]), device=weights.device)
+    return LocalTables(_shards(path, configs), group, state, weights)
+
+
+def placements(collections: dict[str, Sharded]) -> dict[str, list[ShardMetadata]]:
+    """Where the parts of every table lie, by full name; no parts for tables that every process holds."""
+    return {
+        f"{path}.{name}": list(sharding.sharding_spec.shards) if sharding.sharding_spec else []  # type: ignore[attr-defined]
+        for path, collection in collections.items()
+        for name, sharding in collection.module_sharding_plan.items()
+    }
+
+
+class ColumnPeers:
+    """For rows whose columns are split: adds up, or takes the minimum of, one number per row over all their columns.
+
+    Every part of a row sees the same ids, so the touched rows of all parts are the same, in the same order. Parts on one
+    process are combined there; processes that hold parts of the same rows share a process group.
+    """
+
+    def __init__(self, places: dict[str, list[ShardMetadata]], tables: list[LocalTables]) -> None:
+        ranks: dict[tuple[str, int], set[int]] = defaultdict(set)
+        columns: dict[tuple[str, int], set[int]] = defaultdict(set)
+        for table, parts in places.items():
+            for part in parts:
+                ranks[table, part.shard_offsets[0]].add(part.placement.rank())  # type: ignore[union-attr]
+                columns[table, part.shard_offsets[0]].add(part.shard_offsets[1])
+        split = sorted(key for key in ranks if len(columns[key]) > 1)
+        teams = sorted({tuple(sorted(ranks[key])) for key in split if len(ranks[key]) > 1})
+        # Every process takes part in the creation of every group, in the same order.
+        groups = {team: dist.new_group(list(team)) for team in teams}
+        self._local: dict[tuple[str, int], list[tuple[int, int]]] = {key: [] for key in split}
+        for number, local in enumerate(tables):
+            for index, shard in enumerate(local.shards):
+                if (shard.table, shard.row) in self._local:
+                    self._local[shard.table, shard.row].append((number, index))
+        self._rounds: dict[tuple[int, ...], list[tuple[str, int]]] = defaultdict(list)
+        for key in split:
+            if self._local[key]:
+                self._rounds[tuple(sorted(ranks[key]))].append(key)
+        self._groups = groups
+
+    @property
+    def any(self) -> bool:
+        """Whether columns of any table are split."""
+        return bool(self._rounds)
+
+    def splits(self, table: LocalTables, index: int) -> bool:
+        """Whether a shard holds a part of its rows' columns only."""
+        return (table.shards[index].table, table.shards[index].row) in self._local
+
+    def reduce(self, gradients: list[RowGradients], values: list[Tensor], minimum: bool = False) -> None:
+        """Replace ``values`` [U] of split rows by their sums (or minima) over all columns, in place."""
+        for team in sorted(self._rounds):
+            combined = []
+            for key in self._rounds[team]:
+                parts = torch.stack([gradients[n].part(values[n], index) for n, index in self._local[key]])
+                combined.append(parts.amin(dim=0) if minimum else parts.sum(dim=0))
+            flat = torch.cat(combined)
+            if team in self._groups:
+                dist.all_reduce(flat, dist.ReduceOp.MIN if minimum else dist.ReduceOp.SUM, group=self._groups[team])
+            for key, part in zip(self._rounds[team], flat.split([len(part) for part in combined]), strict=True):
+                for number, index in self._local[key]:
+                    gradients[number].part(values[number], index).copy_(part)
+
+    def share_state(self, tables: list[LocalTables]) -> None:
+        """Copy accumulators from the part with the first columns to the others, after loading them."""
+        for team in sorted(self._rounds):
+            for key in self._rounds[team]:
+                members = [
+                    (tables[n].shards[index].column, tables[n].accumulators_of(index)) for n, index in self._local[key]
+                ]
+                value = torch.zeros_like(members[0][1])
+                for column, accumulators in members:
+                    if column == 0:
+                        value.copy_(accumulators)
+                if team in self._groups:
+                    dist.all_reduce(value, group=self._groups[team])
+                for _, accumulators in members:
+                    accumulators.copy_(value)

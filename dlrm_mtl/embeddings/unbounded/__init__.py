@@ -1,0 +1,1 @@
+"""Ids without a vocabulary: which row belongs to which id."""

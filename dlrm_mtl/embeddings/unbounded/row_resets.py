@@ -1,0 +1,69 @@
+"""Rows that change hands start afresh: weights, accumulators and moments, on every process that holds a part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+from dlrm_mtl.embeddings.unbounded.hashing import initial_rows
+
+
+class RowResets:
+    """Gives rows the weights and the state of an id that was never seen.
+
+    The weights depend on the seed, the table, the id and the column only: neither on the row, nor on the sharding plan, nor
+    on what happened before.
+
+    Args:
+        optimizer: of the tables.
+        stds: standard deviation of initial weights, by the table's own name.
+        seed: of the run.
+    """
+
+    def __init__(self, optimizer: TwoPhaseOptimizer, stds: Mapping[str, float], seed: int) -> None:
+        self._optimizer = optimizer
+        self._stds = stds
+        self._seed = seed
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def __call__(self, tables: Collection[str], rows: Tensor, ids: Tensor) -> None:
+        """Let ``rows`` [N] of ``tables``, by their own names, begin anew as those of ``ids`` [N]; on every process alike."""
+        for local in self._optimizer.tables:
+            for index, shard in enumerate(local.shards):
+                name = shard.table.rpartition(".")[2]
+                if name not in tables:
+                    continue
+                weights = local.group.table(index)
+                here = (rows >= shard.row) & (rows < shard.row + len(weights))
+                places = rows[here] - shard.row
+                if not len(places):
+                    continue
+                fresh = initial_rows(
+                    ids[here], f"{self._seed}/{name}", self._stds[name], shard.column, weights.shape[1]
+                )
+                self._set(weights, places, fresh.to(weights.dtype))
+                accumulators = local.accumulators_of(index)
+                initial = torch.full_like(accumulators[places], self._optimizer.rule.initial_accumulator_value)
+                self._set(accumulators, places, initial)
+                if local.first_moments is not None:
+                    moments = local.first_moments_of(index)
+                    self._set(moments, places, torch.zeros_like(moments[places]))
+
+    def _set(self, tensor: Tensor, places: Tensor, values: Tensor) -> None:
+        self._before.append((tensor, places, tensor[places]))
+        tensor[places] = values
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Take back everything since the last :meth:`keep`."""
+        for tensor, places, values in reversed(self._before):
+            tensor[places] = values
+        self._before = []
+
+    def keep(self) -> None:
+        """What happened so far is not taken back any more."""
+        self._before = []

@@ -1,0 +1,71 @@
+"""``torchrun`` for this package: the same arguments, and a quiet end when the user made a mistake or pressed Ctrl-C.
+
+    python -m dlrm_mtl.launcher --nproc_per_node 2 -m dlrm_mtl train configs/kuairand_mmoe.yaml
+
+A worker that exits with code 2 has told the user what to correct: the workers are not restarted and the job ends with code 2
+and no further report. A signal goes on to the workers, which have --shutdown_timeout seconds (30) to save and leave; the job
+then ends with 128 + the signal's number. A second signal kills them. ``OMP_NUM_THREADS`` defaults to the cores per worker.
+"""
+
+import logging
+import os
+import signal
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher import api
+
+from dlrm_mtl.core.errors import EXIT_CODE
+
+
+class Agent(LocalElasticAgent):
+    """The stock agent, made to say when it restarts workers and not to restart them after a user's mistake."""
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if any(failure.exitcode == EXIT_CODE for failure in result.failures.values()):
+            self._remaining_restarts = 0
+        return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        print(f"Restarting the workers ({self._remaining_restarts} restarts left).", file=sys.stderr, flush=True)
+        super()._restart_workers(worker_group)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        try:
+            super()._shutdown(death_sig, timeout)
+        except SignalException:
+            super()._shutdown(signal.SIGKILL, timeout)
+            raise
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``torchrun`` with ``argv`` and return the exit code."""
+    arguments = run.parse_args(argv)
+    if "OMP_NUM_THREADS" not in os.environ:
+        workers = run.determine_local_world_size(arguments.nproc_per_node)
+        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    if "LOGLEVEL" not in os.environ:  # what these two say is in the table of failures, or the user asked for it
+        for name in ("agent.server.api", "multiprocessing.api"):
+            logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    if not os.environ.get("TORCHX_JOB_ID", "").startswith("local"):
+        os.environ.pop("DLRM_MTL_LIVE", None)  # the terminal of the launch is elsewhere
+    api.LocalElasticAgent = Agent  # type: ignore[misc]  # launch_agent() takes no other class
+    try:
+        run.run(arguments)
+    except ChildFailedError as error:
+        if any(failure.exitcode == EXIT_CODE for failure in error.failures.values()):
+            return EXIT_CODE
+        print(error, file=sys.stderr)
+        return 1
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""What every adapter needs: finding inputs, loading CSV files, vocabularies, repeatable Parquet, all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.prepare.common.ids import quote
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of the whole that is done, 0 to 1."""
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """Open an in-memory DuckDB database that gives the same bytes every time: one thread, so that sums keep their order."""
+    return duckdb.connect(config={"threads": 1, "preserve_insertion_order": True})
+
+
+def connect_on_disk(work: Path, memory: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB database in the folder ``work``, so that no table has to fit into memory; rows keep their order.
+
+    Args:
+        work: where the database and what is spilled are.
+        memory: how much DuckDB may use, such as 4GB; default: 80% of the machine's.
+        threads: default: all cores.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": str(work / "spilled"),
+        "preserve_insertion_order": True,
+    }
+    if threads is not None:
+        config["threads"] = threads
+    if memory is not None:
+        if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", memory, re.IGNORECASE):
+            raise UserError(f"--memory {memory}: this is no size; give one such as 500MB or 4GB.")
+        config["memory_limit"] = memory
+    return duckdb.connect(str(work / "work.duckdb"), config=config)
+
+
+def find_inputs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Find each of ``names`` in ``folder``, as it is or with ``.gz`` appended; raises :class:`UserError`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name the folder that holds {', '.join(names)}.")
+    found = {name: path for name in names for path in (folder / f"{name}.gz", folder / name) if path.is_file()}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(
+            f"{folder}: lacks {' and '.join(missing)} (plain or with .gz appended); download the data set into it."
+        )
+    return found
+
+
+@contextmanager
+def output_folder(output: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``output`` when the block ends well, and is removed when it does not.
+
+    Raises :class:`UserError` if ``output`` already holds something, cannot be written, or the disk becomes full meanwhile.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: already exists and is not an empty folder; name another one or remove it.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); name a folder you may write to.") from None
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, duckdb.OutOfMemoryException) and "max_temp_directory_size" not in str(error):
+            problem = (str(error).splitlines() or [""])[0].rstrip(".")
+            raise UserError(
+                f"{output}: memory does not suffice ({problem}); allow more, or use fewer threads."
+            ) from None
+        if _is_full(error):
+            problem = (str(error).splitlines() or [""])[0].rstrip(".")
+            raise UserError(
+                f"{output}: cannot be written to the end ({problem}); free space, or name another disk."
+            ) from None
+        raise
+
+
+def load_csv(connection: duckdb.DuckDBPyConnection, table: str, path: Path, columns: Mapping[str, str]) -> None:
+    """Create ``table`` with ``columns`` (name to SQL expression over the file's columns, all text).
+
+    Raises :class:`UserError` if a column is missing or a value does not convert.
+    """
+    selected = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
+    try:
+        source = f"read_csv({quote(str(path))}, header = true, all_varchar = true, nullstr = '')"
+        connection.execute(f"CREATE TABLE {table} AS SELECT {selected} FROM {source}")
+    except duckdb.Error as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path}: cannot be read as expected ({problem}); download the file again.") from None
+
+
+def create_vocabulary(connection: duckdb.DuckDBPyConnection, feature: str, values: str) -> int:
+    """Number the values of the query ``values`` (one column) and return the vocabulary size.
+
+    Ids go by descending frequency, then by value, from 1; 0 is left for unknown and null. The ids are in the table
+    ``vocabulary_FEATURE`` with columns id, value (text), count.
+    """
+    table = f"vocabulary_{feature}"
+    connection.execute(
+        f"""CREATE TABLE {table} AS
+        SELECT CAST(row_number() OVER (ORDER BY count DESC, value) AS INTEGER) AS id, value, count
+        FROM (SELECT value, count(*) AS count FROM (SELECT CAST(value AS VARCHAR) AS value FROM ({values}) AS t(value))
+              WHERE value IS NOT NULL GROUP BY value)
+        ORDER BY id"""
+    )
+    row = connection.execute(f"SELECT count(*) + 1 FROM {table}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def vocabularies_table(connection: duckdb.DuckDBPyConnection, features: Sequence[str]) -> pa.Table:
+    """All vocabularies in one table: feature, id, value, count."""
+    parts = [
+        connection.sql(
+            f"SELECT {quote(feature)} AS feature, id, value, count FROM vocabulary_{feature} ORDER BY id"
+        ).to_arrow_table()
+        for feature in features
+    ]
+    return pa.concat_tables(parts)
+
+
+def write_parquet(table: pa.Table, path: Path, *, row_group_rows: int, many_valued: Sequence[str] = ()) -> None:
+    """Write ``table`` with fixed settings, so that equal tables give equal bytes (for one version of pyarrow).
+
+    Columns of integers (or lists of integers) in ``many_valued`` are written byte by byte instead of with a dictionary, which
+    is smaller where most values differ, or where whole lists repeat from row to row.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leaves = {
+        name: f"{name}.list.element" if pa.types.is_list(table.schema.field(name).type) else name
+        for name in many_valued
+    }
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        path,
+        row_group_size=row_group_rows,
+        version="2.6",
+        data_page_version="1.0",
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[name for name in table.column_names if name not in leaves],
+        column_encoding=dict.fromkeys(leaves.values(), "BYTE_STREAM_SPLIT"),
+        write_statistics=True,
+        store_schema=False,
+    )
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on the size of files stands behind ``error``."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return isinstance(error, duckdb.Error) and any(text in str(error) for text in _FULL)
+
+
+_FULL = ("No space left", "File too large", "quota exceeded", "Could not write", "max_temp_directory_size")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,76 @@
+"""Splits as SQL expressions that give the name of each row's split: the same on any machine and with any number of threads."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import duckdb
+
+from dlrm_mtl.prepare.common.ids import HASH_BITS, hash_text_sql, one_row, quote
+
+
+def random_split(key: str, shares: Mapping[str, float], *, seed: int = 0) -> str:
+    """SQL for the split of a row, drawn by a hash of ``key``: rows with equal keys come into one split.
+
+    Args:
+        key: SQL whose text tells rows apart: the number of the row, or the user for splits by whole users.
+        shares: the share of each split; they add up to 1. Splits differ from their share by chance.
+        seed: another seed gives other splits.
+    """
+    drawn = hash_text_sql(f"{quote(f'{seed}:split:')} || {key}")
+    names = list(shares)
+    reached, cases = 0.0, []
+    for name in names[:-1]:
+        reached += shares[name]
+        cases.append(f"WHEN {drawn} < {round(reached * 2**HASH_BITS)} THEN {quote(name)}")
+    return _case(cases, names[-1])
+
+
+def time_split(time: str, cuts: Mapping[str, str], first: str = "train") -> str:
+    """SQL for the split of a row by time: ``first`` before all cuts, then each split of ``cuts`` from its cut on.
+
+    Args:
+        time: SQL for the time of a row.
+        cuts: for each later split, in the order of time, SQL for the time it begins with, of the type of ``time``.
+        first: name of the split before.
+    """
+    names = [first, *cuts]
+    cases = [f"WHEN {time} < {cut} THEN {quote(name)}" for name, cut in zip(names, cuts.values(), strict=False)]
+    return _case(cases, names[-1])
+
+
+def time_cuts(
+    connection: duckdb.DuckDBPyConnection, source: str, time: str, shares: Mapping[str, float]
+) -> dict[str, str]:
+    """The cuts, for :func:`time_split`, that give each split its share of the rows of ``source``, in the order of time.
+
+    A time is never divided: all its rows come into the later split. Sorts out of core.
+    """
+    row = one_row(connection, f"SELECT count(*), typeof(any_value({time})) FROM {source}")
+    rows, type_ = int(row[0]), str(row[1])
+    names = list(shares)
+    cuts, reached = {}, 0.0
+    for before, name in itertools.pairwise(names):
+        reached += shares[before]
+        position = min(math.floor(reached * rows + 0.5), rows - 1)
+        cut = one_row(
+            connection,
+            f"SELECT CAST({time} AS VARCHAR) FROM {source} ORDER BY {time} LIMIT 1 OFFSET {max(position, 0)}",
+        )
+        cuts[name] = f"CAST({quote(cut[0])} AS {type_})"
+    return cuts
+
+
+def range_split(row: str, ranges: Sequence[tuple[str, int]]) -> str:
+    """SQL for the split of a row by its number: each entry is a split and the number of the first row after it.
+
+    Entries stand in the order of rows; a split may come more than once.
+    """
+    cases = [f"WHEN {row} < {end} THEN {quote(name)}" for name, end in ranges[:-1]]
+    return _case(cases, ranges[-1][0])
+
+
+def _case(cases: Sequence[str], otherwise: str) -> str:
+    return f"CASE {' '.join(cases)} ELSE {quote(otherwise)} END" if cases else quote(otherwise)

@@ -1,0 +1,1 @@
+"""The adapter for synthetic data with a known best model."""

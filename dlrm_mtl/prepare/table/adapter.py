@@ -1,0 +1,200 @@
+"""Anybody's CSV or Parquet files to a data set, as a description file says. Out of core, by DuckDB."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import read_yaml, validate
+from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
+from dlrm_mtl.data.statistics import describe, write_spec
+from dlrm_mtl.prepare.common.ids import identifier, quote
+from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder
+from dlrm_mtl.prepare.table.description import FileSplit, TableDescription, TimeSplit, UserSplit
+from dlrm_mtl.prepare.table.files import Table, files_of_splits, find_files, load
+from dlrm_mtl.prepare.table.ids import Ids, number_values, write_vocabularies
+from dlrm_mtl.prepare.table.splits import create_splits
+from dlrm_mtl.prepare.table.values import dense, label, verify
+
+ROW_GROUP_ROWS = 65536
+
+
+def prepare(
+    input: Annotated[
+        list[Path] | None, typer.Option(help="CSV (plain or .gz) or Parquet file, or folder of them. May be repeated.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write, new or empty; with --infer, the description file to write.")
+    ] = None,
+    *,
+    description: Annotated[
+        Path | None, typer.Option(help="YAML file that says what the columns are; --infer drafts one.")
+    ] = None,
+    infer: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draft a description of this file or folder, and do nothing else."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory that may be used, such as 4GB. Default: 80% of the machine's."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores. The result is the same.")] = None,
+    progress: Progress = lambda what, done: None,
+) -> str:
+    """Your own CSV or Parquet files, described by a small YAML file that --infer drafts.
+
+    Returns what is to be said at the end. Raises :class:`UserError` for anything wrong in the description or the files.
+    """
+    if infer is not None:
+        if input or description is not None:
+            raise UserError(
+                "prepare table: --infer drafts a description, and takes no --input or --description; remove them."
+            )
+        from dlrm_mtl.prepare.table.infer import write_draft
+
+        return write_draft(infer, output)
+    for option, value in (("--input", input), ("--output", output), ("--description", description)):
+        if not value:
+            raise UserError(f"prepare table: {option} is required; add it, or draft a description with --infer FILE.")
+    assert input
+    assert output is not None
+    assert description is not None
+    remarks = prepare_table(input, output, read_description(description), memory, threads, progress)
+    return "\n".join([f"{output}: ready; name it as data.path in a configuration", *remarks])
+
+
+def read_description(path: Path) -> TableDescription:
+    """Read and validate a description file; raises :class:`UserError`."""
+    return validate(TableDescription, read_yaml(path), str(path))
+
+
+def prepare_table(
+    inputs: list[Path],
+    output: Path,
+    description: TableDescription,
+    memory: str | None = None,
+    threads: int | None = None,
+    progress: Progress = lambda what, done: None,
+) -> list[str]:
+    """Write the data set to the folder ``output``, all or nothing; returns remarks on what a user should know.
+
+    Rows keep the order of the files. Raises :class:`UserError`.
+    """
+    files, parquet = find_files(inputs, description.source)
+    splits_of_files: dict[Path, str] = {}
+    if isinstance(description.split, FileSplit):
+        splits_of_files = files_of_splits(files, inputs, description.split.files)
+        files = list(splits_of_files)
+    with (
+        output_folder(output) as folder,
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.work-", dir=output.parent) as work,
+        connect_on_disk(Path(work), memory, threads) as connection,
+    ):
+        table = load(
+            connection,
+            Path(work),
+            files,
+            description.source,
+            parquet=parquet,
+            wanted=_columns(description),
+            progress=lambda done: progress("reading the files", 0.3 * done),
+        )
+        checks, columns = [], {}
+        for feature in description.used:
+            if feature.kind == "dense":
+                columns[feature.name], found = dense(table, feature)
+                checks += found
+        for config in description.labels:
+            columns[config.name], found = label(table, config)
+            checks += found
+        progress("checking numbers and labels", 0.3)
+        verify(table, checks)
+        counts = create_splits(table, description, splits_of_files)
+        numbered = [feature for feature in description.used if feature.kind != "dense"]
+        ids = number_values(
+            table,
+            numbered,
+            description.source.nulls,
+            lambda name, done: progress(f"numbering {name}", 0.4 + 0.3 * done),
+        )
+        for position, split in enumerate(counts):
+            progress(f"writing {split}", 0.7 + 0.2 * position / len(counts))
+            _write(table, ids, {**ids.columns, **columns}, description, split, folder)
+        write_vocabularies(table, ids, folder / "vocabularies.parquet")
+        progress("describing", 0.9)
+        complete = describe(folder, _specification(description, ids, counts))
+        plain = {feature.name for feature in description.used if not feature.standardise}
+        if plain:
+            features = [f.model_copy(update={"statistics": None}) if f.name in plain else f for f in complete.features]
+            complete = complete.model_copy(update={"features": features})
+            write_spec(folder / DATASET_FILE, complete)
+    progress("done", 1.0)
+    return [*_skipped(table), *_constant(complete)]
+
+
+def _columns(description: TableDescription) -> list[str]:
+    columns = [feature.source for feature in description.used]
+    for config in description.labels:
+        columns += sorted(config.columns)
+    if isinstance(description.split, (TimeSplit, UserSplit)):
+        columns.append(description.split.column)
+    return columns
+
+
+def _write(
+    table: Table, ids: Ids, columns: dict[str, str], description: TableDescription, split: str, folder: Path
+) -> None:
+    names = [*(feature.name for feature in description.used), *(config.name for config in description.labels)]
+    selected = ", ".join(f"{columns[name]} AS {identifier(name)}" for name in names)
+    joined = " POSITIONAL JOIN ".join(["rows", "splits", *ids.tables])
+    path = folder / split / "part-00000.parquet"
+    path.parent.mkdir()
+    table.connection.execute(
+        f"COPY (SELECT {selected} FROM {joined} WHERE splits.split = {quote(split)}) TO {quote(str(path))} "
+        f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
+    )
+
+
+def _specification(description: TableDescription, ids: Ids, counts: dict[str, int]) -> DatasetSpec:
+    features = [
+        FeatureSpec(
+            name=feature.name,
+            kind="dense" if feature.kind == "dense" else "sequence" if feature.kind == "sequence" else "sparse",
+            description=feature.description,
+            vocabulary_size=ids.sizes.get(feature.name),
+            vocabulary=feature.vocabulary_of,
+        )
+        for feature in description.used
+    ]
+    labels = [
+        LabelSpec(name=config.name, kind=config.kind, description=config.description or config.where)
+        for config in description.labels
+    ]
+    return DatasetSpec(
+        name=description.name,
+        description=description.description,
+        licence=description.licence,
+        citation=description.citation,
+        splits={name: SplitSpec(folder=name, rows=count) for name, count in counts.items()},
+        features=features,
+        labels=labels,
+    )
+
+
+def _skipped(table: Table) -> list[str]:
+    return [
+        f"remark: {path}: {count} malformed {'line was' if count == 1 else 'lines were'} skipped, the first is line {first}"
+        for path, (count, first) in table.skipped.items()
+    ]
+
+
+def _constant(spec: DatasetSpec) -> list[str]:
+    return [
+        f"remark: label {one.name!r} is {'never' if one.mean == 0 else 'always'} 1 in the training rows, nothing to learn"
+        for one in spec.labels
+        if one.kind == "binary" and one.mean in (0.0, 1.0)
+    ]

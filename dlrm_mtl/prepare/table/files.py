@@ -1,0 +1,356 @@
+"""A user's CSV or Parquet files into a DuckDB table on disk, whose rows keep the order of the files."""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import fnmatch
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from pyarrow import fs
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.dataset import open_files
+from dlrm_mtl.prepare.common.ids import identifier, one_row, quote
+from dlrm_mtl.prepare.table.description import SourceConfig
+
+HEADER_BYTES = 4_000_000
+"""The first line is looked for in so many bytes."""
+
+DECODED_CHARACTERS = 1 << 20
+"""Characters that are decoded at a time."""
+
+LONGEST_NAME = 500
+"""Characters of a column's name."""
+
+
+@dataclass
+class Table:
+    """The rows of some files in the DuckDB table ``rows``; ``rowid`` numbers them in the order of the files."""
+
+    connection: duckdb.DuckDBPyConnection
+    work: Path
+    """A folder for files that are needed for a moment."""
+    types: dict[str, str] = field(default_factory=dict)
+    """The DuckDB type of each column that was loaded, by its name in the files."""
+    files: list[Path] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    """For each file, the number of the first row after it."""
+    skipped: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """For each file with malformed lines that were skipped: how many, and the number of the first."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all files."""
+        return self.ends[-1] if self.ends else 0
+
+    def column(self, name: str) -> str:
+        """The column ``name`` in SQL; names inside DuckDB are numbers, as it does not tell capitals apart."""
+        return f"c{list(self.types).index(name)}"
+
+    def place(self, row: int) -> str:
+        """The file of a row and its number in it: the first row of data is row 1."""
+        position = bisect.bisect_right(self.ends, row)
+        return f"{self.files[position]}: row {row - (self.ends[position - 1] if position else 0) + 1}"
+
+
+def find_files(inputs: Sequence[Path], source: SourceConfig) -> tuple[list[Path], bool]:
+    """The data files that ``inputs`` name, files or folders, in order; and whether they are Parquet.
+
+    In folders, names that begin with ``_`` or ``.`` are passed over. Raises :class:`UserError`.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and _visible(file.relative_to(path)))
+            chosen = [file for file in inside if _is_parquet(file)] if source.format != "csv" else []
+            if not chosen and source.format != "parquet":
+                chosen = [file for file in inside if not _is_parquet(file)]
+            if not chosen:
+                raise UserError(f"{path}: holds no {source.format or 'CSV or Parquet'} file; name another folder.")
+            files += chosen
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{path}: there is no such file or folder; check --input.")
+    parquet = {source.format == "parquet" if source.format else _is_parquet(file) for file in files}
+    if len(parquet) > 1:
+        raise UserError(
+            f"{inputs[0]}: there are CSV and Parquet files; set source.format in the description, or name files of one format."
+        )
+    return files, parquet.pop()
+
+
+def files_of_splits(
+    files: Sequence[Path], inputs: Sequence[Path], patterns: Mapping[str, Sequence[str]]
+) -> dict[Path, str]:
+    """The split of each file that a pattern matches, in the order of splits; raises :class:`UserError`."""
+    chosen: dict[Path, str] = {}
+    names = {file: _names(file, inputs) for file in files}
+    for split, wanted in patterns.items():
+        for pattern in wanted:
+            matched = [file for file in files if any(fnmatch.fnmatchcase(name, pattern) for name in names[file])]
+            if not matched:
+                known = suggest(pattern, {min(names[file], key=len) for file in files[:20]})
+                raise UserError(f"split.files.{split}: no file of --input matches {pattern!r}; {known}.")
+            for file in matched:
+                if chosen.setdefault(file, split) != split:
+                    raise UserError(
+                        f"split.files: {file} belongs to the splits {chosen[file]!r} and {split!r}; a row may be in one only."
+                    )
+    return chosen
+
+
+def load(
+    connection: duckdb.DuckDBPyConnection,
+    work: Path,
+    files: Sequence[Path],
+    source: SourceConfig,
+    *,
+    parquet: bool,
+    wanted: Iterable[str] | None = None,
+    limit: int | None = None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Table:
+    """Load the columns ``wanted`` (default: all) of ``files`` into the table ``rows`` of ``connection``.
+
+    Columns of CSV files are texts. Texts that stand for null become null. ``limit`` is the number of rows to stop at. Raises
+    :class:`UserError` for files that cannot be read, lack a column, have other types than the first, or hold no row.
+    """
+    table = Table(connection, work)
+    names = None if wanted is None else list(dict.fromkeys(wanted))
+    load_one = _load_parquet if parquet else _load_csv
+    for position, path in enumerate(files):
+        progress(position / len(files))
+        left = None if limit is None else limit - table.rows
+        if left is None or left > 0:
+            load_one(table, path, source, names, left)
+            row = one_row(connection, "SELECT count(*) FROM rows")
+            table.files.append(path)
+            table.ends.append(int(row[0]))
+    if table.rows == 0:
+        count = sum(number for number, _ in table.skipped.values())
+        remedy = "check source.separator, quote and encoding" if count else "write the data there"
+        lines = f" ({count} malformed lines were skipped)" if count else ""
+        raise UserError(f"{files[0]}: there are no rows{lines}; {remedy}.")
+    return table
+
+
+def read_header(path: Path, source: SourceConfig) -> list[str]:
+    """The names of the columns of a CSV file: its first line, or ``source.columns``; raises :class:`UserError`."""
+    if not source.header:
+        return list(source.columns or [])
+    encoding = "utf-8-sig" if source.is_utf8 else source.encoding
+    try:
+        with open_raw(path) as stream:
+            content = stream.read(HEADER_BYTES)
+        text = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace", newline="")
+        if len(source.separator) == 1:
+            names = next(csv.reader(text, delimiter=source.separator, quotechar=source.quote, strict=True), [])
+        else:
+            mark = source.quote or ""
+            names = [name.strip(mark) for name in text.readline().rstrip("\r\n").split(source.separator)]
+    except UnicodeError:
+        raise UserError(f"{path}: line 1 is not {source.encoding}; {_ENCODING}.") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: line 1 cannot be read ({error}); check source.separator and source.quote.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); it may be truncated or damaged.") from None
+    if any("\ufffd" in name for name in names):
+        raise UserError(f"{path}: line 1 is not {source.encoding}; {_ENCODING}.")
+    if not any(names):
+        raise UserError(
+            f"{path}: line 1 is empty where the names of the columns are expected; add them, or set source.header."
+        )
+    odd = next((name for name in names if not name.isprintable() or len(name) > LONGEST_NAME), None)
+    if odd is not None:
+        raise UserError(
+            f"{path}: line 1 has {odd[:40]!r}, which cannot name a column; correct it, or check source.separator and quote."
+        )
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"{path}: line 1 names column {repeated!r} more than once; rename one.")
+    return names
+
+
+def csv_options(source: SourceConfig, columns: Sequence[str], path: Path) -> str:
+    """The arguments of DuckDB's ``read_csv`` behind the path; nothing is guessed."""
+    declared = ", ".join(f"{quote(column)}: 'VARCHAR'" for column in columns)
+    mark = quote(source.quote or "")
+    nulls = ", ".join(quote(text) for text in source.nulls)
+    options = {
+        "auto_detect": "false",
+        "columns": f"{{{declared}}}",
+        "delim": quote(source.separator),
+        "quote": mark,
+        "escape": mark,
+        "header": str(source.header).lower(),
+        "compression": "'gzip'" if _is_gzip(path) else "'none'",
+    }
+    if nulls:
+        options["nullstr"] = f"[{nulls}]"
+    return ", ".join(f"{key} = {value}" for key, value in options.items())
+
+
+def _load_csv(table: Table, path: Path, source: SourceConfig, wanted: list[str] | None, limit: int | None) -> None:
+    names = read_header(path, source)
+    chosen = _chosen(table, path, names, wanted)
+    if not table.types:
+        table.types = dict.fromkeys(chosen, "VARCHAR")
+        table.connection.execute(f"CREATE TABLE rows ({', '.join(f'{table.column(name)} VARCHAR' for name in chosen)})")
+    columns = [f"f{position}" for position in range(len(names))]
+    selected = ", ".join(columns[names.index(name)] for name in table.types)
+    skip = source.malformed == "skip"
+    readable = path if source.is_utf8 else _decoded(path, source, table.work / "decoded.csv")
+    options = csv_options(source, columns, readable) + (", store_rejects = true" if skip else "")
+    scan = f"read_csv({quote(str(readable))}, {options})"
+    until = "" if limit is None else f" LIMIT {limit}"
+    try:
+        table.connection.execute(f"INSERT INTO rows SELECT {selected} FROM {scan}{until}")
+        if skip:
+            (count, first), *_ = table.connection.execute(
+                "SELECT count(DISTINCT line), min(line) FROM reject_errors"
+            ).fetchall()
+            table.connection.execute("DROP TABLE reject_errors; DROP TABLE reject_scans")
+            if count:
+                table.skipped[path] = (count, first)
+    except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.InvalidTypeException) as error:
+        raise _malformed(path, str(error), source) from None
+    except duckdb.IOException as error:
+        if "GZIP" not in str(error).upper() and str(readable) not in str(error):
+            raise
+        raise UserError(f"{path}: cannot be read ({_first_line(error)}); it may be truncated or damaged.") from None
+
+
+def _decoded(path: Path, source: SourceConfig, target: Path) -> Path:
+    """Write ``path`` in UTF-8, uncompressed, to ``target``: DuckDB knows few encodings."""
+    line = 1
+    with open(target, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
+        try:
+            with open_raw(path) as raw, io.TextIOWrapper(raw, source.encoding, newline="") as stream:
+                while piece := stream.read(DECODED_CHARACTERS):
+                    line += piece.count("\n")
+                    out.write(piece)
+        except UnicodeError:
+            raise UserError(f"{path}: after line {line} it is not {source.encoding}; {_ENCODING}.") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: cannot be read ({error}); it may be truncated or damaged.") from None
+    return target
+
+
+_ENCODING = "set source.encoding in the description (cp1252 is usual on Western Windows; latin-1 reads any bytes)"
+
+
+def _load_parquet(table: Table, path: Path, source: SourceConfig, wanted: list[str] | None, limit: int | None) -> None:
+    (file,) = open_files(fs.LocalFileSystem(), str(path))
+    names = [str(name) for name in file.schema.names]
+    chosen = _chosen(table, path, names, wanted)
+    lower = [name.lower() for name in names]
+    same = next((name for name in chosen if lower.count(name.lower()) > 1), None)
+    if same is not None:
+        raise UserError(f"{path}: two columns are called {same!r} but for capitals; rename one of them.")
+    scan = f"read_parquet({quote(str(path))}, hive_partitioning = false)"
+    columns = ", ".join(identifier(name) for name in (table.types or chosen))
+    try:
+        described = table.connection.execute(f"DESCRIBE SELECT {columns} FROM {scan}").fetchall()
+        types = {name: str(row[1]) for name, row in zip(table.types or chosen, described, strict=True)}
+        if not table.types:
+            table.types = types
+            declared = ", ".join(f"{table.column(name)} {type_}" for name, type_ in types.items())
+            table.connection.execute(f"CREATE TABLE rows ({declared})")
+        for name, type_ in types.items():
+            if type_ != table.types[name]:
+                raise UserError(
+                    f"{path}: column {name!r} has type {type_}, and {table.types[name]} in {table.files[0]}; write both alike."
+                )
+        nulls = ", ".join(quote(text) for text in source.nulls)
+        selected = ", ".join(
+            f"CASE WHEN {identifier(name)} NOT IN ({nulls}) THEN {identifier(name)} END"
+            if type_ == "VARCHAR" and nulls
+            else identifier(name)
+            for name, type_ in types.items()
+        )
+        until = "" if limit is None else f" LIMIT {limit}"
+        table.connection.execute(f"INSERT INTO rows SELECT {selected} FROM {scan}{until}")
+    except (duckdb.Error, pa.ArrowException) as error:
+        if isinstance(error, duckdb.IOException) and str(path) not in str(error):
+            raise
+        raise UserError(
+            f"{path}: cannot be read as Parquet ({_first_line(error)}); it may be truncated or damaged: write it again."
+        ) from None
+
+
+def _chosen(table: Table, path: Path, names: list[str], wanted: list[str] | None) -> list[str]:
+    chosen = list(table.types) or (names if wanted is None else wanted)
+    missing = next((name for name in chosen if name not in names), None)
+    if missing is not None:
+        raise UserError(f"{path}: there is no column {missing!r}; {suggest(missing, names)}.")
+    return chosen
+
+
+def _malformed(path: Path, message: str, source: SourceConfig) -> UserError:
+    line = re.search(r"Line: (\d+)", message)
+    place = f"{path}: line {line.group(1)}" if line else f"{path}: a line"
+    fields = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
+    skip = "or set source.malformed to skip"
+    if fields:
+        found, expected = int(fields.group(2)), int(fields.group(1))
+        return UserError(
+            f"{place} has {found} {'field' if found == 1 else 'fields'} where {expected} are expected; correct it (and check "
+            f"source.separator, {source.separator!r}), {skip}."
+        )
+    if "unicode" in message or "encoded" in message:
+        return UserError(f"{place} is not {source.encoding}; {_ENCODING}, {skip}.")
+    if "quote" in message.splitlines()[0] or "unterminated quote" in message:
+        return UserError(
+            f"{place} has a quote that is not closed, or not where a field begins; correct it, set source.quote to null if "
+            f"quotes mean nothing in this file, {skip}."
+        )
+    if "line size" in message.lower():
+        return UserError(f"{place} is longer than 2,000,000 bytes; check source.quote and source.separator, {skip}.")
+    if "state machine" in message:
+        return UserError(f"{path}: its lines do not all end alike; make them, as dos2unix does, {skip}.")
+    reason = _first_line(Exception(message))
+    return UserError(
+        f"{place} cannot be read ({reason}); correct the file and check source in the description, {skip}."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", (str(error).splitlines() or [type(error).__name__])[0])[:200].rstrip(".")
+
+
+def open_raw(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """The bytes of a file, uncompressed."""
+    return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")
+
+
+def _is_gzip(path: Path) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from None
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def _visible(relative: Path) -> bool:
+    return not any(part.startswith(("_", ".")) for part in relative.parts)
+
+
+def _names(file: Path, inputs: Sequence[Path]) -> set[str]:
+    """What a pattern may call a file: its path, and its path below an input folder; its name if the file is an input itself."""
+    below = {str(file.relative_to(folder)) for folder in inputs if folder in file.parents}
+    return {str(file), *(below or {file.name})}

@@ -1,0 +1,171 @@
+"""The columns of a user's table as SQL: texts, numbers, lists, labels; and the check that every value can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.prepare.common.ids import one_row, quote
+from dlrm_mtl.prepare.table.conditions import parse_condition
+from dlrm_mtl.prepare.table.description import FeatureConfig, LabelConfig
+from dlrm_mtl.prepare.table.files import Table
+
+LARGEST = 3.4e38
+"""The reader works in float32."""
+
+_NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
+_TIMES = ("DATE", "TIMESTAMP")
+_TEXTS = ("VARCHAR", "BLOB", "UUID", "ENUM")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that no row may be."""
+
+    bad: str
+    """SQL that is true for rows that are wrong."""
+    column: str
+    """The column to blame."""
+    problem: str
+    """What is wrong with its value, and the remedy."""
+
+
+def is_list(type_: str) -> bool:
+    """Whether values of this DuckDB type are lists."""
+    return type_.endswith("]")
+
+
+def text(table: Table, name: str) -> str:
+    """A column as text."""
+    return f"CAST({table.column(name)} AS VARCHAR)"
+
+
+def number(table: Table, name: str) -> str:
+    """A column as DOUBLE; times count in seconds since 1970, and what is no number is null."""
+    column, type_ = table.column(name), table.types[name]
+    if type_.startswith(_TIMES):
+        return f"epoch({column})"
+    if type_ == "BOOLEAN":
+        column = f"CAST({column} AS INTEGER)"
+    return f"TRY_CAST({'trim(' + column + ')' if type_ == 'VARCHAR' else column} AS DOUBLE)"
+
+
+def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
+    """A column as a list of texts, cut to its greatest length; null stays null."""
+    column = table.column(feature.source)
+    if is_list(table.types[feature.source]):
+        column = f"CAST({column} AS VARCHAR[])"
+    else:
+        column = f"string_split({text(table, feature.source)}, {quote(str(feature.separator))})"
+    absent = ", ".join(quote(null) for null in {"", *nulls})
+    listed = f"list_filter({column}, lambda x: x IS NOT NULL AND x NOT IN ({absent}))"
+    if feature.max_length is None:
+        return listed
+    return f"({listed})[{f'-{feature.max_length}:' if feature.kind == 'sequence' else f':{feature.max_length}'}]"
+
+
+def has_lists(table: Table, feature: FeatureConfig) -> bool:
+    """Whether a sparse or sequence feature has lists; raises :class:`UserError` if its column does not fit its kind."""
+    type_ = table.types[feature.source]
+    listed = is_list(type_)
+    place = f"{table.files[0]}: column {feature.source!r} has type {type_}"
+    if listed and not type_[: type_.index("[")].startswith((*_NUMBERS, *_TEXTS, "U")):
+        raise UserError(
+            f"{place}, which {feature.kind} feature {feature.name!r} cannot use; write lists of integers or texts."
+        )
+    if not listed and not type_.startswith((*_NUMBERS, *_TEXTS, *_TIMES, "U")):
+        raise UserError(
+            f"{place}, which {feature.kind} feature {feature.name!r} cannot use; write integers, texts or lists."
+        )
+    if listed and (type_.count("[") > 1 or feature.separator is not None):
+        raise UserError(f"{place}, and feature {feature.name!r} needs a plain list without separator; change either.")
+    if not listed and feature.separator is None:
+        if feature.kind == "sequence" or feature.max_length is not None:
+            raise UserError(
+                f"{place} and no list, as feature {feature.name!r} needs; set its separator, or make it sparse without "
+                "max_length."
+            )
+        return False
+    return True
+
+
+def dense(table: Table, feature: FeatureConfig) -> tuple[str, list[Check]]:
+    """SQL of a dense feature as DOUBLE, and what to check before."""
+    value = number(table, feature.source)
+    checks = _number_checks(table, feature.source, f"dense feature {feature.name!r}", "make the feature sparse")
+    if feature.fill is not None:
+        value = f"coalesce({value}, {feature.fill!r})"
+    if feature.clip is not None:
+        low, high = feature.clip
+        value = f"CASE WHEN {value} IS NOT NULL THEN least(greatest({value}, {low!r}), {high!r}) END"
+    if feature.transform == "log1p":
+        problem = f"which log1p of feature {feature.name!r} cannot take: it is below 0; use signed_log, or clip"
+        checks.append(Check(f"{value} < 0", feature.source, problem))
+        value = f"ln(1 + {value})"  # checked to be 0 or more
+    elif feature.transform == "signed_log":
+        value = f"sign({value}) * ln(1 + abs({value}))"
+    return f"CAST({value} AS DOUBLE)", checks
+
+
+def label(table: Table, config: LabelConfig) -> tuple[str, list[Check]]:
+    """SQL of a label, TINYINT or DOUBLE, and what to check before."""
+    if config.where is not None:
+        condition = parse_condition(config.where)
+        checks = []
+        for name in sorted(condition.numbers):
+            whose = f"label {config.name!r}, where {config.where!r} compares it with a number,"
+            checks += _number_checks(table, name, whose, "compare it with a text in quotes")
+        for name in sorted(condition.texts):
+            _refuse_lists(table, name, f"label {config.name!r}")
+        sql = condition.sql(lambda name: number(table, name), lambda name: text(table, name))
+        return f"CAST({sql} AS TINYINT)", checks
+    if config.kind == "real":
+        checks = _number_checks(table, config.source, f"label {config.name!r}", "give a condition as where")
+        return number(table, config.source), checks
+    _refuse_lists(table, config.source, f"label {config.name!r}")
+    value = number(table, config.source)
+    if table.types[config.source] == "VARCHAR":
+        value = f"coalesce({value}, TRY_CAST(trim({table.column(config.source)}) AS BOOLEAN)::INTEGER)"
+    problem = f"which label {config.name!r} cannot be: it is neither 0 nor 1; give a condition as where, or make its kind real"
+    bad = f"{table.column(config.source)} IS NOT NULL AND ({value} IS NULL OR {value} NOT IN (0, 1))"
+    return f"CAST({value} AS TINYINT)", [Check(bad, config.source, problem)]
+
+
+def verify(table: Table, checks: Sequence[Check]) -> None:
+    """Raise :class:`UserError` for the first row, in the order of the files, that is wrong; one pass over the table."""
+    if not checks:
+        return
+    firsts = ", ".join(f"min(rowid) FILTER (WHERE {check.bad})" for check in checks)
+    row = one_row(table.connection, f"SELECT {firsts} FROM rows")
+    found = [(first, position) for position, first in enumerate(row) if first is not None]
+    if found:
+        first, position = min(found)
+        check = checks[position]
+        value = one_row(
+            table.connection, f"SELECT CAST({table.column(check.column)} AS VARCHAR) FROM rows WHERE rowid = {first}"
+        )
+        shown = "no value" if value[0] is None else repr(value[0][:80])
+        raise UserError(f"{table.place(first)}: column {check.column!r} holds {shown}, {check.problem}.")
+
+
+def _number_checks(table: Table, name: str, reader: str, otherwise: str) -> list[Check]:
+    _refuse_lists(table, name, reader)
+    column, value = table.column(name), number(table, name)
+    type_ = table.types[name]
+    if not type_.startswith((*_NUMBERS, *_TIMES, "VARCHAR", "U")) or type_ == "UUID":
+        raise UserError(
+            f"{table.files[0]}: column {name!r} has type {type_}, which {reader} cannot read; write numbers."
+        )
+    remedy = f"correct it, name the text in source.nulls, or {otherwise}"
+    finite = f"isfinite({value}) AND abs({value}) <= {LARGEST!r}"
+    problem = f"which {reader} cannot read: it is no finite number below {LARGEST:g}; {remedy}"
+    return [Check(f"{column} IS NOT NULL AND ({value} IS NULL OR NOT ({finite}))", name, problem)]
+
+
+def _refuse_lists(table: Table, name: str, reader: str) -> None:
+    type_ = table.types[name]
+    if is_list(type_) or type_.startswith(("STRUCT", "MAP", "UNION")):
+        raise UserError(
+            f"{table.files[0]}: column {name!r} has type {type_}, which {reader} cannot read; write single values."
+        )

@@ -1,0 +1,140 @@
+"""What a model of every multitask architecture would cost in the place of the one that a configuration describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.data.chosen_columns import select
+from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.tables import is_table
+from dlrm_mtl.models.base import ModelInputs
+from dlrm_mtl.models.composed import MultitaskRanker
+from dlrm_mtl.models.config import ModelConfig
+from dlrm_mtl.models.multitask import ARCHITECTURES, MultitaskConfig
+from dlrm_mtl.models.registry import AnyModelConfig, build_ranking_model
+
+ROWS = 2
+"""Rows of the batch whose products are counted."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model costs. The numbers are None where it does not fit the run, ``problem`` says why."""
+
+    name: str
+    """The architecture as in `model.multitask.name`, or the model as in `model.name`."""
+    configured: bool
+    """Whether the configuration names it; others are made by :func:`in_place_of`."""
+    options: dict[str, Any]
+    """The options it was counted with, all but its name."""
+    table_parameters: int | None = None
+    dense_parameters: int | None = None
+    """All parameters outside the tables."""
+    architecture_parameters: int | None = None
+    """Those of them in the architecture: without layers of dense features, interaction, towers and logits."""
+    multiply_adds: int | None = None
+    """Those of all matrix products of the whole model for one sample, forward."""
+    problem: str | None = None
+
+
+def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
+    """Count parameters and multiply-adds of the model of ``config``, and with every other architecture in its place.
+
+    Raises:
+        UserError: the configuration does not fit the data set.
+    """
+    selection = select(spec, config.data, [])
+    spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
+    inputs = ModelInputs(spec, selection.keys, selection.dense, config.tasks)
+    costs = []
+    if not isinstance(config.model, ModelConfig):
+        options = config.model.model_dump(mode="json", exclude={"name", "embeddings"})
+        costs.append(Cost(config.model.name, True, options, *_count(config.model, inputs)))
+    for name, model in _with_each_architecture(config.model):
+        configured = model is config.model
+        if isinstance(model, str):
+            costs.append(Cost(name, False, {}, problem=model))
+            continue
+        options = model.multitask.model_dump(mode="json", exclude={"name"})
+        try:
+            costs.append(Cost(name, configured, options, *_count(model, inputs)))
+        except UserError as error:
+            if configured:
+                raise
+            costs.append(Cost(name, False, options, problem=str(error)))
+    return costs
+
+
+def in_place_of(config: MultitaskConfig, kind: type[Strict]) -> MultitaskConfig:
+    """The architecture ``kind`` as much like ``config`` as it can be.
+
+    Options that both have keep their values. Where one has `layers` and the other `levels`, every layer becomes a level, or
+    the layers of all levels one stack. All else is at its default.
+
+    Raises:
+        ValidationError: the architecture refuses these values.
+    """
+    fields = kind.model_fields
+    values = {name: value for name, value in config if name in fields and name != "name"}
+    layers, levels = getattr(config, "layers", None), getattr(config, "levels", None)
+    if "levels" in fields and layers is not None:
+        values["levels"] = [[width] for width in layers]
+    if "layers" in fields and levels is not None:
+        values["layers"] = [width for level in levels for width in level]
+    made: Any = kind(**values)
+    return made
+
+
+def one_line(options: dict[str, Any]) -> str:
+    """Options as one line of YAML."""
+    return yaml.safe_dump(options, default_flow_style=True, width=10_000, sort_keys=False).strip()[1:-1]
+
+
+def _with_each_architecture(model: AnyModelConfig) -> Iterator[tuple[str, ModelConfig | str]]:
+    """The model with every architecture, or why there is none; for a model without one, `ranker` at its defaults."""
+    if isinstance(model, ModelConfig):
+        base = model
+    else:
+        base = ModelConfig()
+    for kind in ARCHITECTURES:
+        name = kind.model_fields["name"].default  # type: ignore[attr-defined]
+        try:
+            own = type(base.multitask) is kind
+            made = base.multitask if own else in_place_of(base.multitask, kind)
+            yield name, base if own else base.model_copy(update={"multitask": made})
+        except ValidationError as error:
+            detail = error.errors()[0]
+            yield name, str(detail.get("ctx", {}).get("error", detail["msg"]))
+
+
+def _count(config: AnyModelConfig, inputs: ModelInputs) -> tuple[int, int, int | None, int]:
+    """Parameters in the tables, outside them and in the architecture, and multiply-adds, of a real forward pass."""
+    model = build_ranking_model(config, inputs).eval()
+    # One row per table is enough: lookups are no matrix products, and a real table may not fit into this machine.
+    model.lookup.materialise(rows=1)
+    keys = list(inputs.sparse)
+    ids = KeyedJaggedTensor(
+        keys=keys,
+        values=torch.zeros(ROWS * len(keys), dtype=torch.int64),
+        lengths=torch.ones(ROWS * len(keys), dtype=torch.int32),
+    )
+    labels = torch.zeros(ROWS, len(inputs.tasks))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(Batch(ids, torch.zeros(ROWS, len(inputs.dense)), labels, labels))
+    outside = sum(parameter.numel() for name, parameter in model.named_parameters() if not is_table(name))
+    architecture = None
+    if isinstance(model, MultitaskRanker):
+        architecture = sum(parameter.numel() for parameter in model.multitask.parameters())
+    return model.lookup.table_set.parameters, outside, architecture, counter.get_total_flops() // (2 * ROWS)

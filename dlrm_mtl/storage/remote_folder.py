@@ -1,0 +1,273 @@
+"""A run folder on an object store: the copy of a local folder that is brought up to date at every checkpoint.
+
+Processes work in a local folder of their host (see :mod:`~dlrm_mtl.run.staging`). A checkpoint's files are uploaded by the
+host that wrote them; only when the store has all of them does a pointer name it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import torch.distributed as dist
+from pyarrow import fs
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import first_process_only, local_rank, on_every_process
+from dlrm_mtl.run.folder import CHECKPOINTS, PROGRESS_FILE
+from dlrm_mtl.storage.filesystems import first_line
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before a failed transfer is repeated; the client of the storage has its own retries below this."""
+THREADS = 8
+"""Files that are transferred at a time. Arrow itself uploads the parts of a large file in parallel."""
+PROBE = ".writable"
+
+T = TypeVar("T")
+Part = TypeVar("Part")
+
+
+class Mirror:
+    """The remote copy of one run folder. Names are paths relative to it, such as ``checkpoints/latest``.
+
+    Transfers that fail are repeated, with a remark, and then end in a :class:`UserError`.
+
+    Args:
+        uri: what the user calls it.
+        filesystem: the store.
+        root: the folder's path in ``filesystem``.
+        local: the folder of this host that is mirrored.
+    """
+
+    def __init__(self, uri: str, filesystem: fs.FileSystem, root: str, local: Path) -> None:
+        self.uri = uri.rstrip("/")
+        self.filesystem = filesystem
+        self.root = root
+        self.local = local
+        self._published: dict[str, tuple[int, int]] = {}
+        self._reached = False
+        self._lost = False
+
+    def children(self, folder: str) -> list[str]:
+        """The names of files and of folders that are not empty directly in ``folder``."""
+        return _first(name[len(folder) + 1 :] for name in self.files(folder))
+
+    def files(self, folder: str) -> dict[str, int]:
+        """The files in ``folder`` and below, with their sizes in bytes."""
+        return self._again("read", folder, lambda: self._files(folder))
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a small file; None if there is none."""
+
+        def read() -> bytes | None:
+            try:
+                with self.filesystem.open_input_stream(self._path(name)) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+        return self._again("read", name, read)
+
+    def read_for_all(self, name: str) -> bytes | None:
+        """The same, read by the first process; to be called on every process."""
+        content = first_process_only(lambda: self.read(name))
+        self._reached = True
+        return content
+
+    def write(self, name: str, content: str) -> None:
+        """Write a small file; on an object store it is seen either before or after, never in between."""
+        self._again("written", name, lambda: self._write(name, content))
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, if it is there."""
+
+        def remove() -> None:
+            path = self._path(name)
+            kind = self.filesystem.get_file_info(path).type
+            if kind == fs.FileType.Directory:
+                try:
+                    self.filesystem.delete_dir(path)
+                except FileNotFoundError:  # on Google's store a folder is gone with what is in it
+                    if self.filesystem.get_file_info(path).type != fs.FileType.NotFound:
+                        raise
+            elif kind == fs.FileType.File:
+                self.filesystem.delete_file(path)
+
+        self._again("removed", name, remove)
+
+    def check_writable(self) -> list[str]:
+        """The names in the run folder, after a file was written there and removed; nothing is repeated here.
+
+        Raises:
+            UserError: one of the three cannot be done.
+        """
+        try:
+            names = _first(self._files(""))
+            self._write(PROBE, "")
+            self.filesystem.delete_file(self._path(PROBE))
+            self._reached = True
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.uri}: this output folder cannot be written to ({first_line(error)}); check the name, the credentials "
+                "and their permissions, or name another one with --output."
+            ) from None
+        return [name for name in names if name != PROBE]
+
+    def restore(self, *names: str) -> None:
+        """Bring the small files ``names``, as far as they exist, to every host; to be called on every process."""
+        found = {name: self.read_for_all(name) for name in names}
+        if local_rank() == 0:
+            for name, content in found.items():
+                if content is not None:
+                    (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+                    (self.local / name).write_bytes(content)
+        dist.barrier()
+
+    def publish(self) -> None:
+        """Upload what lies beside the checkpoints and has changed since the last time; for the first process."""
+        changed = {}
+        for path in sorted(self.local.rglob("*")):
+            name = path.relative_to(self.local).as_posix()
+            state = path.stat()
+            if path.is_file() and not name.startswith(f"{CHECKPOINTS}/"):
+                changed[name] = (state.st_size, state.st_mtime_ns)
+        self._upload(name for name, state in changed.items() if self._published.get(name) != state)
+        self._published.update(changed)
+
+    def publish_last_words(self) -> None:
+        """The same for a run that ends with an error, which no other error may hide."""
+        if self._lost or not self._published:
+            return
+        try:
+            self.publish()
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+
+    def upload_checkpoint(self, name: str) -> None:
+        """Upload the tensors of the checkpoint ``step_N`` that this host has; to be called on every process.
+
+        Returns when the store has the files of all hosts, checked by their sizes. Until its progress.json is written, too, the
+        checkpoint does not count as one.
+
+        Raises:
+            UserError: on all processes, if one of them could not.
+        """
+        folder = f"{CHECKPOINTS}/{name}"
+        there = first_process_only(lambda: self.files(folder))
+
+        def upload() -> dict[str, int]:
+            if local_rank() != 0:
+                return {}
+            paths = [path for path in (self.local / folder).iterdir() if path.name != PROGRESS_FILE]
+            here = {f"{folder}/{path.name}": path.stat().st_size for path in paths}
+            self._upload((file for file, size in here.items() if there.get(file) != size), folder)
+            return here
+
+        def compare() -> None:
+            there = self.files(folder)
+            for file, size in (pair for part in parts for pair in part.items()):
+                if there.get(file) != size:
+                    raise UserError(
+                        f"{self.uri}/{file}: has {there.get(file, 0):,} bytes after its upload, where {size:,} were written; "
+                        "check that no other run writes there, and go on with --resume."
+                    )
+
+        parts = on_every_process(upload)
+        first_process_only(compare)
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file for reading here and there; an error is the caller's, see :meth:`transfer`."""
+        return self.filesystem.open_input_file(self._path(name))
+
+    def transfer(self, done: str, parts: Iterable[Part], place: str, copy: Callable[[Part], None]) -> None:
+        """Call ``copy`` with each of ``parts``, several at a time, and again with those that failed.
+
+        Args:
+            done: what happens to them, for errors: ``read`` or ``written``.
+            parts: what is to be transferred.
+            place: the folder that errors name.
+            copy: transfers one part, in any thread.
+
+        Raises:
+            UserError: one of them still fails after all pauses.
+        """
+        left = list(parts)
+
+        def attempt(part: Part) -> Exception | None:
+            try:
+                copy(part)
+            except (OSError, pa.ArrowException) as error:
+                return error
+            return None
+
+        def attempts() -> None:
+            with ThreadPoolExecutor(THREADS) as pool:
+                errors = list(pool.map(attempt, left))
+            left[:] = [part for part, error in zip(left, errors, strict=True) if error]
+            for error in errors:
+                if error:
+                    raise error
+
+        if left:
+            self._again(done, place, attempts)
+
+    def _upload(self, names: Iterable[str], place: str = "") -> None:
+        def copy(name: str) -> None:
+            fs.copy_files(
+                str(self.local / name),
+                self._path(name),
+                source_filesystem=fs.LocalFileSystem(),
+                destination_filesystem=self.filesystem,
+            )
+
+        self.transfer("written", names, place, copy)
+
+    def _again(self, done: str, name: str, action: Callable[[], T]) -> T:
+        """The result of ``action``, by which ``name`` is to be ``done``; repeated after an error, see :data:`PAUSES`.
+
+        What has never worked is not repeated: the name or the credentials will be wrong.
+        """
+        place = f"{self.uri}/{name}".rstrip("/")
+        for pause in (*(PAUSES if self._reached else ()), None):
+            try:
+                result = action()
+                self._reached = True
+                return result
+            except FileNotFoundError as error:
+                raise UserError(f"{place}: has been removed meanwhile ({first_line(error)}); try again.") from None
+            except (OSError, pa.ArrowException) as error:
+                if pause is None:
+                    self._lost = True
+                    raise UserError(
+                        f"{place}: cannot be {done} ({first_line(error)}); check the storage, the credentials and their "
+                        "permissions, and try again; a training run goes on from the last checkpoint there with --resume."
+                    ) from None
+                print(
+                    f"{place}: cannot be {done} ({first_line(error)}); trying again in {pause:g} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                time.sleep(pause)
+        raise AssertionError
+
+    def _write(self, name: str, content: str) -> None:
+        with self.filesystem.open_output_stream(self._path(name)) as stream:
+            stream.write(content.encode())
+
+    def _files(self, folder: str) -> dict[str, int]:
+        # All that are below: on Google's store, Arrow does not see a folder from the one that holds it.
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        infos = self.filesystem.get_file_info(selector)
+        return {info.path[len(self.root) + 1 :]: info.size for info in infos if info.type == fs.FileType.File}
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}".rstrip("/")
+
+
+def _first(paths: Iterable[str]) -> list[str]:
+    return sorted({path.split("/", 1)[0] for path in paths})

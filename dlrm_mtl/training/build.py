@@ -1,0 +1,178 @@
+"""From a configuration to the distributed model and its optimizers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.batch_random import BatchRandom
+from dlrm_mtl.core.processes import Process
+from dlrm_mtl.data.chosen_columns import select
+from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.tables import TableConfig, TableSet, initialise, is_table, table_weights
+from dlrm_mtl.embeddings.torchrec.plan import make_plan
+from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
+from dlrm_mtl.embeddings.torchrec.shards import placements, sharded_collections
+from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds, Vocabulary
+from dlrm_mtl.embeddings.unbounded.row_resets import RowResets
+from dlrm_mtl.models.base import ModelInputs, RankingModel
+from dlrm_mtl.models.classical.multitask_net import MultitaskNet
+from dlrm_mtl.models.dropout import connect_dropout
+from dlrm_mtl.models.registry import build_ranking_model
+from dlrm_mtl.optim.build import Optimizers
+from dlrm_mtl.tasks.check import starting_logits
+from dlrm_mtl.tasks.products import own_tasks
+from dlrm_mtl.tasks.weighting import TaskWeighting, build_weighting
+from dlrm_mtl.training.balancing_state import GradientBalancing, build_gradient_balancing
+from dlrm_mtl.training.full_ranking import FullRanking
+
+
+@dataclass
+class ShardedModel:
+    """A model spread over the processes of a run."""
+
+    module: DistributedModelParallel
+    """Call it with a batch: logits [B, T]."""
+    plan: ShardingPlan
+    """Where each table lives."""
+    table_set: TableSet
+    """The tables, and what features become."""
+    dropout: BatchRandom
+    """Set its ``step`` before every training step."""
+    ids: UnboundedIds
+    """Turns unbounded ids into rows; gives rows to new ids during training steps."""
+    weighting: TaskWeighting
+    """How the tasks' losses become one. A part of the model: DDP reduces its gradients and checkpoints hold its state."""
+    full_ranking: FullRanking | None = None
+    """Ranks all items in evaluation, with models that score users and items by a product."""
+    balancing: GradientBalancing | None = None
+    """What gradient balancing keeps, if there is any. A part of the model, too."""
+
+    @property
+    def tables(self) -> Sequence[TableConfig]:
+        """The tables."""
+        return self.table_set.configs
+
+    @property
+    def ranker(self) -> RankingModel:
+        """The model inside the wrapper."""
+        ranker = self.module.module
+        assert isinstance(ranker, RankingModel)
+        return ranker
+
+    def table_weights(self) -> dict[str, Any]:
+        """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor if every process holds it all."""
+        return table_weights(self.module)
+
+    def dense_weights(self) -> dict[str, Tensor]:
+        """All other parameters and buffers by name."""
+        return {key: value for key, value in self.module.state_dict().items() if not is_table(key)}
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters outside the tables by name."""
+        return {name: parameter for name, parameter in self.module.named_parameters() if not is_table(name)}
+
+    def penalty(self, logits: Tensor) -> Tensor | None:
+        """What the architecture adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
+        return self.ranker.penalty(logits)
+
+    def parameter_count(self) -> tuple[int, int]:
+        """Parameters in the tables, without columns that only fill them up, and outside them."""
+        return self.table_set.parameters, sum(parameter.numel() for parameter in self.dense_parameters().values())
+
+
+def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> ShardedModel:
+    """Build, shard and initialise the model; the same weights on any number of processes and under any plan.
+
+    Raises:
+        UserError: the configuration does not fit the data set or the processes.
+    """
+    _quieten()
+    selection = select(spec, config.data, [])
+    torch.manual_seed(config.seed)
+    torch.set_float32_matmul_precision(config.training.matmul_precision)
+    spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
+    ranker = build_ranking_model(config.model, ModelInputs(spec, selection.keys, selection.dense, config.tasks))
+    tables = ranker.lookup.table_set
+    drawn = config.data.negatives.each if config.data.negatives else 0
+    logits = starting_logits(config.tasks, spec, drawn)
+    ranker.start_from([logits[number] for number in own_tasks(config.tasks)])
+    weighting = build_weighting(config.task_weighting, len(config.tasks))
+    ranker.add_module("task_weighting", weighting)
+    plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
+    module = DistributedModelParallel(
+        ranker,
+        device=process.device,
+        plan=plan,
+        sharders=two_phase_sharders(),
+    )
+    initialise(module, tables.stds, config.seed)
+    lanes = config.data.lanes // process.world_size
+    stream = BatchRandom(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
+    connect_dropout(module, stream)
+    ids = UnboundedIds(_vocabularies(config, spec, tables), process.device)
+    if ids.vocabularies:
+        ranker.lookup.unbounded = ids
+    model = ShardedModel(module, plan, tables, stream, ids, weighting)
+    if isinstance(ranker, MultitaskNet):
+        rows = config.data.evaluation_batch_size // process.world_size
+        model.full_ranking = FullRanking(ranker, config.data.path, rows, process.device)
+    names = sorted(placements(sharded_collections(module)))
+    tasks = [task.name for task in config.tasks]
+    model.balancing = build_gradient_balancing(config.balancing, tasks, model.dense_parameters(), names)
+    if model.balancing is not None:
+        ranker.add_module("balancing", model.balancing)
+    return model
+
+
+def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -> Optimizers:
+    """The optimizers of all parameters of ``model``."""
+    optimizers = Optimizers(
+        config.optimizer,
+        model.dense_parameters(),
+        model.module,
+        total_steps,
+    )
+    model.ids.connect(RowResets(optimizers.sparse, model.table_set.stds, config.seed))
+    return optimizers
+
+
+def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dict[str, Vocabulary]:
+    """The unbounded vocabularies of a run, with their features and tables."""
+    result = {name: Vocabulary(each.rows, each.eviction) for name, each in config.data.unbounded.items()}
+    known = {feature.name for feature in spec.features}
+    for table in tables.configs:
+        for feature in known.intersection(table.feature_names):  # a model may draw more of its own
+            vocabulary = result.get(spec.vocabulary_owner(feature))
+            if vocabulary is not None:
+                vocabulary.features.add(feature)
+                vocabulary.tables.add(table.name)
+    return result
+
+
+def _quieten() -> None:
+    """Keep remarks that no user can act on out of a run's output."""
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    logging.getLogger().addFilter(_not_about_specs)  # the same function is added once only
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for module in (r"torchrec\.", r"torch\.distributed\."):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    for message in (
+        "Please use DTensor instead",
+        "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel",
+        "Grad strides do not match bucket view strides",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _not_about_specs(record: logging.LogRecord) -> bool:
+    return "Sharding spec not found" not in record.getMessage()

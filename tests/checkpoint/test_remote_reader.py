@@ -1,0 +1,184 @@
+"""Checkpoints are loaded from a store by the bytes that each process needs: a real server, whose bytes are counted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+from pyarrow import fs
+from torch import Tensor
+
+from dlrm_mtl.checkpoint import checkpoints as checkpoint
+from dlrm_mtl.checkpoint import remote_reader as store_reader
+from dlrm_mtl.checkpoint.remote_reader import StoreReader
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import process_group
+from dlrm_mtl.storage import remote_folder as mirror_module
+from dlrm_mtl.storage.remote_folder import Mirror
+from tests import s3, synthetic
+from tests.embeddings.two_phase_model import whole
+from tests.processes import run_processes
+from tests.relay import relays
+
+RUN = "bucket/runs/a"
+ITEMS = 400_000
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic data set, with room for many more items."""
+    folder = synthetic.write_dataset(tmp_path_factory.mktemp("data"), rows=300)
+    spec = yaml.safe_load((folder / "dataset.yaml").read_text())
+    spec["features"][1]["vocabulary_size"] = ITEMS
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(spec))
+    return folder
+
+
+def visit(
+    rank: int,
+    data: Path,
+    environments: list[dict[str, str]],
+    temporary: Path,
+    plan: str,
+    load: bool,
+    sizes: dict[str, int],
+) -> dict[str, Any]:
+    """A process that is alone on its host: save, or load, a checkpoint on the store; the sizes of what it has of it."""
+    import tempfile
+
+    import torch.distributed as dist
+
+    from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Progress
+    from dlrm_mtl.config.run import RunConfig
+    from dlrm_mtl.core.processes import Process
+    from dlrm_mtl.data.dataset import open_dataset
+    from dlrm_mtl.run.staging import run_folder
+    from dlrm_mtl.training.build import build_model, build_optimizers
+
+    os.environ.update(environments[rank], LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    tempfile.tempdir = str(temporary)
+    for name, size in sizes.items():
+        setattr(checkpoint if name == "FILE_BYTES" else store_reader, name, size)
+    process = Process(rank, dist.get_world_size(), torch.device("cpu"))
+    sharding = {"default": plan, "processes_per_host": 2} if plan == "grid_shard" else {"default": plan}
+    config = RunConfig.model_validate(synthetic.config(data, seed=4 if load else 3, sharding=sharding))
+    model = build_model(config, open_dataset(str(data)).spec, process)
+    optimizers = build_optimizers(config, model, 4)
+    with run_folder(f"s3://{RUN}") as folder:
+        assert folder.mirror is not None
+        checkpoints = Checkpoints(folder.checkpoints, 1, folder.mirror)
+        if load:
+            folder.mirror.restore(*POINTERS)
+            assert checkpoints.load("latest", model, optimizers).step == 1
+        else:
+            optimizers.allocate()
+            for local in optimizers.sparse.tables:
+                local.accumulators.uniform_()
+            checkpoints.save(model, optimizers, Progress(step=1))
+        staged = sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
+    states = {
+        f"{table}/{key}": value for table, state in optimizers.table_state().items() for key, value in state.items()
+    }
+    tables = {**model.table_weights(), **states}
+    dense = {**model.dense_weights()}
+    for name, state in optimizers.dense_state().items():
+        dense.update({f"{name}/{key}": value for key, value in state.items()})
+    return {
+        "model": {name: whole(value) for name, value in tables.items()}
+        | {name: value.clone() for name, value in dense.items()},
+        "dense": sum(value.nbytes for value in dense.values()),
+        "staged": staged,
+    }
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("before", "processes"), [("row_wise", 4), ("table_wise", 1), ("column_wise", 4)])
+def test_a_process_reads_its_part(
+    bucket: fs.S3FileSystem, dataset: Path, tmp_path: Path, before: str, processes: int
+) -> None:
+    environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    written = run_processes(processes, visit, dataset, [environment] * 4, tmp_path, before, False, {})[0]
+    tables = ITEMS * (8 + 1) * 4  # weights of 8 numbers and an accumulator for every row
+    total = sum(info.size or 0 for info in bucket.get_file_info(fs.FileSelector(RUN, recursive=True)))
+    assert total > tables
+    with relays(environment["AWS_ENDPOINT_URL"], 4) as doors:
+        through = [{**environment, "AWS_ENDPOINT_URL": door.url} for door in doors]
+        read = run_processes(4, visit, dataset, through, tmp_path, "row_wise", True, {})
+        counts = [door.sent for door in doors]
+    print(f"tables {tables:,}, dense {read[0]['dense']:,}, checkpoint {total:,} bytes; sent to each process: {counts}")
+    assert same(read[0]["model"], written["model"])
+    for part, count in zip(read, counts, strict=True):
+        assert tables / 4 < count < 1.1 * tables / 4 + 2 * part["dense"] + 200_000
+        assert part["staged"] < 1000
+
+
+def test_any_plan_loads_under_any_other(bucket: fs.S3FileSystem, tmp_path: Path) -> None:
+    """With small pieces and files, so that small tables are cut as large ones are."""
+    data = synthetic.write_dataset(tmp_path / "data", rows=300)
+    environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    arguments = [data, [environment] * 4, tmp_path]
+    written = run_processes(4, visit, *arguments, "grid_shard", False, {"FILE_BYTES": 3000})[0]["model"]
+    assert {"__0_0.distcp", "__0_1.distcp", "__3_1.distcp"} <= {name.split("/")[-1] for name in s3.files(bucket, RUN)}
+    small = {"WHOLE": 1400, "ENDS": 700, "PIECE": 700, "GAP": 30, "ROUND": 3}
+    for plan, processes in (("row_wise", 3), ("column_wise", 4), ("table_wise", 1)):
+        read = run_processes(processes, visit, *arguments, plan, True, small)[0]["model"]
+        assert same(read, written), plan
+
+
+def test_tensors_of_all_kinds(bucket: fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state: dict[str, Any] = {
+        "matrix": torch.randn(500, 30),
+        "columns_first": torch.randn(30, 500).t(),
+        "bfloat16": torch.randn(300, 7).bfloat16(),
+        "bool": torch.rand(5000) < 0.5,
+        "wide": torch.randn(2, 4000),
+        "number": torch.tensor(3.0),
+        "empty": torch.empty(0, 4),
+        "long": torch.arange(4000),
+        "text": "no tensor " * 1000,
+    }
+    for name, size in {"WHOLE": 1400, "ENDS": 700, "PIECE": 1001, "GAP": 30}.items():
+        monkeypatch.setattr(store_reader, name, size)
+    with process_group():
+        dcp.save(state, checkpoint_id=tmp_path / "c")
+        s3.upload(tmp_path / "c", bucket, "bucket/c")
+        found = {key: torch.zeros_like(value) if isinstance(value, Tensor) else "" for key, value in state.items()}
+        mirror = Mirror("s3://bucket", bucket, "bucket", tmp_path)
+        dcp.load(found, storage_reader=StoreReader(mirror, "c"))
+    for key, value in state.items():
+        assert torch.equal(found[key], value) if isinstance(value, Tensor) else found[key] == value, key
+
+
+def test_what_is_cut_short_or_gone_is_one_sentence(
+    bucket: fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mirror_module, "PAUSES", (0.0, 0.0))
+    mirror = Mirror("s3://bucket", bucket, "bucket", tmp_path)
+
+    def load() -> str:
+        with process_group(), pytest.raises(dcp.CheckpointException) as raised:
+            dcp.load({"matrix": torch.zeros(1000, 1000)}, storage_reader=StoreReader(mirror, "c"))
+        (error, _), *_ = raised.value.failures.values()
+        assert isinstance(error, UserError)
+        return str(error)
+
+    with process_group():
+        dcp.save({"matrix": torch.randn(1000, 1000)}, checkpoint_id=tmp_path / "c")
+    file = next((tmp_path / "c").glob("*.distcp"))
+    os.truncate(file, 3_000_000)
+    s3.upload(tmp_path / "c", bucket, "bucket/c")
+    assert load().startswith(f"s3://bucket/c: cannot be read ({file.name} ends after 3,000,000 bytes, before 4,0")
+    assert capfd.readouterr().err.count("trying again in 0 s") == 2
+    bucket.delete_file(f"bucket/c/{file.name}")
+    assert load().startswith("s3://bucket/c: has been removed meanwhile (")
+    bucket.delete_dir("bucket/c")
+    with pytest.raises(UserError, match=r"s3://bucket/c: has no \.metadata; resume from another checkpoint"):
+        StoreReader(mirror, "c").read_metadata()
