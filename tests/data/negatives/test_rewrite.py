@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.negatives.test_drawn_rows import splitmix
 
 from dlrm_mtl.data.batch import Batch
 from tests.data.negatives.shop import ALONG, reader, write
+from tests.data.negatives.test_drawn_rows import splitmix
 from tests.data.reading import actual
 
 BINARY = [0, 1]
