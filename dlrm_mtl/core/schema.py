@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.parts import models_of_field
 
 
 class Strict(BaseModel):
@@ -105,27 +106,17 @@ def _visible(location: tuple[int | str, ...], content: Any, missing: bool) -> li
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed where the last part of ``location`` stands."""
-    candidates: list[Any] = [model]
+    candidates: list[type[BaseModel]] = [model]
     for part in location[:-1]:
-        following: list[Any] = []
-        for candidate in _models_in(candidates):
+        following: list[type[BaseModel]] = []
+        for candidate in candidates:
             fields = candidate.model_fields
             if isinstance(part, str) and part in fields:
-                following.append(fields[part].annotation)
+                following.extend(models_of_field(candidate, part))
             elif "name" in fields and part in get_args(fields["name"].annotation):
                 following.append(candidate)
         candidates = following or candidates
-    return sorted({key for candidate in _models_in(candidates) for key in candidate.model_fields})
-
-
-def _models_in(annotations: list[Any]) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-    for annotation in annotations:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
-        else:
-            found.extend(_models_in(list(get_args(annotation))))
-    return found
+    return sorted({key for candidate in candidates for key in candidate.model_fields})
 
 
 def _suggest(value: str, allowed: list[str]) -> str:

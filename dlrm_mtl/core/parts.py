@@ -1,0 +1,83 @@
+"""Configuration fields whose value is any registered part of a kind, by its name or with its options."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, get_args
+
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from dlrm_mtl.core.registry import registry
+
+
+class Named(Protocol):
+    """A part's configuration."""
+
+    @property
+    def name(self) -> str:
+        """The part's name."""
+        ...
+
+
+class Part:
+    """Annotation of a field that holds the configuration of a registered part: ``Annotated[Named, Part("architecture")]``.
+
+    In a file the value is a name, ``pcgrad``, or a mapping with the part's options, ``{name: pcgrad, seed: 3}``.
+
+    Args:
+        kind: of the registry.
+        default: the part that a mapping without a name means.
+    """
+
+    def __init__(self, kind: str, default: str | None = None) -> None:
+        self.kind = kind
+        self.default = default
+
+    def configs(self) -> dict[str, type[BaseModel]]:
+        """The configurations of all parts, by name."""
+        return {entry.name: entry.config for entry in registry(self.kind) if entry.config is not None}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Build the union of the configurations that are registered now, see :func:`rebuild`."""
+        configs = self.configs()
+        tagged = core_schema.tagged_union_schema(
+            {name: handler.generate_schema(config) for name, config in configs.items()},
+            discriminator="name",
+            from_attributes=True,
+        )
+        either = core_schema.union_schema([core_schema.literal_schema(list(configs)), tagged])
+        return core_schema.no_info_before_validator_function(self._spelled_out, tagged, json_schema_input_schema=either)
+
+    def _spelled_out(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and "name" not in value and self.default is not None:
+            return {"name": self.default, **value}
+        return value
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The configurations that an annotation mentions, those of registered parts included."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, Part):
+        return list(annotation.configs().values())
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def models_of_field(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The configurations that the field ``name`` of ``model`` may hold."""
+    found = model.model_fields[name]
+    return [inner for annotation in (found.annotation, *found.metadata) for inner in models_in(annotation)]
+
+
+def rebuild(root: type[BaseModel], done: set[type[BaseModel]] | None = None) -> None:
+    """Let ``root`` and the configurations in it know the parts that were registered since they were defined."""
+    done = set() if done is None else done
+    if root in done:
+        return
+    done.add(root)
+    for name in root.model_fields:
+        for inner in models_of_field(root, name):
+            rebuild(inner, done)
+    root.model_rebuild(force=True)
