@@ -12,11 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlrm_mtl.metrics import ALL_METRICS
-from dlrm_mtl.reports.compare import HEADLINES, SPLITS, difference_tables, metric_tables, notes, runs_table
+from dlrm_mtl.reports.comparison_tables import (
+    HEADLINES,
+    SPLITS,
+    difference_tables,
+    metric_tables,
+    notes,
+    paired_tables,
+    runs_table,
+)
 from dlrm_mtl.reports.groups import Group, mean_curve
-from dlrm_mtl.reports.page import Figure, Page, Section, Table
+from dlrm_mtl.reports.page import Figure, Page, PageTable, Section
 from dlrm_mtl.reports.plots import COLOURS, Line, line_plot
-from dlrm_mtl.reports.runs import Curve, Run
+from dlrm_mtl.reports.runs import Curve, RecordedRun
 
 MOST_PANELS = 12
 """A section with more keys shows those whose curves move most; a table names the others."""
@@ -66,7 +74,7 @@ NAMES = {
 }
 
 
-def comparison_page(runs: Sequence[Run], groups: Sequence[Group]) -> Page:
+def comparison_page(runs: Sequence[RecordedRun], groups: Sequence[Group]) -> Page:
     """The page for ``runs``, which ``groups`` holds by configuration."""
     colours = {group.label: COLOURS[number % len(COLOURS)] for number, group in enumerate(groups)}
     by_run = {run.label: colours[group.label] for group in groups for run in (*group.runs, *group.repeated)}
@@ -79,15 +87,15 @@ def comparison_page(runs: Sequence[Run], groups: Sequence[Group]) -> Page:
     )
     found = difference_tables(groups)
     page.sections.append(Section("Runs", text="; ".join(notes(groups)), tables=[_untitled(runs_table(runs, by_run))]))
-    if found:
-        page.sections.append(Section("Where the configurations differ", tables=[_untitled(table) for table in found]))
     for split, title in SPLITS.items():
         for names, heading in ((HEADLINES, title), (OTHERS, f"{title}: other metrics")):
-            tables = metric_tables(runs, groups, split, names)
+            tables = metric_tables(runs, groups, split, names) + paired_tables(groups, split, names)
             if tables:
                 tables = [_retitled(table, table.caption.removeprefix(f"{title}: ")) for table in tables]
                 folded = split == "validation" or names is OTHERS
                 page.sections.append(Section(heading, tables=tables, folded=folded))
+    if found:
+        page.sections.append(Section("Where the configurations differ", tables=[_untitled(table) for table in found]))
     page.sections.extend(_validation_sections(groups, colours))
     page.sections.extend(_training_sections(groups, colours))
     return page
@@ -101,9 +109,12 @@ def _validation_sections(groups: Sequence[Group], colours: dict[str, str]) -> li
         own = [key for key in keys if key.rpartition("/")[2] == name]
         own.sort(key=lambda key: key.startswith("mean/"))
         if own:
-            panels = [_panel("validation", key, key.rpartition("/")[0], groups, colours) for key in own]
+            defined = [key for key in own if _defined(groups, "validation", key)]
+            empty = [key.rpartition("/")[0] for key in own if key not in defined]
+            text = f"Undefined everywhere: {', '.join(empty)}." if empty else ""
+            panels = [_panel("validation", key, key.rpartition("/")[0], groups, colours) for key in defined]
             title = f"Validation: {ALL_METRICS[name].heading}"
-            sections.append(Section(title, figures=panels, folded=name in OTHERS))
+            sections.append(Section(title, text=text, figures=panels, folded=name in OTHERS))
     return sections
 
 
@@ -159,6 +170,12 @@ def _keys(groups: Sequence[Group], kind: str) -> list[str]:
     return list(dict.fromkeys(key for group in groups for run in group.runs for of, key in run.curves if of == kind))
 
 
+def _defined(groups: Sequence[Group], kind: str, key: str) -> bool:
+    """Return whether any run has a finite value of the scalar."""
+    curves = [run.curves[kind, key] for group in groups for run in group.runs if (kind, key) in run.curves]
+    return any(np.isfinite(curve.values).any() for curve in curves)
+
+
 def _movement(groups: Sequence[Group], key: str) -> float:
     """How far the curves of ``key`` range, relative to their size."""
     curves = [run.curves["train", key].values for group in groups for run in group.runs if ("train", key) in run.curves]
@@ -166,9 +183,9 @@ def _movement(groups: Sequence[Group], key: str) -> float:
     return float(np.ptp(finite) / (np.abs(finite).mean() + 1e-30)) if len(finite) else 0.0
 
 
-def _untitled(table: Table) -> Table:
+def _untitled(table: PageTable) -> PageTable:
     return _retitled(table, "")
 
 
-def _retitled(table: Table, caption: str) -> Table:
-    return Table(table.columns, table.rows, table.text_columns, caption)
+def _retitled(table: PageTable, caption: str) -> PageTable:
+    return PageTable(table.columns, table.rows, table.text_columns, caption)

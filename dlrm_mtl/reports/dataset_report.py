@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlrm_mtl.console import Bar, console
 from dlrm_mtl.reports.dataset_profile import QUANTILES, DatasetProfile, profile_dataset
-from dlrm_mtl.reports.page import Cell, Figure, Page, Section, Table
+from dlrm_mtl.reports.page import Cell, Figure, Page, PageTable, Section
 from dlrm_mtl.reports.terminal import rich_table
 
 FEWEST_FOR_A_CURVE = 20
@@ -36,7 +36,7 @@ def describe_dataset(path: Path, html: Path | None = None, split: str | None = N
         out.print(f"{html}: written; open it in a browser")
 
 
-def splits_table(profile: DatasetProfile) -> Table:
+def splits_table(profile: DatasetProfile) -> PageTable:
     """Rows, files, sizes and times of every split."""
     times = list(dict.fromkeys(column for split in profile.splits for column in split.times))
     rows = []
@@ -48,10 +48,10 @@ def splits_table(profile: DatasetProfile) -> Table:
             [split.name, f"{split.rows:,}", f"{split.files:,}", f"{split.row_groups:,}", size, per_row, *ranges]
         )
     columns = ("split", "rows", "files", "row groups", "MiB", "bytes per row", *times)
-    return Table(columns, rows, caption="Splits")
+    return PageTable(columns, rows, caption="Splits")
 
 
-def labels_table(profile: DatasetProfile) -> Table:
+def labels_table(profile: DatasetProfile) -> PageTable:
     """Means and nulls of every label in every split."""
     names = [split.name for split in profile.splits]
     rows = []
@@ -61,10 +61,10 @@ def labels_table(profile: DatasetProfile) -> Table:
         nulls = [share(entry.nulls[name]) for name in names]
         rows.append([entry.label.name, entry.label.kind, *means, *nulls])
     columns = ("label", "kind", *(f"mean {name}" for name in names), *(f"null {name}" for name in names))
-    return Table(columns, rows, text_columns=2, caption="Labels: share of positives (binary) or mean (real)")
+    return PageTable(columns, rows, text_columns=2, caption="Labels: share of positives (binary) or mean (real)")
 
 
-def ids_table(profile: DatasetProfile, brief: bool = False) -> Table:
+def ids_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
     """Sparse and sequence features; ``brief`` leaves out what does not fit into a terminal."""
     others = [split.name for split in profile.splits if split.name != profile.split]
     columns = [
@@ -102,7 +102,7 @@ def ids_table(profile: DatasetProfile, brief: bool = False) -> Table:
         )
     left_out = ("kind", "unknown", "longest", "most frequent ids") if brief else ("top id", "its share")
     kept = [place for place, column in enumerate(columns) if column not in left_out]
-    return Table(
+    return PageTable(
         columns=[columns[place] for place in kept],
         rows=[[row[place] for place in kept] for row in rows],
         text_columns=1 if brief else 2,
@@ -110,7 +110,7 @@ def ids_table(profile: DatasetProfile, brief: bool = False) -> Table:
     )
 
 
-def numbers_table(profile: DatasetProfile, brief: bool = False) -> Table:
+def numbers_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
     """Dense features; ``brief`` leaves out what does not fit into a terminal."""
     levels = [place for place, level in enumerate(QUANTILES) if not brief or level in (0.05, 0.5, 0.95)]
     rows: list[list[str | Cell]] = []
@@ -121,7 +121,7 @@ def numbers_table(profile: DatasetProfile, brief: bool = False) -> Table:
         rows.append([entry.feature.name, *shares, broken, *(number(value) for value in numbers)])
     quantiles = [f"{100 * QUANTILES[place]:g} %" for place in levels]
     columns = ("feature", "null", "zero", "not finite", "mean", "std", "min", *quantiles, "max")
-    return Table(columns, rows, caption=f"Dense features, split {profile.split}")
+    return PageTable(columns, rows, caption=f"Dense features, split {profile.split}")
 
 
 def dataset_page(profile: DatasetProfile) -> Page:
@@ -176,11 +176,11 @@ def dataset_page(profile: DatasetProfile) -> Page:
     described = [[name, text] for name, text in texts.items() if text]
     if described:
         page.sections.append(
-            Section("What they are", tables=[Table(("column", "description"), described, 2)], folded=True)
+            Section("What they are", tables=[PageTable(("column", "description"), described, 2)], folded=True)
         )
     if spec.licence or spec.citation:
         rows = [[key, text] for key, text in (("licence", spec.licence), ("citation", spec.citation)) if text]
-        page.sections.append(Section("Licence and citation", tables=[Table(("", ""), rows, 2)], folded=True))
+        page.sections.append(Section("Licence and citation", tables=[PageTable(("", ""), rows, 2)], folded=True))
     return page
 
 
@@ -202,5 +202,5 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _untitled(table: Table) -> Table:
-    return Table(table.columns, table.rows, table.text_columns)
+def _untitled(table: PageTable) -> PageTable:
+    return PageTable(table.columns, table.rows, table.text_columns)

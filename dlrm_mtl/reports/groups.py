@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
-from dlrm_mtl.reports.runs import Curve, Run
+from dlrm_mtl.reports.runs import Curve, RecordedRun
 
 Floats = NDArray[np.float64]
 
@@ -23,8 +24,8 @@ NOT_COMPARED = ("seed", "name")
 class Group:
     """Runs with the same configuration but for the seed; of runs with the same seed, only the first counts."""
 
-    runs: tuple[Run, ...]
-    repeated: tuple[Run, ...] = ()
+    runs: tuple[RecordedRun, ...]
+    repeated: tuple[RecordedRun, ...] = ()
     """Runs whose seed another run of the group has, too: no independent samples."""
 
     @property
@@ -38,21 +39,36 @@ class Group:
         )
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+@dataclass(frozen=True)
+class Paired:
+    """A difference between two groups of runs, paired by seed."""
+
+    mean: float
+    half: float
+    """Half the width of the 95 % interval of the mean, by Student's t distribution."""
+    seeds: int
+
+    @property
+    def clear(self) -> bool:
+        """True where the interval leaves 0 out."""
+        return abs(self.mean) > self.half
+
+
+def group_runs(runs: Sequence[RecordedRun]) -> list[Group]:
     """Group ``runs``, in the order in which groups first appear."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[RecordedRun]] = {}
     for run in runs:
         rest = {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
         found.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
     groups = []
     for members in found.values():
-        first: dict[Any, Run] = {}
+        first: dict[Any, RecordedRun] = {}
         repeated = [run for run in members if first.setdefault(run.seed, run) is not run]
         groups.append(Group(tuple(first.values()), tuple(repeated)))
     return groups
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[RecordedRun]) -> dict[str, list[Any]]:
     """Configuration keys whose values differ, with every run's value; None where a run has no such key."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     values = {key: [run.config.get(key) for run in runs] for key in keys}
@@ -84,25 +100,17 @@ def mean_curve(curves: Sequence[Curve]) -> tuple[Floats, Floats, Floats]:
     return np.unique(steps), values.mean(axis=0), half
 
 
+def paired_difference(group: Group, baseline: Group, value: Callable[[RecordedRun], float]) -> Paired | None:
+    """Differences of ``value`` between runs of two groups with the same seed; None for fewer than two common seeds."""
+    of_seed = {run.seed: value(run) for run in baseline.runs}
+    pairs = [(value(run), of_seed[run.seed]) for run in group.runs if run.seed in of_seed]
+    found = [own - other for own, other in pairs if math.isfinite(own) and math.isfinite(other)]
+    if len(found) < 2:
+        return None
+    mean, half = mean_and_interval(found)
+    return Paired(mean, half, len(found))
+
+
 def student_t(probability: float, freedom: int) -> float:
-    """Quantile, above the median, of Student's t distribution with a whole number of degrees of freedom."""
-    low, high = 0.0, 1.0
-    while _inside(high, freedom) < 2 * probability - 1:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, freedom) < 2 * probability - 1 else (low, middle)
-    return (low + high) / 2
-
-
-def _inside(t: float, freedom: int) -> float:
-    """P(-t < T < t): Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(odd, freedom - 1, 2):
-        total += term
-        term *= cosine**2 * (power + 1) / (power + 2)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    """Quantile of Student's t distribution."""
+    return float(stdtrit(freedom, probability))

@@ -27,7 +27,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table; cells are texts or :class:`Cell`."""
 
     columns: Sequence[str]
@@ -62,7 +62,7 @@ class Section:
 
     title: str
     text: str = ""
-    tables: Sequence[Table] = ()
+    tables: Sequence[PageTable] = ()
     figures: Sequence[Figure] = ()
     folded: bool = False
     """Whether it is closed until somebody clicks on its title."""

@@ -34,7 +34,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A run's configuration, entries and results."""
 
     label: str
@@ -108,8 +108,16 @@ class Run:
         return float((curve.values * seconds.values)[there].sum() / total) if total > 0 else math.nan
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read runs; raises :class:`UserError` for a folder that holds none, or one that is named twice."""
+def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
+    """Read runs.
+
+    Args:
+        paths: folders of runs, or folders whose subfolders are runs.
+
+    Raises:
+        UserError: a folder holds no run, or one is named twice.
+    """
+    paths = [run for path in paths for run in _runs_in(path)]
     resolved = [path.resolve() for path in paths]
     for position, path in enumerate(resolved):
         if path in resolved[:position]:
@@ -119,6 +127,13 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         path.name if names.count(path.name) == 1 else str(given) for path, given in zip(resolved, paths, strict=True)
     ]
     return [_read_run(path, label) for path, label in zip(paths, labels, strict=True)]
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """The folder of a run itself, or the runs directly in it."""
+    if RunFolder(path).config.is_file() or not path.is_dir():
+        return [path]
+    return sorted(inner for inner in path.iterdir() if RunFolder(inner).config.is_file()) or [path]
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -140,13 +155,14 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_run(path: Path, label: str) -> Run:
+def _read_run(path: Path, label: str) -> RecordedRun:
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise UserError(
-            f"{path}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml."
+            f"{path}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml, or a folder "
+            "of such folders."
         )
-    return Run(
+    return RecordedRun(
         label, path, flatten(read_yaml(folder.config)), _read_entries(folder.metrics), _read_results(folder.results)
     )
 

@@ -7,10 +7,10 @@ from typing import Literal
 import rich.table
 from rich.markup import escape
 
-from dlrm_mtl.reports.page import Cell, Table
+from dlrm_mtl.reports.page import Cell, PageTable
 
 
-def rich_table(table: Table) -> rich.table.Table:
+def rich_table(table: PageTable) -> rich.table.Table:
     """The same table for :mod:`rich`."""
     shown = rich.table.Table(title=escape(table.caption), title_justify="left")
     for position, column in enumerate(table.columns):

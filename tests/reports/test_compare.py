@@ -15,8 +15,9 @@ from scipy import stats
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.reports.compare import compare_runs
 from dlrm_mtl.reports.compare_page import comparison_page
-from dlrm_mtl.reports.groups import differences, group_runs, mean_and_interval, mean_curve, student_t
-from dlrm_mtl.reports.page import Cell, Page, Section, Table
+from dlrm_mtl.reports.comparison_tables import paired_tables
+from dlrm_mtl.reports.groups import differences, group_runs, mean_and_interval, mean_curve, paired_difference, student_t
+from dlrm_mtl.reports.page import Cell, Page, PageTable, Section
 from dlrm_mtl.reports.plots import thin
 from dlrm_mtl.reports.runs import Curve, flatten, read_runs
 from tests import commands, synthetic
@@ -174,7 +175,7 @@ def test_page_is_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_tables_escape_and_mark() -> None:
-    table = Table(("<i>", "n"), [["&", Cell("1", strong=True, bar=0.5, colour="#123456")]])
+    table = PageTable(("<i>", "n"), [["&", Cell("1", strong=True, bar=0.5, colour="#123456")]])
     page = ParsedPage(Page("t", sections=[Section("s", "<p>", [table], folded=True)]).render())
     assert {"<i>", "&", "1", "<p>", "s"} <= set(page.texts)
 
@@ -231,3 +232,31 @@ def test_a_real_run(tmp_path: Path) -> None:
     )
     results = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert f"{results['buy/auc']:.4f}" in parsed.texts
+
+
+def test_groups_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    aucs = {"a": [0.70, 0.74, 0.66], "b": [0.72, 0.77, 0.67]}
+    paths = [
+        write_run(tmp_path / f"{name}{seed}", auc=auc, seed=seed, architecture="mmoe" if name == "a" else "ple")
+        for name, found in aucs.items()
+        for seed, auc in enumerate(found)
+    ]
+    groups = group_runs(read_runs(paths))
+    pair = paired_difference(groups[1], groups[0], lambda run: (run.validation or {})["click/auc"])
+    assert pair is not None
+    differences = np.subtract(aucs["b"], aucs["a"])
+    low, high = stats.ttest_rel(aucs["b"], aucs["a"]).confidence_interval(0.95)
+    assert pair.mean == pytest.approx(differences.mean())
+    assert (pair.mean - pair.half, pair.mean + pair.half) == pytest.approx((low, high))
+    assert pair.seeds == 3
+    (table,) = paired_tables(groups, "validation", ["auc"])
+    assert table.cells()[0][2].text.startswith("+0.0200 ± ")
+
+
+def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", auc=0.7)
+    write_run(tmp_path / "runs" / "b", auc=0.8)
+    (tmp_path / "runs" / "notes").mkdir()
+    assert [run.label for run in read_runs([tmp_path / "runs"])] == ["a", "b"]
+    with pytest.raises(UserError, match="there is no run here"):
+        read_runs([tmp_path / "runs" / "notes"])
