@@ -5,6 +5,7 @@
 A worker that exits with code 2 has told the user what to correct: the workers are not restarted and the job ends with code 2
 and no further report. A signal goes on to the workers, which have --shutdown_timeout seconds (30) to save and leave; the job
 then ends with 128 + the signal's number. A second signal kills them. ``OMP_NUM_THREADS`` defaults to the cores per worker.
+Every attempt gets a store of its own, so that restarted workers find each other.
 """
 
 import logging
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         workers = run.determine_local_world_size(arguments.nproc_per_node)
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    # A store for each attempt: in the one that agents share, restarted workers find the addresses of those that died, and try
+    # them until they give up (torch 2.13, DynamicRendezvousHandler.use_agent_store).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     if "LOGLEVEL" not in os.environ:  # what these two say is in the table of failures, or the user asked for it
         for name in ("agent.server.api", "multiprocessing.api"):
             logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)

@@ -107,3 +107,38 @@ def test_threads_are_shared_out_unless_the_user_set_them(tmp_path: Path, env: di
     job = start(tmp_path, "threads", **env)
     out, err = job.communicate(timeout=120)
     assert (job.returncode, out, err) == (0, f"threads {expected}\n" * 2, "")
+
+
+RESTARTED = """
+import os, sys
+import torch, torch.distributed as dist
+from dlrm_mtl.core.processes import process_group
+with process_group() as process:
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if attempt < 3:
+        os._exit(7) if process.rank == attempt % 2 else dist.barrier()
+    os.write(1, f"attempt {attempt}: {total.item():.0f}\\n".encode())
+"""
+
+
+@pytest.mark.parametrize("launcher", ["dlrm_mtl.launcher", "torch.distributed.run"])
+def test_restarted_workers_find_each_other(tmp_path: Path, launcher: str) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(RESTARTED)
+    options = ["--nproc_per_node", "2", "--max_restarts", "3"] + (["--standalone"] if "torch" in launcher else [])
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", launcher, *options, str(script)],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "attempt 3: 2\n" * 2

@@ -51,13 +51,29 @@ def process_group() -> Iterator[Process]:
     else:
         device, backend = torch.device("cpu"), "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT, **_own_store())
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     try:
         yield Process(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
+
+
+def _own_store() -> dict[str, Any]:
+    """Arguments for a store that no earlier attempt has used, where torchrun's one agent lets its attempts share one.
+
+    Restarted workers would find the addresses of those that died there. With several agents the attempts' numbers differ
+    between them: then torchrun is to be started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as :mod:`dlrm_mtl.launcher` is.
+    """
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    shared = dist.TCPStore(
+        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False, timeout=TIMEOUT
+    )
+    store = dist.PrefixStore(f"attempt_{environment['TORCHELASTIC_RESTART_COUNT']}", shared)
+    return {"store": store, "rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}
 
 
 def first_process_only(action: Callable[[], T]) -> T:
