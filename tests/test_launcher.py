@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+
 WORKER = """
 import os, pathlib, signal, sys, time
 rank, action = int(os.environ["RANK"]), sys.argv[1]
@@ -109,6 +111,45 @@ def test_threads_are_shared_out_unless_the_user_set_them(tmp_path: Path, env: di
     assert (job.returncode, out, err) == (0, f"threads {expected}\n" * 2, "")
 
 
+ORPHAN = """
+import os, pathlib, sys, time
+from dlrm_mtl.core import orphans
+orphans.PATIENCE_SECONDS = 1.0
+if sys.argv[2] == "deaf":
+    import signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+orphans.end_with_agent()
+(pathlib.Path(sys.argv[1]) / f"pid-{os.getpid()}").touch()
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("manner", ["polite", "deaf"])
+def test_workers_end_when_their_agent_is_killed(tmp_path: Path, manner: str) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(ORPHAN)
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "dlrm_mtl.launcher", "--nproc_per_node", "2", str(script), str(tmp_path), manner],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 60
+    while len(pids := [int(path.name[4:]) for path in tmp_path.glob("pid-*")]) < 2:
+        assert time.monotonic() < deadline, "the workers did not start"
+        time.sleep(0.05)
+    agent.kill()
+    agent.wait()
+    while any(running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"{pids} run on without their agent"
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 RESTARTED = """
 import os, sys
 import torch, torch.distributed as dist
@@ -128,13 +169,12 @@ def test_restarted_workers_find_each_other(tmp_path: Path, launcher: str) -> Non
     script = tmp_path / "worker.py"
     script.write_text(RESTARTED)
     options = ["--nproc_per_node", "2", "--max_restarts", "3"] + (["--standalone"] if "torch" in launcher else [])
-    root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
         [sys.executable, "-m", launcher, *options, str(script)],
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "PYTHONPATH": str(ROOT),
         },
         capture_output=True,
         text=True,

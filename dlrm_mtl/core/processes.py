@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.orphans import end_with_agent
 
 T = TypeVar("T")
 
@@ -42,8 +43,9 @@ def local_rank() -> int:
 def process_group() -> Iterator[Process]:
     """Join the processes that the launcher started (torchrun, torchx), or be alone without one.
 
-    gloo serves CPU tensors and NCCL CUDA tensors, in one group.
+    gloo serves CPU tensors and NCCL CUDA tensors, in one group. A worker ends when its agent does.
     """
+    end_with_agent()
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
