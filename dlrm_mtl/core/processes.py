@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.launch_environment import check_launch_environment
 from dlrm_mtl.core.orphans import end_with_agent
 
 T = TypeVar("T")
@@ -44,7 +45,11 @@ def process_group() -> Iterator[Process]:
     """Join the processes that the launcher started (torchrun, torchx), or be alone without one.
 
     gloo serves CPU tensors and NCCL CUDA tensors, in one group. A worker ends when its agent does.
+
+    Raises:
+        UserError: the variables of the launcher are half set or wrong.
     """
+    launched = check_launch_environment()
     end_with_agent()
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank())
@@ -52,7 +57,7 @@ def process_group() -> Iterator[Process]:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    if "RANK" in os.environ:
+    if launched:
         dist.init_process_group(backend, timeout=TIMEOUT, **_own_store())
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
