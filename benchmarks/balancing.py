@@ -23,8 +23,7 @@ from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.processes import Process, process_group
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.training.build import build_model, build_optimizers
-from dlrm_mtl.training.step import TrainingStep
+from dlrm_mtl.training.build import build_model, build_optimizers, build_step
 
 TARGET = 2.0
 ROWS = 2048
@@ -113,7 +112,7 @@ def stepper(model: dict[str, Any], tasks: int, balancing: dict[str, Any], proces
     config, spec = configuration(model, tasks, balancing)
     built = build_model(config, spec, process)
     built.module.train()
-    step = TrainingStep(config, process, built, build_optimizers(config, built, 1000))
+    step = build_step(config, process, built, build_optimizers(config, built, 1000))
     return lambda batch, number: step([batch], number, 0)
 
 
@@ -123,11 +122,12 @@ def one_backward_per_task(model: dict[str, Any], tasks: int, process: Process) -
     built = build_model(config, spec, process)
     built.module.train()
     optimizers = build_optimizers(config, built, 1000)
-    step = TrainingStep(config, process, built, optimizers)
+    step = build_step(config, process, built, optimizers)
 
     def run(batch: Batch, number: int) -> None:
-        optimizers.prepare(number)
-        labels, weights = step.targets.sampled(batch.labels, batch.weights, built.dropout)
+        optimizers.set_learning_rate(number)
+        optimizers.zero_grad()
+        labels, weights = step.targets.sampled(batch.labels, batch.weights, built.random)
         terms, _ = step.losses(built.ranker(batch), labels, weights, weights.sum(dim=0))
         for task, term in enumerate(terms):
             term.backward(retain_graph=task + 1 < tasks)  # type: ignore[no-untyped-call]

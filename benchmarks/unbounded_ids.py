@@ -22,8 +22,7 @@ from dlrm_mtl.core.processes import Process, process_group
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.embeddings.unbounded.row_map import RowSlots
 from dlrm_mtl.run.train import make_loader
-from dlrm_mtl.training.build import build_model, build_optimizers
-from dlrm_mtl.training.step import TrainingStep
+from dlrm_mtl.training.build import build_model, build_optimizers, build_step
 
 CONFIG = Path(__file__).parents[1] / "configs" / "kuairand_unbounded.yaml"
 BATCH = 2048
@@ -54,7 +53,7 @@ def _steps(process: Process, count: int) -> dict[str, list[float]]:
     )
     dataset = open_dataset(config.data.path)
     model = build_model(config, dataset.spec, process)
-    step = TrainingStep(config, process, model, build_optimizers(config, model, count))
+    step = build_step(config, process, model, build_optimizers(config, model, count))
     loader = make_loader(config, dataset, "train", process)
     taken: dict[str, list[float]] = {"share": [], "milliseconds": [], "ids": []}
     spent = 0.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
+import logging
 import os
 import sys
 from pathlib import Path
@@ -69,12 +71,13 @@ def train(
 
     check_or_raise()
     loaded = load_config(config, overrides)
+    from dlrm_mtl.run.show import ShowProgress
     from dlrm_mtl.run.train import run_training
     from dlrm_mtl.training.interruption import Interrupted
 
     folder = output or f"runs/{loaded.name}"
     try:
-        run_training(loaded, folder, resume)
+        run_training(loaded, folder, resume, [ShowProgress(loaded)])
     except Interrupted as stopped:
         if _speaks():
             print(f"{stopped}; resume from it with the run's folder {folder} as --output, and --resume", flush=True)
@@ -212,6 +215,29 @@ def _speaks() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
+class _Remarks(logging.Handler):
+    """Shows what the package logs: remarks plainly on the first process's standard output, warnings on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, above the progress bar if there is one."""
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            print(text, file=sys.stderr, flush=True)
+        elif int(os.environ.get("RANK", 0)) == 0:
+            console = sys.modules.get("dlrm_mtl.console")  # without it there is no bar
+            say = console.say if console else functools.partial(print, flush=True)
+            say(text)
+
+
+def _show_remarks() -> None:
+    """Let the package's logger print, once, however often the command line is called in a process."""
+    logger = logging.getLogger("dlrm_mtl")
+    if not any(isinstance(handler, _Remarks) for handler in logger.handlers):
+        logger.addHandler(_Remarks())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 def main() -> None:
     """Run the command line; a user's mistake is printed as it is and leaves with exit code 2."""
     # Whole lines, also under a launcher that asks Python not to buffer: lines of two processes must not mix.
@@ -219,6 +245,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, write_through=False)
     code = 0
+    _show_remarks()
     try:
         app()
     except UserError as error:

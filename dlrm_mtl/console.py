@@ -35,6 +35,18 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
+_bars: list[Bar] = []
+"""The bars that are shown, the outermost one first."""
+
+
+def say(text: str) -> None:
+    """Print a line, above the progress bar if there is one."""
+    if _bars:
+        _bars[0].say(text)
+    else:
+        print(text, flush=True)
+
+
 class Bar:
     """A progress bar over ``total`` units of work; silent unless ``shown``.
 
@@ -92,11 +104,15 @@ class Bar:
         return f"{fraction:4.0%}  {self._done}/{self.total}  {left} left  {text}"
 
     def __enter__(self) -> Bar:
+        if self.shown:
+            _bars.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self in _bars:
+            _bars.remove(self)
         if self._live:
             self._live.stop()
         elif self._width:

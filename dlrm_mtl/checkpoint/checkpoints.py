@@ -21,7 +21,7 @@ from dlrm_mtl.core.processes import first_process_only, gather_objects, local_ra
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.run.folder import CHECKPOINTS, PROGRESS_FILE
 from dlrm_mtl.storage.remote_folder import Mirror
-from dlrm_mtl.training.build import ShardedModel
+from dlrm_mtl.training.sharded_model import ShardedModel
 
 FORMAT = 1
 FILE_BYTES = 32 << 30

@@ -19,6 +19,15 @@ class EarlyStoppingConfig(Strict):
     """Evaluations without improvement before training stops; 0 never stops early."""
 
 
+class ProfileConfig(Strict):
+    """Which steps to trace."""
+
+    start: int = Field(default=10, ge=0)
+    """Steps to take before, counted from where this start of the run begins."""
+    steps: int = Field(default=5, gt=0)
+    """Steps to trace."""
+
+
 class TrainingConfig(Strict):
     """How long to train, and what to do on the way."""
 
@@ -45,6 +54,9 @@ class TrainingConfig(Strict):
     """Steps between entries in metrics.jsonl and TensorBoard."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     """When to stop before the last epoch."""
+    profile: ProfileConfig | None = None
+    """Trace a few steps on every process, such as `{start: 20, steps: 5}`, into profile/ in the run's folder, for
+    https://ui.perfetto.dev."""
 
     def steps_per_epoch(self, micro_batches: int) -> int:
         """Steps that an epoch of so many micro-batches takes."""

@@ -44,27 +44,45 @@ def local_rank() -> int:
 def process_group() -> Iterator[Process]:
     """Join the processes that the launcher started (torchrun, torchx), or be alone without one.
 
-    gloo serves CPU tensors and NCCL CUDA tensors, in one group. A worker ends when its agent does.
+    gloo serves CPU tensors and NCCL CUDA tensors, in one group. A worker ends when its agent does. A process group that is
+    there already is used, and left.
+
+    Raises:
+        UserError: the variables of the launcher are half set or wrong.
+    """
+    if dist.is_initialized():
+        yield this_process()
+        return
+    process = join()
+    try:
+        yield process
+    finally:
+        dist.destroy_process_group()
+
+
+def join() -> Process:
+    """Make the process group, see :func:`process_group`, and leave it to the caller to destroy it.
 
     Raises:
         UserError: the variables of the launcher are half set or wrong.
     """
     launched = check_launch_environment()
     end_with_agent()
+    backend = "gloo"
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank())
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
-    else:
-        device, backend = torch.device("cpu"), "gloo"
     if launched:
         dist.init_process_group(backend, timeout=TIMEOUT, **_own_store())
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
-    try:
-        yield Process(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
+    return this_process()
+
+
+def this_process() -> Process:
+    """This process's place in the process group."""
+    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    return Process(dist.get_rank(), dist.get_world_size(), device)
 
 
 def _own_store() -> dict[str, Any]:

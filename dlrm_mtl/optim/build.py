@@ -78,11 +78,14 @@ class Optimizers:
         parts: list[torch.optim.Optimizer] = [self.dense, self.sparse]
         self._base_rates = [(group, group["lr"]) for part in parts for group in part.param_groups]
 
-    def prepare(self, step: int) -> None:
-        """Set the learning rates of ``step`` and clear gradients."""
+    def set_learning_rate(self, step: int) -> None:
+        """Set the learning rates of step number ``step``, by the schedule."""
         self.factor = learning_rate_factor(self.schedule, step, self.total_steps)
         for group, rate in self._base_rates:
             group["lr"] = rate * self.factor
+
+    def zero_grad(self) -> None:
+        """Clear the gradients of all parameters."""
         self.dense.zero_grad()
         self.sparse.zero_grad()
 

@@ -23,6 +23,8 @@ PROGRESS_FILE = "progress.json"
 class RunFolder:
     """``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``results.json`` of a run.
 
+    ``profile/`` is there, too, if steps are traced.
+
     Args:
         path: where they lie.
         mirror: their copy on an object store, if it is there that the run belongs; ``path`` is a staging folder then.
@@ -37,6 +39,7 @@ class RunFolder:
         self.plan = path / "plan.json"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
+        self.profile = path / "profile"
         self.checkpoints = path / CHECKPOINTS
         self.results = path / "results.json"
 

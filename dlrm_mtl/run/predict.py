@@ -18,11 +18,13 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.row_reader import iterate_rows
+from dlrm_mtl.run.show import ShowProgress
 from dlrm_mtl.run.staging import run_folder
 from dlrm_mtl.run.train import check_tasks, evaluate_split, report_unknown_ids
 from dlrm_mtl.storage.output import output_file
 from dlrm_mtl.tasks.targets import predictions
 from dlrm_mtl.training.build import build_model
+from dlrm_mtl.training.events import Listeners
 
 
 @contextmanager
@@ -42,8 +44,12 @@ def open_run(place: str | Path, overrides: list[str] | None = None) -> Iterator[
         yield Checkpoints(folder.checkpoints, mirror=folder.mirror), load_config(folder.config, overrides)
 
 
-def evaluate_run(run: str | Path, split: str, checkpoint: str, overrides: list[str] | None) -> dict[str, float]:
-    """Evaluate a checkpoint of the run in folder ``run``, path or URI, on one split of its data set, and show the metrics.
+def evaluate_run(
+    run: str | Path, split: str, checkpoint: str, overrides: list[str] | None, show: bool = True
+) -> dict[str, float]:
+    """Evaluate a checkpoint of the run in folder ``run``, path or URI, on one split of its data set.
+
+    With ``show`` the first process shows the metrics.
 
     Raises:
         UserError: there is no such run, checkpoint or split.
@@ -53,8 +59,9 @@ def evaluate_run(run: str | Path, split: str, checkpoint: str, overrides: list[s
         dataset = open_dataset(config.data.path)
         check_tasks(config, dataset.spec)
         model = build_model(config, dataset.spec, process)
-        checkpoints.load(checkpoint, model)
-        return evaluate_split(config, dataset, model, process, split)
+        step = checkpoints.load(checkpoint, model).step
+        listeners = Listeners([ShowProgress(config)] if show else [], process.is_main)
+        return evaluate_split(config, dataset, model, process, split, listeners, step)
 
 
 def predict_run(

@@ -1,46 +1,97 @@
-"""What a run writes down as it goes: metrics.jsonl and TensorBoard."""
+"""Scalars of a run by step: metrics.jsonl and TensorBoard, which listen to the training loop."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
 
-from torch.utils.tensorboard import SummaryWriter
+from dlrm_mtl.training.events import CheckpointStart, End, Evaluation, Listener, Log, Start
 
-from dlrm_mtl.run.folder import RunFolder
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
-class Journal:
-    """Appends scalars by step. A resumed run first drops the entries after the checkpoint it resumes from."""
+class MetricsFile(Listener):
+    """Appends a line to metrics.jsonl for every log entry and every evaluation on the validation split; nan becomes null.
 
-    def __init__(self, folder: RunFolder, from_step: int) -> None:
-        _drop_after(folder.metrics, from_step)
-        self._file = open(folder.metrics, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=from_step + 1 if from_step else None)
+    A resumed run first drops the lines after the checkpoint that it resumes from.
 
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Write ``values`` of one ``kind`` ("train", "validation", "test") after ``step`` steps; nan becomes null."""
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def on_start(self, event: Start) -> None:
+        """Open the file."""
+        _drop_after(self.path, event.step)
+        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def on_log(self, event: Log) -> None:
+        """Write an entry of the kind "train"."""
+        self._write("train", event.step, event.values)
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        """Write an entry of the kind "validation"; metrics of the test split lie in results.json."""
+        if event.split == "validation":
+            self._write(event.split, event.step, event.metrics)
+
+    def on_end(self, event: End) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        assert self._file is not None
         entry: dict[str, object] = {"kind": kind, "step": step}
         entry.update({key: (value if math.isfinite(value) else None) for key, value in values.items()})
         self._file.write(json.dumps(entry) + "\n")
-        for key, value in values.items():
-            self._writer.add_scalar(f"{kind}/{key}", value, step)
 
-    def flush(self) -> None:
-        """See to it that what was written is in the files."""
-        self._file.flush()
+
+class TensorBoard(Listener):
+    """Writes the same values for TensorBoard.
+
+    Args:
+        folder: of its files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def on_start(self, event: Start) -> None:
+        """Open a file; entries after the checkpoint that a run resumes from are hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.folder), purge_step=event.step + 1 if event.step else None)
+
+    def on_log(self, event: Log) -> None:
+        """Write the values below "train/"."""
+        self._write("train", event.step, event.values)
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        """Write the metrics below "validation/"."""
+        if event.split == "validation":
+            self._write(event.split, event.step, event.metrics)
+
+    def on_checkpoint_start(self, event: CheckpointStart) -> None:
+        """Bring what was written to the disk."""
+        assert self._writer is not None
         self._writer.flush()
 
-    def __enter__(self) -> Journal:
-        return self
+    def on_end(self, event: End) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._writer.close()
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        assert self._writer is not None
+        for key, value in values.items():
+            self._writer.add_scalar(f"{kind}/{key}", value, step)
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Progress
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.console import Bar, clock, console, metrics_table, plan_table
+from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.core.suggest import suggest
@@ -25,23 +24,32 @@ from dlrm_mtl.embeddings.torchrec.plan import describe_plan
 from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
-from dlrm_mtl.run.scalars import Journal
+from dlrm_mtl.run.scalars import MetricsFile, TensorBoard
 from dlrm_mtl.run.staging import run_folder
-from dlrm_mtl.tasks.check import check_labels, remarks
+from dlrm_mtl.tasks.check import check_labels
 from dlrm_mtl.tasks.targets import label_columns
-from dlrm_mtl.training.build import ShardedModel, build_model, build_optimizers
+from dlrm_mtl.training import events
+from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.evaluation import evaluate
+from dlrm_mtl.training.events import End, Evaluation, Listener, Listeners, Start
 from dlrm_mtl.training.loaders import make_loader, training_loader
-from dlrm_mtl.training.loop import Trainer
+from dlrm_mtl.training.loop import RunParts, Trainer
+from dlrm_mtl.training.profiling import Profiler
+from dlrm_mtl.training.sharded_model import ShardedModel
+
+logger = logging.getLogger(__name__)
 
 
-def run_training(config: RunConfig, output: str | Path, resume: bool) -> dict[str, float] | None:
+def run_training(
+    config: RunConfig, output: str | Path, resume: bool, listeners: Sequence[Listener] = ()
+) -> dict[str, float] | None:
     """Train ``config`` and evaluate its best checkpoint on the test split; to be called on every process.
 
     Args:
         config: what to do.
         output: the run's folder, path or URI.
         resume: go on from the latest checkpoint in it, if there is one.
+        listeners: hear of what happens, besides those that write metrics.jsonl, TensorBoard's files and a trace.
 
     Returns:
         The metrics on the test split, if there is one.
@@ -64,31 +72,58 @@ def run_training(config: RunConfig, output: str | Path, resume: bool) -> dict[st
         if resume and folder.mirror is not None:
             folder.mirror.restore(folder.metrics.name, *POINTERS)
         model = build_model(config, dataset.spec, process)
-        steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else 1
-        optimizers = build_optimizers(config, model, steps)
+        steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else None
+        optimizers = build_optimizers(config, model, steps or 1)
         progress = Progress(data=data_order(config))
         if resume and checkpoints.exists():
             progress = checkpoints.load("latest", model, optimizers)
             check_same_data(progress, config, folder)
             checkpoints.settle(progress)
         first_process_only(lambda: prepare_folder(folder, config, model, progress))
-        if process.is_main:
-            introduce(config, dataset, model, process, train_data, folder, progress)
-        with ExitStack() as stack:
-            journal = stack.enter_context(Journal(folder, progress.step) if process.is_main else nullcontext())
-            before = progress.step
+        before = progress.step
+        rows = train_data.rows if train_data else None
+        start = Start(config, process, model, before, folder.place, dataset.spec.name, rows, steps)
+        told = Listeners([*writers(config, folder, process), *listeners], process.is_main)
+        with start_and_end(told, start, progress) as results:
 
             def save() -> None:
                 checkpoints.save(model, optimizers, progress)
 
             for data, round in passes(config, dataset, process, train_data, progress, save):
-                parts = (model, optimizers, data, validation_data, checkpoints, journal, progress, round)
-                Trainer(config, process, *parts).train()
+                parts = RunParts(config, process, model, optimizers, data, checkpoints, progress, validation_data, told)
+                if round is not None:
+                    parts.first_step, parts.first_epoch, parts.growing = round.first_step, round.number, True
+                Trainer(parts).train()
                 report_unknown_ids(process, data.unknown_ids)
-        if config.data.growing and progress.step == before:
-            say(process, f"{dataset.folder('train')}: every file was used already; nothing to do")
-            return None
-        return conclude(config, dataset, model, checkpoints, process, folder)
+            if config.data.growing and progress.step == before:
+                say(process, f"{dataset.folder('train')}: every file was used already; nothing to do")
+                return None
+            metrics = conclude(config, dataset, model, checkpoints, process, folder, told)
+            results.update(metrics or {})
+        return metrics
+
+
+def writers(config: RunConfig, folder: RunFolder, process: Process) -> list[Listener]:
+    """The listeners that write files into the run's folder."""
+    result: list[Listener] = [MetricsFile(folder.metrics), TensorBoard(folder.tensorboard)]
+    if config.training.profile is not None:
+        result.append(Profiler(config.training.profile, folder.profile, process.rank))
+    return result
+
+
+@contextmanager
+def start_and_end(listeners: Listeners, start: Start, progress: Progress) -> Iterator[dict[str, float]]:
+    """Tell of the start of a run and, whatever happens, of its end, with the metrics that are put into the yielded value."""
+    metrics: dict[str, float] = {}
+    error: BaseException | None = None
+    try:
+        listeners.tell(start)
+        yield metrics
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        listeners.tell(End(progress.step, metrics or None, error))
 
 
 def passes(
@@ -108,9 +143,9 @@ def passes(
 
 
 def say(process: Process, text: str) -> None:
-    """Print ``text`` once for all processes."""
+    """Log ``text`` once for all processes."""
     if process.is_main:
-        print(text, flush=True)
+        logger.info("%s", text)
 
 
 def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
@@ -156,37 +191,6 @@ def prepare_folder(folder: RunFolder, config: RunConfig, model: ShardedModel, pr
     folder.publish()
 
 
-def introduce(
-    config: RunConfig,
-    dataset: Dataset,
-    model: ShardedModel,
-    process: Process,
-    train_data: BatchLoader | None,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
-    """Show what is going to happen; there is no ``train_data`` yet if data are growing."""
-    sparse, dense = model.parameter_count()
-    amount, steps = "growing data", "steps"
-    if train_data is not None:
-        amount = f"{train_data.rows:,} rows"
-        total = config.training.total_steps(train_data.steps_per_epoch)
-        steps = f"{config.training.epochs} epoch(s), {total:,} steps"
-    negatives = config.data.negatives
-    drawn = f" and up to {negatives.each} drawn for each," if negatives else ""
-    out = console()
-    out.print(plan_table(describe_plan(model.plan, model.tables)))
-    out.print(
-        f"{config.name}: {amount} of {dataset.spec.name}, {steps} of {config.data.batch_size:,} rows{drawn} on "
-        f"{process.world_size} process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"
-        f"{sparse:,} parameters in {len(model.tables)} tables, {dense:,} in the dense part; output in {folder.place}"
-    )
-    for remark in remarks(config.tasks):
-        out.print(f"note: {remark}")
-    if progress.step:
-        out.print(f"resuming after step {progress.step}")
-
-
 def conclude(
     config: RunConfig,
     dataset: Dataset,
@@ -194,16 +198,16 @@ def conclude(
     checkpoints: Checkpoints,
     process: Process,
     folder: RunFolder,
+    listeners: Listeners,
 ) -> dict[str, float] | None:
     """Evaluate a checkpoint on the test split: the best one; the latest without a validation split, or if data are growing."""
     name = "best" if (folder.checkpoints / "best").is_file() and not config.data.growing else "latest"
     progress = checkpoints.load(name, model)
-    if process.is_main:
-        print(
-            f"trained for {clock(progress.seconds)}; evaluating the checkpoint after step {progress.step} ({name})",
-            flush=True,
-        )
-    metrics = evaluate_split(config, dataset, model, process, "test") if "test" in dataset.spec.splits else None
+    spent = clock(progress.seconds)
+    say(process, f"trained for {spent}; evaluating the checkpoint after step {progress.step} ({name})")
+    metrics = None
+    if "test" in dataset.spec.splits:
+        metrics = evaluate_split(config, dataset, model, process, "test", listeners, progress.step)
     if process.is_main and metrics is not None:
         folder.results.write_text(json.dumps({"step": progress.step, "test": metrics}, indent=1), encoding="utf-8")
     first_process_only(folder.publish)
@@ -211,24 +215,33 @@ def conclude(
 
 
 def evaluate_split(
-    config: RunConfig, dataset: Dataset, model: ShardedModel, process: Process, split: str
+    config: RunConfig,
+    dataset: Dataset,
+    model: ShardedModel,
+    process: Process,
+    split: str,
+    listeners: Listeners,
+    step: int,
 ) -> dict[str, float]:
-    """Evaluate on one split and show the metrics."""
+    """Evaluate the model as it is after ``step`` steps on one split; ``listeners`` hear of it."""
     loader = make_loader(config, dataset, split, process)
-    with Bar(f"evaluate {split}", loader.steps_per_epoch, process.is_main, brief=True) as bar:
-        metrics = evaluate(model, loader, config.tasks, process.device, bar.update)
+    total = loader.steps_per_epoch
+
+    def on_progress(done: int) -> None:
+        listeners.tell(events.Progress(f"evaluate {split}", done, total))
+
+    on_progress(0)
+    metrics = evaluate(model, loader, config.tasks, process.device, on_progress)
     report_unknown_ids(process, loader.unknown_ids)
-    if process.is_main:
-        title = f"{config.name}: {split} split, {loader.rows:,} rows"
-        console().print(metrics_table(title, metrics, [*(task.name for task in config.tasks)]))
+    listeners.tell(Evaluation(step, split, loader.rows, metrics))
     return metrics
 
 
 def report_unknown_ids(process: Process, counts: dict[str, int]) -> None:
-    """Show how many ids outside their vocabularies all processes have read as unknown; to be called on every process."""
+    """Say how many ids outside their vocabularies all processes have read as unknown; to be called on every process."""
     total = Counter[str]()
     for part in gather_objects(counts):
         total.update(part)
-    if process.is_main and total:
+    if total:
         features = ", ".join(f"{feature} {count:,}" for feature, count in sorted(total.items()))
-        print(f"ids outside their vocabulary, read as unknown: {features}", flush=True)
+        say(process, f"ids outside their vocabulary, read as unknown: {features}")

@@ -4,90 +4,34 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.batch_random import BatchRandom
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.embeddings.tables import TableConfig, TableSet, initialise, is_table, table_weights
+from dlrm_mtl.embeddings.tables import TableSet, initialise
 from dlrm_mtl.embeddings.torchrec.plan import make_plan
 from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
 from dlrm_mtl.embeddings.torchrec.shards import placements, sharded_collections
 from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds, Vocabulary
 from dlrm_mtl.embeddings.unbounded.row_resets import RowResets
-from dlrm_mtl.models.base import ModelInputs, RankingModel
+from dlrm_mtl.models.base import ModelInputs
 from dlrm_mtl.models.classical.multitask_net import MultitaskNet
 from dlrm_mtl.models.dropout import connect_dropout
 from dlrm_mtl.models.registry import build_ranking_model
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.check import starting_logits
 from dlrm_mtl.tasks.products import own_tasks
-from dlrm_mtl.tasks.weighting import TaskWeighting, build_weighting
-from dlrm_mtl.training.balancing_state import GradientBalancing, build_gradient_balancing
+from dlrm_mtl.tasks.weighting import build_weighting
+from dlrm_mtl.training.balanced_step import BalancedStep
+from dlrm_mtl.training.balancing_state import build_gradient_balancing
 from dlrm_mtl.training.full_ranking import FullRanking
-
-
-@dataclass
-class ShardedModel:
-    """A model spread over the processes of a run."""
-
-    module: DistributedModelParallel
-    """Call it with a batch: logits [B, T]."""
-    plan: ShardingPlan
-    """Where each table lives."""
-    table_set: TableSet
-    """The tables, and what features become."""
-    dropout: BatchRandom
-    """Set its ``step`` before every training step."""
-    ids: UnboundedIds
-    """Turns unbounded ids into rows; gives rows to new ids during training steps."""
-    weighting: TaskWeighting
-    """How the tasks' losses become one. A part of the model: DDP reduces its gradients and checkpoints hold its state."""
-    full_ranking: FullRanking | None = None
-    """Ranks all items in evaluation, with models that score users and items by a product."""
-    balancing: GradientBalancing | None = None
-    """What gradient balancing keeps, if there is any. A part of the model, too."""
-
-    @property
-    def tables(self) -> Sequence[TableConfig]:
-        """The tables."""
-        return self.table_set.configs
-
-    @property
-    def ranker(self) -> RankingModel:
-        """The model inside the wrapper."""
-        ranker = self.module.module
-        assert isinstance(ranker, RankingModel)
-        return ranker
-
-    def table_weights(self) -> dict[str, Any]:
-        """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor if every process holds it all."""
-        return table_weights(self.module)
-
-    def dense_weights(self) -> dict[str, Tensor]:
-        """All other parameters and buffers by name."""
-        return {key: value for key, value in self.module.state_dict().items() if not is_table(key)}
-
-    def dense_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters outside the tables by name."""
-        return {name: parameter for name, parameter in self.module.named_parameters() if not is_table(name)}
-
-    def penalty(self, logits: Tensor) -> Tensor | None:
-        """What the architecture adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
-        return self.ranker.penalty(logits)
-
-    def parameter_count(self) -> tuple[int, int]:
-        """Parameters in the tables, without columns that only fill them up, and outside them."""
-        return self.table_set.parameters, sum(parameter.numel() for parameter in self.dense_parameters().values())
+from dlrm_mtl.training.sharded_model import ShardedModel
+from dlrm_mtl.training.step import TrainingStep
 
 
 def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> ShardedModel:
@@ -117,12 +61,12 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     )
     initialise(module, tables.stds, config.seed)
     lanes = config.data.lanes // process.world_size
-    stream = BatchRandom(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
-    connect_dropout(module, stream)
+    random = BatchRandom(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
+    connect_dropout(module, random)
     ids = UnboundedIds(_vocabularies(config, spec, tables), process.device)
     if ids.vocabularies:
         ranker.lookup.unbounded = ids
-    model = ShardedModel(module, plan, tables, stream, ids, weighting)
+    model = ShardedModel(module, plan, tables, random, ids, weighting)
     if isinstance(ranker, MultitaskNet):
         rows = config.data.evaluation_batch_size // process.world_size
         model.full_ranking = FullRanking(ranker, config.data.path, rows, process.device)
@@ -144,6 +88,12 @@ def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -
     )
     model.ids.connect(RowResets(optimizers.sparse, model.table_set.stds, config.seed))
     return optimizers
+
+
+def build_step(config: RunConfig, process: Process, model: ShardedModel, optimizers: Optimizers) -> TrainingStep:
+    """The training step that the configuration asks for: with gradient balancing, or plain."""
+    kind = TrainingStep if model.balancing is None else BalancedStep
+    return kind(config, process, model, optimizers)
 
 
 def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dict[str, Vocabulary]:

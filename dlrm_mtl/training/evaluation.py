@@ -12,7 +12,7 @@ from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.metrics import ALL_METRICS, METRICS
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.targets import Targets
-from dlrm_mtl.training.build import ShardedModel
+from dlrm_mtl.training.sharded_model import ShardedModel
 
 
 @torch.no_grad()
@@ -21,11 +21,18 @@ def evaluate(
     loader: BatchLoader,
     tasks: list[TaskConfig],
     device: torch.device,
-    on_batch: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Compute every metric of every task's kind; to be called on every process, which all get the same result.
 
     The first process holds 12 bytes per row and task meanwhile: ranking metrics are computed from all scores.
+
+    Args:
+        model: the sharded model.
+        loader: reads this process's part of the split.
+        tasks: the tasks of the model.
+        device: of the model.
+        on_progress: called with the number of batches that are done, of ``loader.steps_per_epoch``.
 
     Returns:
         ``TASK/METRIC``, and ``mean/METRIC`` for the mean over the tasks where it is defined; nan where undefined.
@@ -39,8 +46,8 @@ def evaluate(
         parts.append(torch.stack([logits, *targets(batch.labels, batch.weights)]))  # [3, B, T]
         if model.full_ranking:
             pairs.append(model.full_ranking.pairs(batch))
-        if on_batch:
-            on_batch(step + 1)
+        if on_progress:
+            on_progress(step + 1)
     everything = _gathered(torch.cat(parts, dim=1) if parts else torch.empty(3, 0, len(tasks)))
     more: dict[str, float] = {}
     if model.full_ranking:

@@ -1,8 +1,9 @@
-"""One training step: losses of the global batch, gradients, update."""
+"""A training step: forward, losses, backward, update. With gradient balancing: :mod:`dlrm_mtl.training.balanced_step`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,15 +17,31 @@ from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.losses import TaskLosses
 from dlrm_mtl.tasks.targets import Targets
-from dlrm_mtl.training.backward import BalancedBackward, PlainBackward
-from dlrm_mtl.training.build import ShardedModel
+from dlrm_mtl.training.sharded_model import ShardedModel
 
-Targeted = tuple[Batch, Tensor, Tensor]
-"""A micro-batch with its tasks' labels and weights, [B, T] each."""
+
+class MicroBatch(NamedTuple):
+    """Rows of this process with what the tasks make of them."""
+
+    batch: Batch
+    labels: Tensor  # [B, T]
+    weights: Tensor  # [B, T], 0 where a row does not count for a task
+
+    @property
+    def row_weights(self) -> Tensor:
+        """The weight of each row where no task is in question, [B]: its largest."""
+        return self.weights.amax(dim=1)
 
 
 class TrainingStep:
-    """Takes training steps; every process calls it with its part of the same global batch."""
+    """Takes training steps; every process calls it with its part of the same global batch.
+
+    Args:
+        config: of the run.
+        process: the one that calls.
+        model: the sharded model.
+        optimizers: of all its parameters.
+    """
 
     def __init__(self, config: RunConfig, process: Process, model: ShardedModel, optimizers: Optimizers) -> None:
         self.process = process
@@ -33,10 +50,8 @@ class TrainingStep:
         self.optimizers = optimizers
         self.targets = Targets(config.tasks, process.device)
         self.losses = TaskLosses(config.tasks, process.device, model.weighting)
-        self.gradients: PlainBackward | BalancedBackward = PlainBackward(model)
-        """Of the last step: ``figures`` for the log, and the tasks whose gradient was ``not_finite``, where it can tell."""
-        if model.balancing is not None:
-            self.gradients = BalancedBackward(model, model.balancing, optimizers.sparse)
+        self.not_finite: list[str] = []
+        """Tasks whose gradient was not finite in the last step; known only where tasks have gradients of their own."""
 
     def __call__(
         self, batches: Sequence[Batch], step: int, epoch: int, measure: bool = False
@@ -51,20 +66,65 @@ class TrainingStep:
         """
         self.model.ids.begin(step)
         self.losses.weighting.start(epoch)
-        self.optimizers.prepare(step)
-        pieces = []
-        for number, batch in enumerate(batches):
-            self._draw(step, number)
-            pieces.append((batch, *self.targets.sampled(batch.labels, batch.weights, self.model.dropout)))
-        parts, totals = self._differentiate(pieces, step)
+        self.optimizers.set_learning_rate(step)
+        self.optimizers.zero_grad()
+        pieces = self.pieces(batches, step)
+        totals, rows = self.total_weights(pieces)
+        parts = self.differentiate(pieces, totals, rows, step)
         with record_function("## optimizer step ##"):
             report = self.optimizers.step(measure)
         if not report.skipped:
-            self.losses.weighting.observe(parts, totals)
-            if self.gradients.needs_losses_after:
-                self.gradients.after(self._losses(pieces, totals, step))
+            self.after_update(pieces, parts, totals, step)
         self.model.ids.end(keep=not report.skipped)
         return parts, report
+
+    def differentiate(self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Compute the gradients of all parameters; return this process's parts of the tasks' losses [T].
+
+        Args:
+            pieces: this process's rows.
+            totals: the weights of the global batch's rows for each task, summed [T].
+            rows: the weights of its rows, summed.
+            step: steps taken so far.
+        """
+        parts = torch.zeros_like(totals)
+        for number, piece in enumerate(pieces):
+            self.set_clock(step, number)
+            with record_function("## forward ##"):
+                logits = self.model.module(piece.batch)  # [B, T]
+            terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
+            penalty = self.penalty(logits, piece, rows)
+            with record_function("## backward ##"):
+                loss = terms.sum() if penalty is None else terms.sum() + penalty
+                loss.backward()  # type: ignore[no-untyped-call]
+            parts += part
+        return parts
+
+    def pieces(self, batches: Sequence[Batch], step: int) -> list[MicroBatch]:
+        """Labels and weights for each of ``batches``, after tasks have drawn the rows that they learn from."""
+        result = []
+        for number, batch in enumerate(batches):
+            self.set_clock(step, number)
+            result.append(MicroBatch(batch, *self.targets.sampled(batch.labels, batch.weights, self.model.random)))
+        return result
+
+    def total_weights(self, pieces: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """The weights of the global batch's rows: summed for each task [T], and without regard to tasks []."""
+        own = [torch.cat([piece.weights.sum(dim=0), piece.row_weights.sum().unsqueeze(0)]) for piece in pieces]
+        sums = torch.stack(own).sum(dim=0)  # [T + 1]
+        dist.all_reduce(sums)
+        return sums[:-1], sums[-1]
+
+    def penalty(self, logits: Tensor, piece: MicroBatch, rows: Tensor) -> Tensor | None:
+        """A penalty that the model asks for, averaged over the global batch; multiplied as DDP divides."""
+        penalty = self.model.penalty(logits)  # [B]
+        if penalty is None:
+            return None
+        return (penalty * piece.row_weights).sum() / rows.clamp(min=1e-30) * self.process.world_size
+
+    def after_update(self, pieces: Sequence[MicroBatch], parts: Tensor, totals: Tensor, step: int) -> None:
+        """Let the task weights learn from the losses of a step that was applied; arguments as in :meth:`differentiate`."""
+        self.losses.weighting.observe(parts, totals)
 
     def rehearse(self, batch: Batch) -> None:
         """Differentiate a batch that counts for nothing, so that sums over processes do not depend on where a run begins.
@@ -72,57 +132,21 @@ class TrainingStep:
         After two backward passes DDP puts the parameters into another order. With more than two processes that is another
         order of summation, in which the first steps after a resume would differ from the same steps of an uninterrupted run.
         """
-        if self.process.world_size <= 2 or not isinstance(self.gradients, PlainBackward):
+        if self.process.world_size <= 2:
             return
         buffers = {buffer: buffer.clone() for buffer in self.model.module.buffers()}
+        pieces = [MicroBatch(batch, *self.targets(batch.labels, batch.weights))]
         for _ in range(2):
-            self._differentiate([(batch, *self.targets(batch.labels, batch.weights))], 0)
-            self.optimizers.prepare(0)
+            self.differentiate(pieces, *self.total_weights(pieces), 0)
+            self.optimizers.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers.items():
                 buffer.copy_(before)
 
-    def _differentiate(self, pieces: Sequence[Targeted], step: int) -> tuple[Tensor, Tensor]:
-        """Compute the gradients; return the parts of the tasks' losses [T], and the rows' total weights [T]."""
-        counts = [
-            weights.amax(dim=1) for _, _, weights in pieces
-        ]  # [B], of rows where it does not matter for which task
-        sums = torch.stack(
-            [
-                torch.cat([weights.sum(dim=0), count.sum().unsqueeze(0)])
-                for (_, _, weights), count in zip(pieces, counts, strict=True)
-            ]
-        ).sum(dim=0)  # [T + 1]
-        dist.all_reduce(sums)
-        totals, parts = sums[:-1], torch.zeros_like(sums[:-1])
-        with self.gradients.around():
-            for number, ((batch, labels, weights), count) in enumerate(zip(pieces, counts, strict=True)):
-                self._draw(step, number)
-                with record_function("## forward ##"):
-                    logits = self.gradients.predict(batch)
-                terms, part = self.losses(logits, labels, weights, totals, len(pieces))
-                penalty = self.model.penalty(logits)
-                if penalty is not None:
-                    penalty = (penalty * count).sum() / sums[-1].clamp(min=1e-30) * self.process.world_size
-                with record_function("## backward ##"):
-                    self.gradients.backward(terms, penalty)
-                parts += part
-            self.gradients.finish(parts, step)
-        return parts, totals
-
-    @torch.no_grad()
-    def _losses(self, pieces: Sequence[Targeted], totals: Tensor, step: int) -> Tensor:
-        """This process's parts of the tasks' losses [T] with the weights as they are now."""
-        parts = torch.zeros_like(totals)
-        for number, (batch, labels, weights) in enumerate(pieces):
-            self._draw(step, number)
-            parts += self.losses.parts(self.model.module(batch), labels, weights, totals)
-        return parts
-
-    def _draw(self, step: int, number: int) -> None:
+    def set_clock(self, step: int, number: int) -> None:
         """Let what is drawn for rows be that of a step's micro-batch ``number``."""
-        self.model.dropout.step = step * self.micro_batches + number
+        self.model.random.step = step * self.micro_batches + number
 
     def figures(self) -> dict[str, float]:
         """What the log should say of the last step besides its losses."""
-        return {**self.model.ids.figures, **self.gradients.figures}
+        return {**self.model.ids.figures}

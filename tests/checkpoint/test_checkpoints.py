@@ -33,7 +33,7 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.loop import Trainer
+    from dlrm_mtl.training.loop import RunParts, Trainer
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     seed = {"seed": 9} if load else {}
@@ -50,7 +50,7 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
             assert (local.accumulators > 0).any()
     else:
         loader = make_loader(config, dataset, "train", process)
-        trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(runs), None, progress)
+        trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(runs), progress))
         with loader.epoch(0) as batches:
             for _ in range(3):
                 trainer.step([next(batches)], progress.step, 0)

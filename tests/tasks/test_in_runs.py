@@ -63,7 +63,7 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.loop import Trainer
+    from dlrm_mtl.training.loop import RunParts, Trainer
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
@@ -71,7 +71,7 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(folder), None, Progress())
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), Progress()))
     values = []
     for batch in loader.epoch(0):
         parts, _ = trainer.step([batch], trainer.progress.step, 0)

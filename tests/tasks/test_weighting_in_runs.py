@@ -34,7 +34,7 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.tasks.weighting import DynamicWeightAverage, UncertaintyWeighting
     from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.loop import Trainer
+    from dlrm_mtl.training.loop import RunParts, Trainer
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     data = open_dataset(str(dataset))
@@ -49,7 +49,7 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
         loader = make_loader(config, data, "train", process)
         folder = Checkpoints(checkpoints / name)
         progress = folder.load("latest", model, optimizers) if resume else Progress()
-        trainer = Trainer(config, process, model, optimizers, loader, None, folder, None, progress)
+        trainer = Trainer(RunParts(config, process, model, optimizers, loader, folder, progress))
         model.module.train()
         values = result[name] = []
         while progress.step < stop:

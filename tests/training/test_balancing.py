@@ -169,8 +169,7 @@ def sharded(
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
-    from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.step import TrainingStep
+    from dlrm_mtl.training.build import build_model, build_optimizers, build_step
     from tests.embeddings.two_phase_model import whole
 
     process, results = Process(rank, dist.get_world_size(), torch.device("cpu")), {}
@@ -178,7 +177,7 @@ def sharded(
     for method, (name, plan) in itertools.product(methods, plans.items()):
         config = configuration(folder, METHODS[method], plan)
         model = build_model(config, dataset.spec, process)
-        step = TrainingStep(config, process, model, build_optimizers(config, model, STEPS))
+        step = build_step(config, process, model, build_optimizers(config, model, STEPS))
         assert model.balancing is not None
         reports: list[Any] = []
         inner = model.balancing.methods.step
@@ -257,8 +256,7 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
-    from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.step import TrainingStep
+    from dlrm_mtl.training.build import build_model, build_optimizers, build_step
 
     process, result = Process(rank, dist.get_world_size(), torch.device("cpu")), {}
     dataset = open_dataset(str(folder))
@@ -269,7 +267,7 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
             saved = Checkpoints(checkpoints / method)
             model = build_model(config, dataset.spec, process)
             optimizers = build_optimizers(config, model, STEPS)
-            step = TrainingStep(config, process, model, optimizers)
+            step = build_step(config, process, model, optimizers)
             with make_loader(config, dataset, "train", process).epoch(0, 0) as batches:
                 for number, batch in enumerate(itertools.islice(batches, STEPS)):
                     if number == stop:
@@ -277,7 +275,7 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
                         model = build_model(config, dataset.spec, process)
                         optimizers = build_optimizers(config, model, STEPS)
                         saved.load("latest", model, optimizers)
-                        step = TrainingStep(config, process, model, optimizers)
+                        step = build_step(config, process, model, optimizers)
                     step([batch], number, 0)
             tables = {name: weight.local_shards()[0].tensor for name, weight in model.table_weights().items()}
             states.append(tables | model.dense_weights())
@@ -299,14 +297,13 @@ def poisoned(rank: int, folder: Path) -> Any:
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
-    from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.step import TrainingStep
+    from dlrm_mtl.training.build import build_model, build_optimizers, build_step
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
     config = configuration(folder, METHODS["gradnorm"], {"default": "row_wise"})
     model = build_model(config, dataset.spec, process)
-    step = TrainingStep(config, process, model, build_optimizers(config, model, STEPS))
+    step = build_step(config, process, model, build_optimizers(config, model, STEPS))
     skipped = []
     with make_loader(config, dataset, "train", process).epoch(0, 0) as batches:
         for number, batch in enumerate(itertools.islice(batches, 3)):
@@ -315,7 +312,7 @@ def poisoned(rank: int, folder: Path) -> Any:
             before = {key: value.clone() for key, value in model.dense_weights().items()}
             _, report = step([batch], number, 0)
             unchanged = all(torch.equal(value, before[key]) for key, value in model.dense_weights().items())
-            skipped.append((report.skipped, step.gradients.not_finite, unchanged))
+            skipped.append((report.skipped, step.not_finite, unchanged))
     return skipped
 
 

@@ -57,7 +57,7 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loaders import make_loader
-    from dlrm_mtl.training.loop import Trainer
+    from dlrm_mtl.training.loop import RunParts, Trainer
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
@@ -66,7 +66,7 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(folder), None, Progress())
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), Progress()))
     assert trainer.steps_per_epoch < STEPS
     model.module.train()
     values: list[list[float]] = []

@@ -22,7 +22,7 @@ from dlrm_mtl.run.train import check_same_data, data_order
 from dlrm_mtl.tasks.check import starting_logits
 from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.loaders import make_loader, training_loader
-from dlrm_mtl.training.loop import Trainer
+from dlrm_mtl.training.loop import RunParts, Trainer
 from tests import commands
 from tests.data.negatives.shop import ALONG, write
 from tests.data.reading import actual
@@ -82,7 +82,7 @@ def trained(
         optimizers = build_optimizers(config, model, STEPS)
         checkpoints = Checkpoints(runs / name)
         progress = checkpoints.load("latest", model, optimizers) if resume else Progress()
-        Trainer(config, process, model, optimizers, loader, None, checkpoints, None, progress).train()
+        Trainer(RunParts(config, process, model, optimizers, loader, checkpoints, progress)).train()
         result[name] = {key: value.clone() for key, value in model.dense_weights().items()}
         if name != "unbounded":  # which row of a table an id has depends on the processes
             result[name] |= {key: whole(value) for key, value in model.table_weights().items()}

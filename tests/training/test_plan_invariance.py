@@ -39,7 +39,7 @@ def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.loop import Trainer
+    from dlrm_mtl.training.loop import RunParts, Trainer
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
@@ -47,7 +47,7 @@ def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(config, process, model, optimizers, loader, None, Checkpoints(folder), None, Progress())
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), Progress()))
     model.module.train()
     values: list[list[float]] = []
     while len(values) < STEPS:

@@ -37,8 +37,7 @@ class Run:
         from dlrm_mtl.core.processes import Process
         from dlrm_mtl.data.dataset import open_dataset
         from dlrm_mtl.run.train import make_loader
-        from dlrm_mtl.training.build import build_model, build_optimizers
-        from dlrm_mtl.training.step import TrainingStep
+        from dlrm_mtl.training.build import build_model, build_optimizers, build_step
 
         process = Process(rank, dist.get_world_size(), torch.device("cpu"))
         content = hashed.config(data, unbounded, sharding=PLANS[plan], **{"optimizer": CLIPPY, **changes})
@@ -48,7 +47,7 @@ class Run:
         self.optimizers = build_optimizers(self.config, self.model, 20)
         self.loader = make_loader(self.config, dataset, "train", process)
         self.validation = make_loader(self.config, dataset, "validation", process)
-        self.take = TrainingStep(self.config, process, self.model, self.optimizers)
+        self.take = build_step(self.config, process, self.model, self.optimizers)
         self.progress = Progress()
         self.losses: list[list[float]] = []
         self.evicted = {"user": 0.0, "item": 0.0}

@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_mtl.metrics.ranking import NO_POSITIONS, Positions, positions
 from dlrm_mtl.models.blocks import ParallelLinear, ParallelMLP
 from dlrm_mtl.models.classical.neumf import NeuMF
-from dlrm_mtl.training.build import ShardedModel
+from dlrm_mtl.training.sharded_model import ShardedModel
 
 Ids = NDArray[np.int64]
 

@@ -20,8 +20,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, gather_objects, process_group
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.metrics.ranking import Positions, all_metrics
-from dlrm_mtl.training.build import build_model, build_optimizers
-from dlrm_mtl.training.step import TrainingStep
+from dlrm_mtl.training.build import build_model, build_optimizers, build_step
 
 LANES = 4
 """Parts of a batch with dropout masks of their own: as many processes give the same model."""
@@ -158,7 +157,7 @@ def _train(run: Run, scale: Scale, data: Interactions, process: Process) -> dict
         raise UserError(f"--batch {scale.batch}: an epoch has fewer rows; lower it.")
     model = build_model(config, data.spec, process)
     _start_biases(model.ranker, data, scale, method)
-    step = TrainingStep(config, process, model, build_optimizers(config, model, scale.epochs * steps))
+    step = build_step(config, process, model, build_optimizers(config, model, scale.epochs * steps))
     targets = data.held["validation"]
     users = np.unique(targets[(targets > 0).all(axis=1), 0])
     users = np.random.default_rng(0).permutation(users)[: scale.validation_users]

@@ -1,4 +1,4 @@
-"""Backward passes. With gradient balancing: one per task over each forward pass, then one combined gradient.
+"""A training step with gradient balancing: one backward pass per task over each forward pass, then one combined gradient.
 
 Tables and dense parameters are treated alike: each task's gradient is that of the global batch, inner products are the same
 on every process, and so are the coefficients that come of them.
@@ -7,9 +7,8 @@ on every process, and so are the coefficients that come of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -17,100 +16,97 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from dlrm_mtl.balancing import BalanceReport, gram_of, not_finite_tasks
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.task_gradients import TaskGradients
-from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.training.balancing_state import GradientBalancing, slices
-from dlrm_mtl.training.build import ShardedModel
+from dlrm_mtl.training.sharded_model import ShardedModel
+from dlrm_mtl.training.step import MicroBatch, TrainingStep
 
 
-class PlainBackward:
-    """One backward pass of the sum of all losses; the same interface as :class:`BalancedBackward`."""
-
-    figures: Mapping[str, float] = MappingProxyType({})
-    not_finite: Sequence[str] = ()
-    needs_losses_after = False
-
-    def __init__(self, model: ShardedModel) -> None:
-        self.model = model
-
-    def around(self) -> AbstractContextManager[None]:
-        """Nothing is to be prepared."""
-        return nullcontext()
-
-    def predict(self, batch: Batch) -> Tensor:
-        """Logits [B, T]."""
-        logits: Tensor = self.model.module(batch)
-        return logits
-
-    def backward(self, terms: Tensor, penalty: Tensor | None) -> None:
-        """Add a micro-batch's gradients to those of all parameters."""
-        loss = terms.sum() if penalty is None else terms.sum() + penalty
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def finish(self, parts: Tensor, step: int) -> None:
-        """The gradients are complete."""
-
-    def after(self, parts: Tensor) -> None:
-        """Nothing depends on the losses after the update."""
-
-
-class BalancedBackward:
-    """Puts the combined gradients where the optimizers expect the ordinary ones.
+class BalancedStep(TrainingStep):
+    """Compares the tasks' gradients, and leaves their combination where the optimizers expect the ordinary gradients.
 
     Args:
-        model: the sharded model.
-        balancing: a part of it.
-        sparse: the optimizer of its tables.
+        config: of the run.
+        process: the one that calls.
+        model: the sharded model, with ``balancing``.
+        optimizers: of all its parameters.
     """
 
-    def __init__(self, model: ShardedModel, balancing: GradientBalancing, sparse: TwoPhaseOptimizer) -> None:
-        self.model = model
-        self.balancing = balancing
+    def __init__(self, config: RunConfig, process: Process, model: ShardedModel, optimizers: Optimizers) -> None:
+        super().__init__(config, process, model, optimizers)
+        assert model.balancing is not None
+        self.balancing: GradientBalancing = model.balancing
         self.parameters = model.dense_parameters()
-        self.tasks = list(balancing.methods.tasks)
-        self.figures: dict[str, float] = {}
-        """What the log should say of the last step."""
-        self.not_finite: list[str] = []
-        """The tasks whose gradient was not finite in the last step."""
-        self._device = next(iter(self.parameters.values())).device
+        self.tasks = list(self.balancing.methods.tasks)
+        self._figures: dict[str, float] = {}
+        self._device = process.device
         self._features: Tensor | None = None
         self._cotangents: list[tuple[Tensor, list[Tensor]]] = []
         self._flat: Tensor | None = None
         self._tables: TaskGradients | None = None
-        if balancing.level == "parameters":
+        if self.balancing.level == "parameters":
             penalised = model.penalty(torch.zeros(1, len(self.tasks), device=self._device)) is not None
-            self._tables = TaskGradients(sparse, len(self.tasks) + penalised)
+            self._tables = TaskGradients(optimizers.sparse, len(self.tasks) + penalised)
         self._columns = self._columns_by_table()
         model.ranker.lookup.register_forward_hook(self._keep)
 
-    @property
-    def needs_losses_after(self) -> bool:
-        """Whether :meth:`after` is to be called after every update that was applied."""
-        return self.balancing.methods.needs_losses_after
+    def differentiate(self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Compute each task's gradients and combine them; otherwise like the plain step's."""
+        parts = torch.zeros_like(totals)
+        with self._gradients_apart():
+            for number, piece in enumerate(pieces):
+                self.set_clock(step, number)
+                with record_function("## forward ##"):
+                    logits = self.model.ranker(
+                        piece.batch
+                    )  # DDP is passed by: gradients are reduced before they are compared
+                terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
+                penalty = self.penalty(logits, piece, rows)
+                with record_function("## backward ##"):
+                    self._backward([*terms] if penalty is None else [*terms, penalty])
+                parts += part
+            self._combine(parts, step)
+        return parts
+
+    def after_update(self, pieces: Sequence[MicroBatch], parts: Tensor, totals: Tensor, step: int) -> None:
+        """Tell methods that ask for it the tasks' losses on the same rows after the update, too."""
+        super().after_update(pieces, parts, totals, step)
+        if self.balancing.methods.needs_losses_after:
+            losses = self._losses(pieces, totals, step).double()
+            dist.all_reduce(losses)
+            self.balancing.methods.after(losses)
+
+    def rehearse(self, batch: Batch) -> None:
+        """Do nothing: gradients are not reduced by DDP here."""
+
+    def figures(self) -> dict[str, float]:
+        """What the log should say of the last step besides its losses."""
+        return {**super().figures(), **self._figures}
 
     @contextmanager
-    def around(self) -> Iterator[None]:
-        """To be put around the forward and backward passes of a step and :meth:`finish`."""
+    def _gradients_apart(self) -> Iterator[None]:
+        """Keep the tasks' gradients apart until they are combined."""
         try:
             with self._tables.apart() if self._tables else nullcontext():
                 yield
         finally:
             self._features, self._flat, self._cotangents = None, None, []
 
-    def predict(self, batch: Batch) -> Tensor:
-        """Logits [B, T]. DDP is passed by: each task's gradient is reduced here, before they are compared."""
-        logits: Tensor = self.model.ranker(batch)
-        return logits
+    @torch.no_grad()
+    def _losses(self, pieces: Sequence[MicroBatch], totals: Tensor, step: int) -> Tensor:
+        """This process's parts of the tasks' losses [T] with the weights as they are now."""
+        parts = torch.zeros_like(totals)
+        for number, (batch, labels, weights) in enumerate(pieces):
+            self.set_clock(step, number)
+            parts += self.losses.parts(self.model.module(batch), labels, weights, totals)
+        return parts
 
-    def backward(self, terms: Tensor, penalty: Tensor | None) -> None:
-        """Add a micro-batch's gradients to those of each task; to be called on every process.
-
-        Args:
-            terms: [T] what each task adds to the loss.
-            penalty: what is added to the loss on no task's account; its gradient is added as it is.
-        """
-        losses = [*terms, penalty] if penalty is not None else [*terms]
+    def _backward(self, losses: list[Tensor]) -> None:
+        """Add a micro-batch's gradients to those of each of the tasks' ``losses``; the penalty, if any, stands last."""
         cotangents, features = self._gradients(losses), self._features
         assert features is not None
         if self._tables:
@@ -118,13 +114,8 @@ class BalancedBackward:
         else:
             self._cotangents.append((features, cotangents))
 
-    def finish(self, parts: Tensor, step: int) -> None:
-        """Combine the tasks' gradients; to be called on every process.
-
-        Args:
-            parts: [T] this process's parts of the tasks' losses.
-            step: number of the step.
-        """
+    def _combine(self, parts: Tensor, step: int) -> None:
+        """Combine the tasks' gradients; ``parts`` [T] are this process's parts of their losses."""
         dense, count = self._dense_gradients(), len(self.tasks)
         if self._tables:
             grams = self._tables.grams()[:, :count, :count]
@@ -132,7 +123,7 @@ class BalancedBackward:
             grams = sum((self._feature_grams(cotangents) for _, cotangents in self._cotangents), torch.zeros(()))
         report = self._balance(dense, grams, parts, step)
         coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), count)
-        rest = len(dense[0]) - count  # the penalty's gradient, if there is one
+        rest = len(dense[0]) - count  # the penalty's gradient, if there is one, is added as it is
         coefficients = torch.cat([coefficients, coefficients.new_ones(len(coefficients), rest)], dim=1)
         own, of_tables = coefficients.split([len(dense), len(self.balancing.tables)])
         if self._tables:
@@ -140,14 +131,7 @@ class BalancedBackward:
         for features, cotangents in self._cotangents:
             features.backward(self._combined_cotangent(cotangents, of_tables))
         for index, (parameter, gradients) in enumerate(zip(self.parameters.values(), dense, strict=True)):
-            parameter.grad = self._combine(index, gradients, own[index]).view_as(parameter)
-
-    @torch.no_grad()
-    def after(self, parts: Tensor) -> None:
-        """Tell the methods the tasks' losses on the same batch after the update: [T], this process's parts."""
-        losses = parts.double()
-        dist.all_reduce(losses)
-        self.balancing.methods.after(losses)
+            parameter.grad = self._combined(index, gradients, own[index]).view_as(parameter)
 
     def _keep(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         self._features = output if output.requires_grad else None
@@ -184,7 +168,7 @@ class BalancedBackward:
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _balance(self, dense: list[Tensor], tables: Tensor, parts: Tensor, step: int) -> BalanceReport | None:
-        """What the methods make of the inner products; None if a task's gradient is not finite, which is then named."""
+        """Ask the methods for coefficients; None if a task's gradient is not finite, which ``not_finite`` then names."""
         count = len(self.tasks)
         exchanged = torch.cat([tables.flatten(), parts.double().cpu()]).to(self._device)
         dist.all_reduce(exchanged)
@@ -194,13 +178,13 @@ class BalancedBackward:
         grams = torch.cat([torch.stack(own), sums.view(-1, count, count)])
         # A loss that is not finite spoils the gradients of tasks that are computed together with it.
         lost = [task for task, loss in zip(self.tasks, losses.tolist(), strict=True) if not math.isfinite(loss)]
-        self.not_finite, self.figures = lost or not_finite_tasks(grams, self.tasks), {}
+        self.not_finite, self._figures = lost or not_finite_tasks(grams, self.tasks), {}
         if self.not_finite:
             return None
         for index, mask in enumerate(masks):
             self.balancing.shared(index).copy_(mask)
         report = self.balancing.methods.step(grams, losses, step)
-        self.figures = {f"balancing/{name}": value for name, value in report.figures.items()}
+        self._figures = {f"balancing/{name}": value for name, value in report.figures.items()}
         return report
 
     def _shared_slices(self, index: int, gradients: Tensor) -> Tensor:
@@ -208,7 +192,7 @@ class BalancedBackward:
         used = (gradients[: len(self.tasks)] != 0).any(dim=2)
         return self.balancing.shared(index) | (used.sum(dim=0) >= 2)
 
-    def _combine(self, index: int, gradients: Tensor, coefficients: Tensor) -> Tensor:
+    def _combined(self, index: int, gradients: Tensor, coefficients: Tensor) -> Tensor:
         """The combined gradient of a dense parameter [n, m]; slices of single tasks get the plain sum."""
         weights = coefficients.to(gradients)
         balanced = torch.einsum("knm,k->nm", gradients, weights)
