@@ -77,7 +77,7 @@ def train(
 
     folder = output or f"runs/{loaded.name}"
     try:
-        run_training(loaded, folder, resume, [ShowProgress(loaded)])
+        run_training(loaded, folder, resume, [ShowProgress()])
     except Interrupted as stopped:
         if _speaks():
             print(f"{stopped}; resume from it with the run's folder {folder} as --output, and --resume", flush=True)
@@ -108,12 +108,17 @@ def predict(
     ],
     carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
     checkpoint: CheckpointName = "best",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows that are in memory at a time.")] = 8192,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows that a process has in memory at a time.")] = 8192,
+    overrides: Overrides = None,
 ) -> None:
-    """Predict every task for the rows of Parquet files, in constant memory."""
-    from dlrm_mtl.run.predict import predict_run
+    """Predict every task for the rows of Parquet files, in constant memory.
 
-    predict_run(run, input, output, carry or [], checkpoint, batch_size)
+    Alone it uses one process. Several, started like those of `train`, share the rows; the first one writes the file.
+    """
+    from dlrm_mtl.run.predict import predict_run
+    from dlrm_mtl.run.show import ShowProgress
+
+    predict_run(run, input, output, carry or [], checkpoint, batch_size, overrides, [ShowProgress()])
 
 
 @app.command()

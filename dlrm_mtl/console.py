@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dlrm_mtl.metrics import ALL_METRICS, METRICS
-from dlrm_mtl.tasks.config import TaskConfig
+
+if TYPE_CHECKING:
+    from dlrm_mtl.tasks.config import TaskConfig  # which needs PyTorch
 
 PLAN_ROWS = 8
 """Tables that the plan shows one by one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import read_yaml, validate
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> RunConfig:
     """Read and validate a configuration.
 
     Args:
@@ -24,7 +25,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         UserError: with one sentence per mistake.
     """
-    content = read_yaml(path)
+    content = read_yaml(Path(path))
     for override in overrides or []:
         apply_override(content, override)
     config = validate(RunConfig, content, str(path))

@@ -10,7 +10,7 @@ import pyarrow as pa
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.batch import Batch
-from dlrm_mtl.data.batching import Rows, assemble
+from dlrm_mtl.data.batching import Rows, assemble, padding
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import DataFile, open_files
@@ -62,14 +62,41 @@ class RowReader:
         """Start reading; close the iterator to stop early."""
         return Prefetcher(self._batches, self._prefetch)
 
+    def share(self, rank: int, world_size: int) -> Prefetcher[tuple[Batch | None, int, pa.Table]]:
+        """Start reading for one of several processes: every ``world_size``-th batch, from number ``rank`` on, is its own.
+
+        Yields a batch, the number of its rows, and the carried columns; the batches of others are None. With several processes
+        own batches are padded to ``batch_size`` rows, so that all look up equally many.
+        """
+        return Prefetcher(lambda: self._shared_batches(rank, world_size), self._prefetch)
+
+    def empty_batch(self) -> Batch:
+        """A batch of padding only, for a process that has no rows left while others have."""
+        return assemble(self.layout, [padding(self.layout, self._batch_size)])
+
     def _batches(self) -> Iterator[tuple[Batch, pa.Table]]:
+        for batch, _, carried in self._shared_batches(0, 1):
+            assert batch is not None
+            yield batch, carried
+
+    def _shared_batches(self, rank: int, world_size: int) -> Iterator[tuple[Batch | None, int, pa.Table]]:
         builder = BlockBuilder(self.layout, self._count_unknown)
+        for number, (sources, carried) in enumerate(self._read()):
+            batch, rows = None, sources.rows
+            if number % world_size == rank:
+                parts = [Rows(builder.build(sources), 0, rows)]
+                if world_size > 1 and rows < self._batch_size:
+                    parts.append(padding(self.layout, self._batch_size - rows))
+                batch = assemble(self.layout, parts)
+            yield batch, rows, carried
+
+    def _read(self) -> Iterator[tuple[Sources, pa.Table]]:
+        """Rows of each batch as they are stored, and the columns to hand through."""
         for file in self._files:
             first_row = 0
             for table in self._tables(file):
-                block = builder.build(Sources([table], [(table.num_rows, file.path, first_row)]))
                 carried = table.select(self.carried_schema.names).cast(self.carried_schema)
-                yield assemble(self.layout, [Rows(block, 0, table.num_rows)]), carried
+                yield Sources([table], [(table.num_rows, file.path, first_row)]), carried
                 first_row += table.num_rows
 
     def _tables(self, file: DataFile) -> Iterator[pa.Table]:

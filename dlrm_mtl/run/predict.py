@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 
 from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
 from dlrm_mtl.config.load import load_config
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.console import Bar
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.processes import process_group
+from dlrm_mtl.core.processes import Process, first_process_only, on_every_process, process_group
+from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.row_reader import iterate_rows
 from dlrm_mtl.run.show import ShowProgress
@@ -24,11 +29,16 @@ from dlrm_mtl.run.train import check_tasks, evaluate_split, report_unknown_ids
 from dlrm_mtl.storage.output import output_file
 from dlrm_mtl.tasks.targets import predictions
 from dlrm_mtl.training.build import build_model
-from dlrm_mtl.training.events import Listeners
+from dlrm_mtl.training.events import Listener, Listeners, Progress
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
+Entry = tuple[Batch | None, int, pa.Table]
 
 
 @contextmanager
-def open_run(place: str | Path, overrides: list[str] | None = None) -> Iterator[tuple[Checkpoints, RunConfig]]:
+def trained_run(place: str | Path, overrides: list[str] | None = None) -> Iterator[tuple[Checkpoints, RunConfig]]:
     """The checkpoints and the configuration of a run that was trained before; to be entered on every process.
 
     Raises:
@@ -45,7 +55,11 @@ def open_run(place: str | Path, overrides: list[str] | None = None) -> Iterator[
 
 
 def evaluate_run(
-    run: str | Path, split: str, checkpoint: str, overrides: list[str] | None, show: bool = True
+    run: str | Path,
+    split: str = "test",
+    checkpoint: str = "best",
+    overrides: list[str] | None = None,
+    show: bool = True,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of the run in folder ``run``, path or URI, on one split of its data set.
 
@@ -54,7 +68,7 @@ def evaluate_run(
     Raises:
         UserError: there is no such run, checkpoint or split.
     """
-    with process_group() as process, open_run(run, overrides) as (checkpoints, config):
+    with process_group() as process, trained_run(run, overrides) as (checkpoints, config):
         checkpoints.path(checkpoint)
         dataset = open_dataset(config.data.path)
         check_tasks(config, dataset.spec)
@@ -65,9 +79,18 @@ def evaluate_run(
 
 
 def predict_run(
-    run: str | Path, source: str | Path, target: str | Path, carry: list[str], checkpoint: str, batch_size: int
+    run: str | Path,
+    source: str | Path,
+    target: str | Path,
+    carry: Sequence[str] = (),
+    checkpoint: str = "best",
+    batch_size: int = 8192,
+    overrides: list[str] | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> int:
-    """Write each task's prediction for every row of ``source``; one process, constant memory, row order kept.
+    """Write each task's prediction for every row of ``source``, in its order and in constant memory.
+
+    To be called on every process: they share the work, and the first one writes.
 
     Args:
         run: folder of the run, path or URI.
@@ -76,6 +99,8 @@ def predict_run(
         carry: columns of ``source`` to carry over, before the predictions.
         checkpoint: ``best``, ``latest`` or ``step_N``.
         batch_size: rows in memory at a time.
+        overrides: ``key=value`` of the run's configuration, such as ``data.out_of_range=unknown``.
+        listeners: hear of the progress.
 
     Returns:
         The number of rows.
@@ -83,32 +108,101 @@ def predict_run(
     Raises:
         UserError: the run, the checkpoint, the input or the output cannot be used.
     """
-    with process_group() as process, open_run(run) as (checkpoints, config):
+    with process_group() as process, trained_run(run, overrides) as (checkpoints, config), ExitStack() as output:
+        predictor = Predictor(process, checkpoints, config, source, carry, checkpoint, batch_size)
+        sinks: list[pa.NativeFile] = []
+
+        def open_output() -> None:
+            sinks.append(output.enter_context(output_file(target)))
+
+        first_process_only(open_output)
+        writer: pq.ParquetWriter | None = None
+        done = 0
+        for table in predictor.tables(Listeners(listeners, process.is_main)):
+            if process.is_main:
+                if writer is None:
+                    writer = output.enter_context(pq.ParquetWriter(sinks[0], table.schema, compression="zstd"))
+                writer.write_table(table)
+            done += table.num_rows
+        report_unknown_ids(process, predictor.rows.unknown_ids)
+    if process.is_main:
+        logger.info("%s: %s rows, columns %s", target, f"{done:,}", ", ".join(predictor.columns))
+    return done
+
+
+class Predictor:
+    """A trained model and rows to predict for; to be made on every process.
+
+    Args:
+        process: this one.
+        checkpoints: of the run.
+        config: of the run.
+        source: Parquet file, or folder of them; path or URI.
+        carry: columns of ``source`` to carry over, before the predictions.
+        checkpoint: ``best``, ``latest`` or ``step_N``.
+        batch_size: rows that a process has in memory at a time.
+
+    Raises:
+        UserError: the checkpoint or the input cannot be used.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        checkpoints: Checkpoints,
+        config: RunConfig,
+        source: str | Path,
+        carry: Sequence[str],
+        checkpoint: str,
+        batch_size: int,
+    ) -> None:
+        self.process, self.config, self.source = process, config, source
+        self.checkpoints, self.checkpoint = checkpoints, checkpoint
         checkpoints.path(checkpoint)
-        dataset = open_dataset(config.data.path)
+        self.spec = open_dataset(config.data.path).spec
         names = [task.name for task in config.tasks]
         twice = sorted(set(names) & set(carry))
         if twice:
             raise UserError(f"--carry {twice[0]}: the predictions have a column of this name; leave it out.")
-        rows = iterate_rows(source, dataset.spec, config.data, batch_size, carry)
-        with output_file(target) as sink:
-            model = build_model(config, dataset.spec, process)
-            checkpoints.load(checkpoint, model)
-            model.module.eval()
-            writer: pq.ParquetWriter | None = None
-            done = 0
-            with torch.no_grad(), Bar("predict", rows.rows, process.is_main) as bar:
-                for batch, carried in rows:
-                    values = predictions(model.module(batch.to(process.device)), config.tasks).cpu().numpy()
-                    columns = [pa.array(values[:, column]) for column in range(len(names))]
-                    table = pa.table([*carried.columns, *columns], names=[*carry, *names])
-                    writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
-                    writer.write_table(table)
-                    done += table.num_rows
-                    bar.update(done)
-            if writer is None:
-                raise UserError(f"{source}: there are no rows to predict for; name a Parquet file that has some.")
-            writer.close()
-            report_unknown_ids(process, rows.unknown_ids)
-    print(f"{target}: {done:,} rows, columns {', '.join([*carry, *names])}")
-    return done
+        self.rows = iterate_rows(source, self.spec, config.data, batch_size, carry)
+        self.columns = [*carry, *names]
+        """Names of the columns that are made."""
+
+    @torch.no_grad()
+    def tables(self, listeners: Listeners) -> Iterator[pa.Table]:
+        """Carried columns and predictions (float32), in the order of the rows; for the first process to keep."""
+        model = build_model(self.config, self.spec, self.process)
+        self.checkpoints.load(self.checkpoint, model)
+        model.module.eval()
+        listeners.tell(Progress("predict", 0, self.rows.rows, brief=False))
+        done = 0
+        with self.rows.share(self.process.rank, self.process.world_size) as batches:
+            while entries := self._next(batches):
+                own = entries[self.process.rank][0] if self.process.rank < len(entries) else None
+                batch = self.rows.empty_batch() if own is None else own
+                values = predictions(model.module(batch.to(self.process.device)), self.config.tasks).cpu().numpy()
+                for (_, rows, carried), part in zip(entries, self._gather(values), strict=False):
+                    table = self._table(carried, part[:rows])
+                    done += rows
+                    listeners.tell(Progress("predict", done, self.rows.rows, brief=False))
+                    yield table
+        if not done:
+            raise UserError(f"{self.source}: there are no rows to predict for; name a Parquet file that has some.")
+
+    def _next(self, batches: Iterator[Entry]) -> list[Entry]:
+        """A batch for each process, as far as there are any; what one process finds wrong is raised on all."""
+        found: list[Entry] = []
+        on_every_process(lambda: found.extend(islice(batches, self.process.world_size)))
+        return found
+
+    def _gather(self, values: Floats) -> list[Floats]:
+        """The predictions [B, T] of all processes, on the first one; elsewhere this process's, to count rows."""
+        if self.process.world_size == 1:
+            return [values]
+        parts = [values] * self.process.world_size
+        dist.gather_object(values, parts if self.process.is_main else None)
+        return parts
+
+    def _table(self, carried: pa.Table, values: Floats) -> pa.Table:
+        columns = [pa.array(values[:, column]) for column in range(values.shape[1])]
+        return pa.table([*carried.columns, *columns], names=self.columns)

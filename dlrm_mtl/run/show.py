@@ -15,16 +15,23 @@ class ShowProgress(Listener):
     """Shows a run on the console, as the command line does.
 
     Args:
-        config: of the run.
+        config: of the run, if it is not to be trained: its start tells.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig | None = None) -> None:
+        self._config = config
         self._bar: Bar | None = None
         self._inner: Bar | None = None
 
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        assert self._config is not None
+        return self._config
+
     def on_start(self, event: Start) -> None:
         """Show what is going to happen."""
+        self._config = event.config
         data, model, process = self.config.data, event.model, event.process
         sparse, dense = model.parameter_count()
         amount, steps = "growing data", "steps"
@@ -63,9 +70,9 @@ class ShowProgress(Listener):
         self._bar.say(f"step {event.step} skipped: a gradient is not finite in {event.reason}")
 
     def on_progress(self, event: Progress) -> None:
-        """Move a bar that shows only if it takes long."""
+        """Move a bar of its own."""
         if self._inner is None:
-            self._inner = Bar(event.work, event.total, shown=True, brief=True)
+            self._inner = Bar(event.work, event.total, shown=True, brief=event.brief)
             self._inner.__enter__()
         self._inner.update(event.done)
         if event.done == event.total:

@@ -95,13 +95,15 @@ class Log:
 
 @dataclass(frozen=True)
 class Progress:
-    """Work besides training steps goes on: an evaluation."""
+    """Work besides training steps goes on: an evaluation, a prediction."""
 
     work: str
     """Such as ``validate``."""
     done: int
     """Units of work that are done; 0 when it begins."""
     total: int
+    brief: bool = True
+    """Whether nobody needs to see it unless it takes long."""
 
 
 @dataclass(frozen=True)

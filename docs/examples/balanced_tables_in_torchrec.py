@@ -9,12 +9,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from dlrm_mtl.balancing import NoBalancingConfig, TensorInfo, build_balancing
-from dlrm_mtl.balancing.metabalance import MetaBalanceConfig
-from dlrm_mtl.embeddings.rules import RowWiseAdagrad
-from dlrm_mtl.embeddings.task_gradients import TaskGradients
-from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
-from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+from dlrm_mtl import (
+    MetaBalanceConfig,
+    NoBalancingConfig,
+    RowWiseAdagrad,
+    TaskGradients,
+    TensorInfo,
+    TwoPhaseOptimizer,
+    build_balancing,
+    two_phase_sharders,
+)
 
 TASKS = ["click", "watch"]
 SIZES = {"user": 200, "item": 500}

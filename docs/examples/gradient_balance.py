@@ -7,9 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from dlrm_mtl.balancing import NoBalancingConfig
-from dlrm_mtl.balancing.gradient_balance import GradientBalance
-from dlrm_mtl.balancing.metabalance import MetaBalanceConfig
+from dlrm_mtl import GradientBalance, MetaBalanceConfig, NoBalancingConfig
 
 
 class Model(nn.Module):

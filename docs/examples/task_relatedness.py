@@ -36,13 +36,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from dlrm_mtl import AdaTTConfig, AdaTTSpConfig, MMoEConfig, PLEConfig, SharedBottomConfig, mean_and_interval
 from dlrm_mtl.models.blocks import ParallelLinear, ParallelMLP, StackConfig
 from dlrm_mtl.models.multitask import MultitaskConfig, build_multitask
-from dlrm_mtl.models.multitask.adatt import AdaTTConfig, AdaTTSpConfig
-from dlrm_mtl.models.multitask.mmoe import MMoEConfig
-from dlrm_mtl.models.multitask.ple import PLEConfig
-from dlrm_mtl.models.multitask.shared_bottom import SharedBottomConfig
-from dlrm_mtl.reports.groups import mean_and_interval
 
 INPUTS, TASKS, WIDTH, TOWER = 50, 2, 16, 8
 SINES, NOISE = 3, 0.1

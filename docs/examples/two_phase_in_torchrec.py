@@ -1,4 +1,4 @@
-"""Row-wise Clippy AdaGrad under a plain TorchRec model: five lines, marked (1) to (5).
+"""Row-wise Clippy AdaGrad under a plain TorchRec model: three lines, marked (1) to (3).
 
 torchrun --nproc-per-node 2 docs/examples/two_phase_in_torchrec.py
 """
@@ -8,9 +8,7 @@ import torch.distributed as dist
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad  # (2)
-from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders  # (1)
-from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer  # (3)
+from dlrm_mtl import ClippyRowWiseAdagrad, TwoPhaseOptimizer, two_phase_sharders  # (1)
 
 
 class Model(torch.nn.Module):
@@ -34,8 +32,8 @@ class Model(torch.nn.Module):
 def main(steps: int = 200) -> tuple[float, float]:
     """Learn which users click; return the first and the last loss."""
     torch.manual_seed(0)
-    model = DistributedModelParallel(Model(), sharders=two_phase_sharders())  # (4)
-    sparse = TwoPhaseOptimizer(model, ClippyRowWiseAdagrad(lr=1.0))  # (5)
+    model = DistributedModelParallel(Model(), sharders=two_phase_sharders())  # (2)
+    sparse = TwoPhaseOptimizer(model, ClippyRowWiseAdagrad(lr=1.0))  # (3)
     dense = torch.optim.Adam((p for n, p in model.named_parameters() if "embedding_bags" not in n), lr=0.01)
     generator = torch.Generator().manual_seed(dist.get_rank())
     losses = []

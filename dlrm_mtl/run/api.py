@@ -1,0 +1,207 @@
+"""Runs from Python: train, evaluate, predict; what the command line does, without its output.
+
+Each function is to be called on every process: alone in a script or notebook, or on all that torchrun has started.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch.distributed as dist
+
+from dlrm_mtl.config.check import check_run
+from dlrm_mtl.config.load import load_config
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import join, process_group
+from dlrm_mtl.run.predict import Predictor, evaluate_run, predict_run, trained_run
+from dlrm_mtl.run.show import ShowProgress
+from dlrm_mtl.run.train import run_training
+from dlrm_mtl.storage.filesystems import is_local, locate
+from dlrm_mtl.training.events import Listener, Listeners
+
+
+class Run:
+    """A run in its folder: trained, or still training elsewhere.
+
+    Args:
+        folder: path or URI.
+
+    Raises:
+        UserError: there is no run in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = str(folder)
+        if self._read("config.yaml") is None:
+            raise UserError(
+                f"{folder}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml."
+            )
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """What was trained, with every default written out."""
+        filesystem, root = locate(self.folder)
+        if is_local(filesystem):
+            return load_config(Path(root) / "config.yaml")
+        with _processes(), process_group(), trained_run(self.folder) as (_, config):
+            return config
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics on the test split by ``TASK/METRIC``; empty without such a split, or before the run has ended."""
+        content = self._read("results.json")
+        found: dict[str, float] = json.loads(content)["test"] if content else {}
+        return found
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The entries of metrics.jsonl: ``kind`` is "train" or "validation"; null where a value was nan."""
+        lines = (self._read("metrics.jsonl") or b"").decode().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def evaluate(
+        self, split: str = "test", *, checkpoint: str = "best", overrides: Sequence[str] = (), progress: bool = False
+    ) -> dict[str, float]:
+        """Metrics of a checkpoint on a split of the run's data set.
+
+        Args:
+            split: such as ``validation``.
+            checkpoint: ``best``, ``latest`` or ``step_N``.
+            overrides: ``key=value`` of the configuration, such as ``data.path=...``.
+            progress: show progress and metrics on the console.
+
+        Raises:
+            UserError: there is no such checkpoint or split.
+        """
+        with _processes():
+            return evaluate_run(self.folder, split, checkpoint, list(overrides), progress)
+
+    def predict(
+        self,
+        input: str | Path,
+        output: str | Path | None = None,
+        *,
+        carry: Sequence[str] = (),
+        checkpoint: str = "best",
+        batch_size: int = 8192,
+        overrides: Sequence[str] = (),
+        progress: bool = False,
+    ) -> pa.Table | None:
+        """Each task's prediction for every row of Parquet files, in their order.
+
+        Args:
+            input: a file, or a folder of them; path or URI.
+            output: a Parquet file to write, in constant memory; without it the predictions are returned.
+            carry: columns of the input to carry over, before the predictions.
+            checkpoint: ``best``, ``latest`` or ``step_N``.
+            batch_size: rows that a process has in memory at a time.
+            overrides: ``key=value`` of the configuration, such as ``data.out_of_range=unknown``.
+            progress: show progress on the console.
+
+        Returns:
+            A table, on the first process; None on others, or if it was written to ``output``.
+
+        Raises:
+            UserError: the checkpoint, the input or the output cannot be used.
+        """
+        heard: list[Listener] = [ShowProgress()] if progress else []
+        with _processes():
+            if output is not None:
+                predict_run(self.folder, input, output, carry, checkpoint, batch_size, list(overrides), heard)
+                return None
+            with process_group() as process, trained_run(self.folder, list(overrides)) as (checkpoints, config):
+                rows = Predictor(process, checkpoints, config, input, carry, checkpoint, batch_size)
+                tables = [table for table in rows.tables(Listeners(heard, process.is_main)) if process.is_main]
+            return pa.concat_tables(tables) if tables else None
+
+    def _read(self, name: str) -> bytes | None:
+        filesystem, root = locate(self.folder)
+        try:
+            with filesystem.open_input_stream(f"{root}/{name}") as file:
+                content: bytes = file.read()
+                return content
+        except FileNotFoundError:
+            return None
+
+    def __repr__(self) -> str:
+        """Show the folder."""
+        return f"Run({self.folder!r})"
+
+
+def train(
+    config: RunConfig,
+    output: str | Path | None = None,
+    *,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    progress: bool = True,
+) -> Run:
+    """Train a model, and evaluate its best checkpoint on the test split.
+
+    Args:
+        config: from :func:`dlrm_mtl.load_config`.
+        output: the run's folder, path or URI; default: runs/NAME, from the configuration.
+        resume: go on from the latest checkpoint in it, if there is one.
+        listeners: hear of what happens, see :class:`dlrm_mtl.Listener`.
+        progress: show a progress bar and the metrics on the console.
+
+    Raises:
+        UserError: a user's mistake, before training starts where that is possible.
+        Interrupted: a signal came; the latest checkpoint holds the state.
+    """
+    check_run(config, config.name)
+    folder = output or f"runs/{config.name}"
+    with _processes():
+        run_training(config, folder, resume, [*([ShowProgress()] if progress else []), *listeners])
+        return Run(folder)
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in ``folder``, path or URI.
+
+    Raises:
+        UserError: there is no run in it.
+    """
+    return Run(folder)
+
+
+def evaluate(run: str | Path, split: str = "test", **options: Any) -> dict[str, float]:
+    """Metrics of the run in folder ``run``; options as in :meth:`Run.evaluate`."""
+    return Run(run).evaluate(split, **options)
+
+
+def predict(run: str | Path, input: str | Path, output: str | Path | None = None, **options: Any) -> pa.Table | None:
+    """Predictions of the run in folder ``run``; options as in :meth:`Run.predict`."""
+    return Run(run).predict(input, output, **options)
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """To be put around the use of process groups.
+
+    Processes of a launcher make theirs once and keep it: a second one would meet the addresses of the first in the store.
+    """
+    if "RANK" in os.environ and not dist.is_initialized():
+        join()
+        atexit.register(_leave)
+    try:
+        yield
+    finally:
+        # A model keeps its process group, and both lie in cycles: gloo's threads would run on while the interpreter ends.
+        gc.collect()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
