@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+import dlrm_mtl
 from dlrm_mtl.core.errors import EXIT_CODE, UserError
 from dlrm_mtl.prepare.commands import AdapterGroup
 
@@ -45,6 +46,21 @@ RunPath = Annotated[
     str, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe; path or URI.")
 ]
 CheckpointName = Annotated[str, typer.Option("--checkpoint", help="`best`, `latest` or `step_N`.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dlrm-mtl {dlrm_mtl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version, and leave.")
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command()

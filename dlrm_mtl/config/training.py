@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, field_validator
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import Entry, registry
+from dlrm_mtl.core.schema import Strict, validate
 
 
 class EarlyStoppingConfig(Strict):
@@ -26,6 +28,21 @@ class ProfileConfig(Strict):
     """Steps to take before, counted from where this start of the run begins."""
     steps: int = Field(default=5, gt=0)
     """Steps to trace."""
+
+
+def listener_part(listener: str | dict[str, Any]) -> tuple[Entry, BaseModel | None]:
+    """The registered listener that an entry of ``training.listeners`` names, and its options if it has any.
+
+    Raises:
+        UserError: there is none of this name, or the options do not fit.
+    """
+    options = {"name": listener} if isinstance(listener, str) else listener
+    entry = registry("listener")[str(options.get("name"))]
+    if entry.config is not None:
+        return entry, validate(entry.config, options, f"listener {entry.name!r}")
+    if len(options) > 1:
+        raise UserError(f"the listener {entry.name!r} has no options; name it alone.")
+    return entry, None
 
 
 class TrainingConfig(Strict):
@@ -57,6 +74,18 @@ class TrainingConfig(Strict):
     profile: ProfileConfig | None = None
     """Trace a few steps on every process, such as `{start: 20, steps: 5}`, into profile/ in the run's folder, for
     https://ui.perfetto.dev."""
+    listeners: list[str | dict[str, Any]] = Field(default_factory=list)
+    """Listeners that plugins register, by name or with options: `[mlflow, {name: pager, threshold: 0.5}]`."""
+
+    @field_validator("listeners")
+    @classmethod
+    def _registered(cls, listeners: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+        for listener in listeners:
+            try:
+                listener_part(listener)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return listeners
 
     def steps_per_epoch(self, micro_batches: int) -> int:
         """Steps that an epoch of so many micro-batches takes."""

@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrm_mtl.config.load import dump_config
-from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # configurations need PyTorch, which whoever only reads a folder does not
+    from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.storage.remote_folder import Mirror
 
 CHECKPOINTS = "checkpoints"
@@ -81,6 +80,8 @@ class RunFolder:
 
     def create(self, config: RunConfig) -> None:
         """Create the folder and write the resolved configuration into it."""
+        from dlrm_mtl.config.load import dump_config
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.config.write_text(dump_config(config), encoding="utf-8")

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from dlrm_mtl.console import say
 from dlrm_mtl.models.blocks import LayerConfig
 
 
@@ -25,15 +26,15 @@ def list_models(as_json: bool) -> None:
     parts = {"architectures": architectures, "models": models}
     if as_json:
         listed = {part: [{"name": n, "description": text} for n, text in of.items()] for part, of in parts.items()}
-        print(json.dumps(listed, indent=2))
+        say(json.dumps(listed, indent=2))
         return
     width = max(map(len, [*architectures, *models]))
-    print("Multitask architectures (model.multitask.name):")
+    say("Multitask architectures (model.multitask.name):")
     for name, text in architectures.items():
-        print(f"  {name:{width}}  {text}")
-    print("\nModels without one (model.name):")
+        say(f"  {name:{width}}  {text}")
+    say("\nModels without one (model.name):")
     for name, text in models.items():
-        print(f"  {name:{width}}  {text}")
+        say(f"  {name:{width}}  {text}")
 
 
 def show_costs(path: Path, overrides: list[str] | None, as_json: bool) -> None:
@@ -49,7 +50,7 @@ def show_costs(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     costs = count_costs(config, open_dataset(config.data.path).spec)
     if as_json:
         described = {"run": config.name, "tasks": len(config.tasks), "models": [asdict(cost) for cost in costs]}
-        print(json.dumps(described, indent=2))
+        say(json.dumps(described, indent=2))
         return
     defaults = LayerConfig().model_dump()
     lines = [("", "in tables", "outside", "architecture", "multiply-adds", "options")]
@@ -60,13 +61,13 @@ def show_costs(path: Path, overrides: list[str] | None, as_json: bool) -> None:
         name = f"* {cost.name}" if cost.configured else f"  {cost.name}"
         lines.append((name, shown[0], shown[1], shown[2], shown[3], cost.problem or one_line(options)))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    print(
+    say(
         f"{config.name}: {len(config.tasks)} tasks; parameters, and multiply-adds of all matrix products for one sample, "
         "forward"
     )
     for name, *counts_shown, options_shown in lines:
         numbers = "  ".join(f"{text:>{width}}" for text, width in zip(counts_shown, widths[1:], strict=True))
-        print(f"{name:{widths[0]}}  {numbers}  {options_shown}")
+        say(f"{name:{widths[0]}}  {numbers}  {options_shown}")
     if isinstance(config.model, ModelConfig):
         others = (
             "share with it the options that they have in common; where one has layers and the other levels, a layer stands "
@@ -74,4 +75,4 @@ def show_costs(path: Path, overrides: list[str] | None, as_json: bool) -> None:
         )
     else:
         others = "are those of the model `ranker`, with all parts at their defaults."
-    print(f"* {describe_model(config.model)} is as configured. The other architectures {others}")
+    say(f"* {describe_model(config.model)} is as configured. The other architectures {others}")

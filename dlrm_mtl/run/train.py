@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Progress
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
@@ -83,7 +84,7 @@ def run_training(
         before = progress.step
         rows = train_data.rows if train_data else None
         start = Start(config, process, model, before, folder.place, dataset.spec.name, rows, steps)
-        told = Listeners([*writers(config, folder, process), *listeners], process.is_main)
+        told = Listeners([*own_listeners(config, folder, process), *listeners], process.is_main)
         with start_and_end(told, start, progress) as results:
 
             def save() -> None:
@@ -103,11 +104,13 @@ def run_training(
         return metrics
 
 
-def writers(config: RunConfig, folder: RunFolder, process: Process) -> list[Listener]:
-    """The listeners that write files into the run's folder."""
+def own_listeners(config: RunConfig, folder: RunFolder, process: Process) -> list[Listener]:
+    """The listeners that write files into the run's folder, and those that the configuration names."""
     result: list[Listener] = [MetricsFile(folder.metrics), TensorBoard(folder.tensorboard)]
     if config.training.profile is not None:
         result.append(Profiler(config.training.profile, folder.profile, process.rank))
+    for entry, options in map(listener_part, config.training.listeners):
+        result.append(entry.part() if options is None else entry.part(options))
     return result
 
 

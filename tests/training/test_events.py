@@ -81,7 +81,7 @@ def test_a_run_tells_what_happens(dataset: Path, tmp_path: Path) -> None:
     assert any(fields["is_best"] for fields in evaluations)
     assert names.index("RoundEnd") < len(names) - 1 - names[::-1].index("Evaluation")
     progress = of(first, "Progress")
-    assert progress[0] == {"work": "validate", "done": 0, "total": 2}
+    assert progress[0] == {"work": "validate", "done": 0, "total": 2, "brief": True}
     assert {fields["work"] for fields in progress} == {"validate", "evaluate test"}
     assert of(first, "End")[0]["metrics"] == evaluations[-1]["metrics"]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["test"] == evaluations[-1]["metrics"]
@@ -138,3 +138,50 @@ def test_skipped_steps_are_told(dataset: Path) -> None:
     heard = run_processes(1, skipped, dataset)[0]
     assert [number for number, _ in heard] == [1, 2, 3]
     assert "tasks with such a loss" in heard[0][1]
+
+
+def with_registered(rank: int, data: Path) -> list[Any]:
+    """Train with listeners that a plugin has registered; what they heard."""
+    from typing import Literal
+
+    from dlrm_mtl import Listener, RunConfig, UserError, register
+    from dlrm_mtl.core.schema import Strict, validate
+    from dlrm_mtl.run.train import run_training
+
+    heard: list[Any] = []
+
+    @register("listener", "plain")
+    class Plain(Listener):
+        def on_end(self, event: Any) -> None:
+            heard.append(("plain", event.step))
+
+    class PagerConfig(Strict):
+        name: Literal["pager"] = "pager"
+        threshold: float = 0.5
+
+    @register("listener", "pager", config=PagerConfig)
+    class Pager(Listener):
+        def __init__(self, config: PagerConfig) -> None:
+            self.config = config
+
+        def on_end(self, event: Any) -> None:
+            heard.append(("pager", self.config.threshold))
+
+    def config(*listeners: Any) -> RunConfig:
+        training = {"max_steps": 2, "listeners": list(listeners)}
+        return validate(RunConfig, synthetic.config(data, training=training), "run.yaml")
+
+    run_training(config("plain", "pager", {"name": "pager", "threshold": 2}), data / "registered", resume=False)
+    for wrong in ("plane", {"name": "pager", "treshold": 2}, {"name": "plain", "x": 1}):
+        with pytest.raises(UserError) as error:
+            config(wrong)
+        heard.append(str(error.value))
+    return heard
+
+
+def test_a_configuration_names_registered_listeners(dataset: Path) -> None:
+    *ends, unknown, misspelt, without = run_processes(1, with_registered, dataset)[0]
+    assert ends == [("pager", 2.0), ("pager", 0.5), ("plain", 2)]
+    assert "training.listeners: there is no listener 'plane'; did you mean 'plain'" in unknown
+    assert "there is no key 'treshold' here; did you mean 'threshold'" in misspelt
+    assert "the listener 'plain' has no options; name it alone." in without
