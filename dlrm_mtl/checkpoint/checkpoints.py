@@ -6,58 +6,25 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from dlrm_mtl.checkpoint.remote_reader import StoreReader
+from dlrm_mtl.checkpoint.state import CHECKPOINTS, STATE_FILE, RunState, read_state
+from dlrm_mtl.checkpoint.tensors import Checkpointed, flatten
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import first_process_only, gather_objects, local_rank, on_every_process
-from dlrm_mtl.optim.build import Optimizers
-from dlrm_mtl.run.folder import CHECKPOINTS, PROGRESS_FILE
 from dlrm_mtl.storage.remote_folder import Mirror
-from dlrm_mtl.training.sharded_model import ShardedModel
 
 FORMAT = 1
 FILE_BYTES = 32 << 30
 """Bytes from which on a process writes another file: S3 takes 10,000 parts of a file, which Arrow makes 10 MiB each."""
 POINTERS = (f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
 """The files, in a run's folder, that name a checkpoint."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands: all of its state that is not a tensor."""
-
-    step: int = 0
-    """Steps taken; the next step has this number."""
-    steps_applied: int = 0
-    """Steps that changed the model; the others met a gradient that was not finite."""
-    skipped_steps: int = 0
-    """Steps that changed nothing because a gradient was not finite."""
-    skipped_in_a_row: int = 0
-    """The last ones of them."""
-    clipped_steps: int = 0
-    """Steps in which an update was made smaller."""
-    best_step: int | None = None
-    """Step of the best checkpoint."""
-    best_value: float | None = None
-    """Its value of the watched metric."""
-    evaluations_without_improvement: int = 0
-    """For early stopping."""
-    seconds: float = 0.0
-    """Time spent training, over all attempts."""
-    data: dict[str, Any] = field(default_factory=dict)
-    """What the order of rows depends on; a resumed run must have the same."""
-    consumed: dict[str, Any] = field(default_factory=dict)
-    """Growing data: the files that were used, and those of the round that has begun."""
-    round_start: int = 0
-    """Growing data: the step at which that round began."""
 
 
 class Checkpoints:
@@ -93,18 +60,18 @@ class Checkpoints:
     def _progress(self, name: str) -> str | None:
         """The progress.json of ``step_N``; None if that is not complete, or not there."""
         if self.mirror is None:
-            file = self.folder / name / PROGRESS_FILE
+            file = self.folder / name / STATE_FILE
             return file.read_text(encoding="utf-8") if file.is_file() else None
-        content = self.mirror.read_for_all(f"{CHECKPOINTS}/{name}/{PROGRESS_FILE}")
+        content = self.mirror.read_for_all(f"{CHECKPOINTS}/{name}/{STATE_FILE}")
         return None if content is None else content.decode()
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to resume from."""
         return (self.folder / "latest").is_file()
 
-    def save(self, model: ShardedModel, optimizers: Optimizers, progress: Progress) -> None:
+    def save(self, content: Checkpointed, progress: RunState) -> None:
         """Write ``step_N``; to be called on every process. A checkpoint either exists as a whole or not at all."""
-        name, description = _name(progress.step), json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
+        name, description = _name(progress.step), json.dumps({"format": FORMAT, **progress.as_dict()}, indent=1)
         target, temporary = self.folder / name, self.folder / f"{name}.tmp"
         if self._writes_here():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,22 +80,22 @@ class Checkpoints:
         dist.barrier()
         mirror = self.mirror
         if self._progress(name) is None:
-            state = state_dict(model, optimizers)
+            state = content.tensors()
             dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, thread_count=_files(state)))
             if self._writes_here():
-                _write(temporary / PROGRESS_FILE, description)
+                _write(temporary / STATE_FILE, description)
                 os.rename(temporary, target)
             if mirror is not None:
-                mirror.upload_checkpoint(name)
+                mirror.upload_checkpoint(f"{CHECKPOINTS}/{name}", STATE_FILE)
                 if self._writes_here():
                     shutil.rmtree(target)
         elif mirror is None and self._writes_here():
-            _write(target / PROGRESS_FILE, description)
+            _write(target / STATE_FILE, description)
         if mirror is not None:
-            first_process_only(lambda: mirror.write(f"{CHECKPOINTS}/{name}/{PROGRESS_FILE}", description))
+            first_process_only(lambda: mirror.write(f"{CHECKPOINTS}/{name}/{STATE_FILE}", description))
         self.settle(progress)
 
-    def settle(self, progress: Progress) -> None:
+    def settle(self, progress: RunState) -> None:
         """Let ``best`` and ``latest`` name the checkpoints of ``progress``, and remove those that count no more.
 
         To be called on every process, when the checkpoint of ``progress`` is complete, or when a run goes on from there.
@@ -163,16 +130,15 @@ class Checkpoints:
         """Whether this process does for the folder what only one process may do."""
         return (local_rank() if self.mirror else dist.get_rank()) == 0
 
-    def load(self, name: str, model: ShardedModel, optimizers: Optimizers | None = None) -> Progress:
-        """Load a checkpoint into ``model`` and, to train on, ``optimizers``; to be called on every process.
+    def load(self, name: str, content: Checkpointed) -> RunState:
+        """Load a checkpoint into the tensors of ``content``; to be called on every process.
 
         Raises:
             UserError: there is no such checkpoint, or it belongs to another model or optimizer.
         """
         path = self.path(name)
-        if optimizers is not None:
-            optimizers.allocate()
-        wanted = state_dict(model, optimizers)
+        content.prepare_load()
+        wanted = content.tensors()
         reader = StoreReader(self.mirror, f"{CHECKPOINTS}/{path.name}") if self.mirror else dcp.FileSystemReader(path)
         _check_fits(wanted, path, reader)
         try:
@@ -182,12 +148,9 @@ class Checkpoints:
                 if isinstance(error, UserError):
                     raise UserError(str(error)) from None
             raise
-        content = json.loads(self._progress(path.name) or "")
-        content.pop("format")
-        progress = Progress(**content)
-        if optimizers is not None:
-            optimizers.sparse.loaded(progress.steps_applied)
-        return progress
+        state = read_state(self._progress(path.name) or "", FORMAT, f"{path}/{STATE_FILE}")
+        content.loaded(state)
+        return state
 
 
 def _name(step: int) -> str:
@@ -199,17 +162,6 @@ def _superfluous(there: list[str], best: str | None, latest: str, keep: int) -> 
     steps = sorted(name for name in there if re.fullmatch(r"step_\d+", name) and name != best)
     until = [name for name in steps if name <= latest]
     return until[:-keep] + steps[len(until) :]
-
-
-def state_dict(model: ShardedModel, optimizers: Optimizers | None) -> dict[str, Any]:
-    """All tensors of a run under names that do not depend on the plan; they are the live ones, so loading fills them."""
-    state: dict[str, Any] = {"tables": model.table_weights(), "dense": model.dense_weights()}
-    if model.ids.vocabularies:
-        state["ids"] = model.ids.state()
-    if optimizers is not None:
-        state["table_state"] = optimizers.table_state()
-        state["dense_state"] = optimizers.dense_state()
-    return state
 
 
 def _check_fits(wanted: dict[str, Any], path: Path, reader: dcp.StorageReader) -> None:
@@ -227,7 +179,7 @@ def _check_fits(wanted: dict[str, Any], path: Path, reader: dcp.StorageReader) -
     stored = found[0].state_dict_metadata
     sizes = {key: tuple(value.size) for key, value in stored.items() if isinstance(value, TensorStorageMetadata)}
     flat: dict[str, tuple[int, ...]] = {}
-    for names in gather_objects({key: tuple(value.size()) for key, value in _flatten(wanted).items()}):
+    for names in gather_objects({key: tuple(value.size()) for key, value in flatten(wanted).items()}):
         flat.update(names)  # a process knows the optimizer state of its own shards only
     for key, size in flat.items():
         if key not in sizes:
@@ -249,21 +201,10 @@ def _check_fits(wanted: dict[str, Any], path: Path, reader: dcp.StorageReader) -
         )
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{name}."))
-        elif isinstance(value, torch.Tensor) or hasattr(value, "local_shards"):
-            flat[name] = value
-    return flat
-
-
 def _files(state: dict[str, Any]) -> int:
     """The number of files for what this process has of ``state``; a shard of a table is never cut."""
     here = 0
-    for value in _flatten(state).values():
+    for value in flatten(state).values():
         shards = value.local_shards() if hasattr(value, "local_shards") else None
         here += value.nbytes if shards is None else sum(shard.tensor.nbytes for shard in shards)
     return 1 + here // FILE_BYTES

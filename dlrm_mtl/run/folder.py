@@ -8,15 +8,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlrm_mtl.checkpoint.state import CHECKPOINTS
 from dlrm_mtl.core.errors import UserError
 
 if TYPE_CHECKING:  # configurations need PyTorch, which whoever only reads a folder does not
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.storage.remote_folder import Mirror
-
-CHECKPOINTS = "checkpoints"
-PROGRESS_FILE = "progress.json"
-"""Of a checkpoint; without it, it is not complete."""
 
 
 class RunFolder:

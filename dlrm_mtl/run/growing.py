@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dlrm_mtl.checkpoint.checkpoints import Progress
+from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.core.processes import first_process_only
 from dlrm_mtl.data.dataset import Dataset, Split
 from dlrm_mtl.data.growing import Consumed, next_round
@@ -25,7 +25,7 @@ class Round:
 
 
 def rounds(
-    dataset: Dataset, progress: Progress, finished: Callable[[], None], say: Callable[[str], None]
+    dataset: Dataset, progress: RunState, finished: Callable[[], None], say: Callable[[str], None]
 ) -> Iterator[Round]:
     """The rounds that are to be trained, beginning with the one that was interrupted, if any.
 

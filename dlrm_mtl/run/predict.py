@@ -30,6 +30,7 @@ from dlrm_mtl.storage.output import output_file
 from dlrm_mtl.tasks.targets import predictions
 from dlrm_mtl.training.build import build_model
 from dlrm_mtl.training.events import Listener, Listeners, Progress
+from dlrm_mtl.training.tensors import RunTensors
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def evaluate_run(
         dataset = open_dataset(config.data.path)
         check_tasks(config, dataset.spec)
         model = build_model(config, dataset.spec, process)
-        step = checkpoints.load(checkpoint, model).step
+        step = checkpoints.load(checkpoint, RunTensors(model)).step
         listeners = Listeners([ShowProgress(config)] if show else [], process.is_main)
         return evaluate_split(config, dataset, model, process, split, listeners, step)
 
@@ -172,7 +173,7 @@ class Predictor:
     def tables(self, listeners: Listeners) -> Iterator[pa.Table]:
         """Carried columns and predictions (float32), in the order of the rows; for the first process to keep."""
         model = build_model(self.config, self.spec, self.process)
-        self.checkpoints.load(self.checkpoint, model)
+        self.checkpoints.load(self.checkpoint, RunTensors(model))
         model.module.eval()
         listeners.tell(Progress("predict", 0, self.rows.rows, brief=False))
         done = 0

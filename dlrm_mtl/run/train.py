@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Progress
+from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
+from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
@@ -37,6 +38,7 @@ from dlrm_mtl.training.loaders import make_loader, training_loader
 from dlrm_mtl.training.loop import RunParts, Trainer
 from dlrm_mtl.training.profiling import Profiler
 from dlrm_mtl.training.sharded_model import ShardedModel
+from dlrm_mtl.training.tensors import RunTensors
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +77,9 @@ def run_training(
         model = build_model(config, dataset.spec, process)
         steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else None
         optimizers = build_optimizers(config, model, steps or 1)
-        progress = Progress(data=data_order(config))
+        progress = RunState(data=data_order(config))
         if resume and checkpoints.exists():
-            progress = checkpoints.load("latest", model, optimizers)
+            progress = checkpoints.load("latest", RunTensors(model, optimizers))
             check_same_data(progress, config, folder)
             checkpoints.settle(progress)
         first_process_only(lambda: prepare_folder(folder, config, model, progress))
@@ -88,7 +90,7 @@ def run_training(
         with start_and_end(told, start, progress) as results:
 
             def save() -> None:
-                checkpoints.save(model, optimizers, progress)
+                checkpoints.save(RunTensors(model, optimizers), progress)
 
             for data, round in passes(config, dataset, process, train_data, progress, save):
                 parts = RunParts(config, process, model, optimizers, data, checkpoints, progress, validation_data, told)
@@ -115,7 +117,7 @@ def own_listeners(config: RunConfig, folder: RunFolder, process: Process) -> lis
 
 
 @contextmanager
-def start_and_end(listeners: Listeners, start: Start, progress: Progress) -> Iterator[dict[str, float]]:
+def start_and_end(listeners: Listeners, start: Start, progress: RunState) -> Iterator[dict[str, float]]:
     """Tell of the start of a run and, whatever happens, of its end, with the metrics that are put into the yielded value."""
     metrics: dict[str, float] = {}
     error: BaseException | None = None
@@ -134,7 +136,7 @@ def passes(
     dataset: Dataset,
     process: Process,
     train_data: BatchLoader | None,
-    progress: Progress,
+    progress: RunState,
     save: Callable[[], None],
 ) -> Iterator[tuple[BatchLoader, Round | None]]:
     """What to train on: ``train_data``; or, of growing data, round after round until there is no new file."""
@@ -173,7 +175,7 @@ def data_order(config: RunConfig) -> dict[str, object]:
     return {"seed": config.seed, **{f"data.{key}": getattr(config.data, key) for key in keys}, **drawn}
 
 
-def check_same_data(progress: Progress, config: RunConfig, folder: RunFolder) -> None:
+def check_same_data(progress: RunState, config: RunConfig, folder: RunFolder) -> None:
     """Check that a resumed run goes on with the same rows in the same order."""
     now = data_order(config)
     for key in {**now, **progress.data}:
@@ -185,7 +187,7 @@ def check_same_data(progress: Progress, config: RunConfig, folder: RunFolder) ->
             )
 
 
-def prepare_folder(folder: RunFolder, config: RunConfig, model: ShardedModel, progress: Progress) -> None:
+def prepare_folder(folder: RunFolder, config: RunConfig, model: ShardedModel, progress: RunState) -> None:
     """Write the configuration and the plan; a run that starts at step 0 drops what an earlier attempt left."""
     if progress.step == 0:
         folder.clear()
@@ -205,7 +207,7 @@ def conclude(
 ) -> dict[str, float] | None:
     """Evaluate a checkpoint on the test split: the best one; the latest without a validation split, or if data are growing."""
     name = "best" if (folder.checkpoints / "best").is_file() and not config.data.growing else "latest"
-    progress = checkpoints.load(name, model)
+    progress = checkpoints.load(name, RunTensors(model))
     spent = clock(progress.seconds)
     say(process, f"trained for {spent}; evaluating the checkpoint after step {progress.step} ({name})")
     metrics = None

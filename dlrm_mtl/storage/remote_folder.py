@@ -19,7 +19,6 @@ from pyarrow import fs
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import first_process_only, local_rank, on_every_process
-from dlrm_mtl.run.folder import CHECKPOINTS, PROGRESS_FILE
 from dlrm_mtl.storage.filesystems import first_line
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -42,13 +41,15 @@ class Mirror:
         filesystem: the store.
         root: the folder's path in ``filesystem``.
         local: the folder of this host that is mirrored.
+        apart: the folder in it that is not mirrored as a whole.
     """
 
-    def __init__(self, uri: str, filesystem: fs.FileSystem, root: str, local: Path) -> None:
+    def __init__(self, uri: str, filesystem: fs.FileSystem, root: str, local: Path, apart: str = "checkpoints") -> None:
         self.uri = uri.rstrip("/")
         self.filesystem = filesystem
         self.root = root
         self.local = local
+        self.apart = apart
         self._published: dict[str, tuple[int, int]] = {}
         self._reached = False
         self._lost = False
@@ -134,7 +135,7 @@ class Mirror:
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
             state = path.stat()
-            if path.is_file() and not name.startswith(f"{CHECKPOINTS}/"):
+            if path.is_file() and not name.startswith(f"{self.apart}/"):
                 changed[name] = (state.st_size, state.st_mtime_ns)
         self._upload(name for name, state in changed.items() if self._published.get(name) != state)
         self._published.update(changed)
@@ -148,22 +149,21 @@ class Mirror:
         except UserError as error:
             print(error, file=sys.stderr, flush=True)
 
-    def upload_checkpoint(self, name: str) -> None:
-        """Upload the tensors of the checkpoint ``step_N`` that this host has; to be called on every process.
+    def upload_checkpoint(self, folder: str, last: str) -> None:
+        """Upload the files in ``folder`` that this host has, except ``last``; to be called on every process.
 
-        Returns when the store has the files of all hosts, checked by their sizes. Until its progress.json is written, too, the
-        checkpoint does not count as one.
+        Returns when the store has the files of all hosts, checked by their sizes. Until its file ``last`` is written, too, the
+        folder does not count as complete.
 
         Raises:
             UserError: on all processes, if one of them could not.
         """
-        folder = f"{CHECKPOINTS}/{name}"
         there = first_process_only(lambda: self.files(folder))
 
         def upload() -> dict[str, int]:
             if local_rank() != 0:
                 return {}
-            paths = [path for path in (self.local / folder).iterdir() if path.name != PROGRESS_FILE]
+            paths = [path for path in (self.local / folder).iterdir() if path.name != last]
             here = {f"{folder}/{path.name}": path.stat().st_size for path in paths}
             self._upload((file for file, size in here.items() if there.get(file) != size), folder)
             return here

@@ -10,7 +10,8 @@ from itertools import islice
 import torch.distributed as dist
 from torch import Tensor
 
-from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process
@@ -25,6 +26,7 @@ from dlrm_mtl.training.build import build_step
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.sharded_model import ShardedModel
+from dlrm_mtl.training.tensors import RunTensors
 
 
 @dataclass
@@ -37,7 +39,7 @@ class RunParts:
     optimizers: Optimizers
     train_data: BatchLoader
     checkpoints: Checkpoints
-    progress: Progress
+    progress: RunState
     """Where the run stands; the trainer moves it on."""
     validation_data: BatchLoader | None = None
     listeners: events.Listeners = field(default_factory=events.Listeners)
@@ -194,7 +196,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         self.tell(events.CheckpointStart(self.progress.step))
-        self.checkpoints.save(self.model, self.optimizers, self.progress)
+        self.checkpoints.save(RunTensors(self.model, self.optimizers), self.progress)
         self.tell(events.CheckpointSaved(self.progress.step))
 
 

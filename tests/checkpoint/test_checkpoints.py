@@ -27,13 +27,15 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
     """Load a checkpoint, or take some steps; save one; return everything in it, whole, on the first process."""
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import RunParts, Trainer
+    from dlrm_mtl.training.tensors import RunTensors
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     seed = {"seed": 9} if load else {}
@@ -42,9 +44,9 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
     dataset = open_dataset(str(data))
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, 4)
-    progress = Progress()
+    progress = RunState()
     if load:
-        progress = Checkpoints(runs / load).load("latest", model, optimizers)
+        progress = Checkpoints(runs / load).load("latest", RunTensors(model, optimizers))
         assert progress.step == progress.steps_applied == optimizers.sparse.steps == 3
         for local in optimizers.sparse.tables:  # parts that hold later columns are no parts of the checkpoint
             assert (local.accumulators > 0).any()
@@ -56,7 +58,7 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
                 trainer.step([next(batches)], progress.step, 0)
                 progress.step += 1
         progress.steps_applied = optimizers.sparse.steps
-    Checkpoints(runs / f"{plan}-{process.world_size}").save(model, optimizers, progress)
+    Checkpoints(runs / f"{plan}-{process.world_size}").save(RunTensors(model, optimizers), progress)
     tensors = {f"weights/{name}": whole(value) for name, value in model.table_weights().items()}
     for name, state in optimizers.table_state().items():
         tensors.update({f"{key}/{name}": whole(value) for key, value in state.items()})
@@ -68,13 +70,14 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
 
 def test_what_an_attempt_that_was_killed_has_left_is_no_reason_to_remove_the_latest(tmp_path: Path) -> None:
     """It wrote step 30 and died before a pointer named it; the next attempt went on from step 10 and came to 20."""
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import process_group
 
     for step in (5, 10, 20, 30):
         (tmp_path / f"step_{step:08d}").mkdir()
     with process_group():
-        Checkpoints(tmp_path, keep=1).settle(Progress(step=20, best_step=5))
+        Checkpoints(tmp_path, keep=1).settle(RunState(step=20, best_step=5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "latest", "step_00000005", "step_00000020"]
     assert (tmp_path / "latest").read_text() == "step_00000020"
     assert (tmp_path / "best").read_text() == "step_00000005"

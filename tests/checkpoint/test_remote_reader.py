@@ -53,12 +53,14 @@ def visit(
 
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.staging import run_folder
     from dlrm_mtl.training.build import build_model, build_optimizers
+    from dlrm_mtl.training.tensors import RunTensors
 
     os.environ.update(environments[rank], LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     tempfile.tempdir = str(temporary)
@@ -74,12 +76,12 @@ def visit(
         checkpoints = Checkpoints(folder.checkpoints, 1, folder.mirror)
         if load:
             folder.mirror.restore(*POINTERS)
-            assert checkpoints.load("latest", model, optimizers).step == 1
+            assert checkpoints.load("latest", RunTensors(model, optimizers)).step == 1
         else:
             optimizers.allocate()
             for local in optimizers.sparse.tables:
                 local.accumulators.uniform_()
-            checkpoints.save(model, optimizers, Progress(step=1))
+            checkpoints.save(RunTensors(model, optimizers), RunState(step=1))
         staged = sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
     states = {
         f"{table}/{key}": value for table, state in optimizers.table_state().items() for key, value in state.items()

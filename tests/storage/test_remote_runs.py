@@ -215,13 +215,15 @@ def host(rank: int, data: Path, environment: dict[str, str], temporary: Path, fa
     """A process that is alone on its host: save, or load, a checkpoint on the store; what is in the model."""
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.errors import UserError
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.staging import run_folder
     from dlrm_mtl.training.build import build_model, build_optimizers
+    from dlrm_mtl.training.tensors import RunTensors
 
     os.environ.update(environment, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     tempfile.tempdir = str(temporary)
@@ -236,7 +238,7 @@ def host(rank: int, data: Path, environment: dict[str, str], temporary: Path, fa
         checkpoints = Checkpoints(folder.checkpoints, 1, folder.mirror)
         if writing:
             optimizers.allocate()
-            checkpoints.save(model, optimizers, Progress(step=1))
+            checkpoints.save(RunTensors(model, optimizers), RunState(step=1))
             assert {path.name for path in folder.checkpoints.iterdir()} == {"latest"}
             mirror_module.PAUSES = (0.0,)
             if failing and rank == 1:  # the second host's credentials have run out
@@ -248,12 +250,12 @@ def host(rank: int, data: Path, environment: dict[str, str], temporary: Path, fa
                 )
                 folder.mirror.root = "nobucket/runs/a"
             try:
-                checkpoints.save(model, optimizers, Progress(step=2))
+                checkpoints.save(RunTensors(model, optimizers), RunState(step=2))
             except UserError as error:
                 result["sentence"] = str(error)
         else:
             folder.mirror.restore(*POINTERS)
-            assert checkpoints.load("latest", model, optimizers).step == (1 if failing else 2)
+            assert checkpoints.load("latest", RunTensors(model, optimizers)).step == (1 if failing else 2)
     tables = {name: whole(value) for name, value in model.table_weights().items()}
     result["model"] = {**tables, **{name: value.clone() for name, value in model.dense_weights().items()}}
     return result

@@ -59,7 +59,8 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     import torch
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers
@@ -71,7 +72,7 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), Progress()))
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), RunState()))
     values = []
     for batch in loader.epoch(0):
         parts, _ = trainer.step([batch], trainer.progress.step, 0)

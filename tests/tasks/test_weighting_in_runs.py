@@ -28,13 +28,15 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
     import torch
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.tasks.weighting import DynamicWeightAverage, UncertaintyWeighting
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import RunParts, Trainer
+    from dlrm_mtl.training.tensors import RunTensors
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     data = open_dataset(str(dataset))
@@ -48,7 +50,7 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
         optimizers = build_optimizers(config, model, STEPS)
         loader = make_loader(config, data, "train", process)
         folder = Checkpoints(checkpoints / name)
-        progress = folder.load("latest", model, optimizers) if resume else Progress()
+        progress = folder.load("latest", RunTensors(model, optimizers)) if resume else RunState()
         trainer = Trainer(RunParts(config, process, model, optimizers, loader, folder, progress))
         model.module.train()
         values = result[name] = []
@@ -67,7 +69,7 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
                 if progress.step == stop:
                     break
         if not resume:
-            folder.save(model, optimizers, progress)
+            folder.save(RunTensors(model, optimizers), progress)
     return result
 
 

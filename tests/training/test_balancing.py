@@ -252,11 +252,13 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
     """Whether two steps, a checkpoint and two more in another model give the bits of four steps in one go."""
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers, build_step
+    from dlrm_mtl.training.tensors import RunTensors
 
     process, result = Process(rank, dist.get_world_size(), torch.device("cpu")), {}
     dataset = open_dataset(str(folder))
@@ -271,10 +273,10 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
             with make_loader(config, dataset, "train", process).epoch(0, 0) as batches:
                 for number, batch in enumerate(itertools.islice(batches, STEPS)):
                     if number == stop:
-                        saved.save(model, optimizers, Progress(step=number))
+                        saved.save(RunTensors(model, optimizers), RunState(step=number))
                         model = build_model(config, dataset.spec, process)
                         optimizers = build_optimizers(config, model, STEPS)
-                        saved.load("latest", model, optimizers)
+                        saved.load("latest", RunTensors(model, optimizers))
                         step = build_step(config, process, model, optimizers)
                     step([batch], number, 0)
             tables = {name: weight.local_shards()[0].tensor for name, weight in model.table_weights().items()}

@@ -52,7 +52,8 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     import torch
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.training.build import build_model, build_optimizers
@@ -66,7 +67,7 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), Progress()))
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), RunState()))
     assert trainer.steps_per_epoch < STEPS
     model.module.train()
     values: list[list[float]] = []

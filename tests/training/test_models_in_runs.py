@@ -69,13 +69,15 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     import torch
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import Trainer
+    from dlrm_mtl.training.tensors import RunTensors
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))
@@ -86,9 +88,9 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     config = RunConfig.model_validate(synthetic.config(folder, sharding=PLANS[plan], optimizer=rate, **CASES[case]))
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
-    checkpoints, progress = Checkpoints(runs / case), Progress()
+    checkpoints, progress = Checkpoints(runs / case), RunState()
     if load:
-        progress = checkpoints.load("latest", model, optimizers)
+        progress = checkpoints.load("latest", RunTensors(model, optimizers))
     loader = make_loader(config, dataset, "train", process)
     trainer = Trainer(config, process, model, optimizers, loader, None, checkpoints, None, progress)
     model.module.train()
@@ -101,7 +103,7 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
             progress.step += 1
             progress.steps_applied = optimizers.sparse.steps
             if process.world_size == 1 and progress.step == SAVED:
-                checkpoints.save(model, optimizers, progress)
+                checkpoints.save(RunTensors(model, optimizers), progress)
     return values
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process
@@ -23,6 +24,7 @@ from dlrm_mtl.tasks.check import starting_logits
 from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.loaders import make_loader, training_loader
 from dlrm_mtl.training.loop import RunParts, Trainer
+from dlrm_mtl.training.tensors import RunTensors
 from tests import commands
 from tests.data.negatives.shop import ALONG, write
 from tests.data.reading import actual
@@ -81,7 +83,7 @@ def trained(
         loader = training_loader(config, dataset.split("train"), process)
         optimizers = build_optimizers(config, model, STEPS)
         checkpoints = Checkpoints(runs / name)
-        progress = checkpoints.load("latest", model, optimizers) if resume else Progress()
+        progress = checkpoints.load("latest", RunTensors(model, optimizers)) if resume else RunState()
         Trainer(RunParts(config, process, model, optimizers, loader, checkpoints, progress)).train()
         result[name] = {key: value.clone() for key, value in model.dense_weights().items()}
         if name != "unbounded":  # which row of a table an id has depends on the processes
@@ -168,7 +170,7 @@ def test_evaluation_draws_nothing(shop: Path) -> None:
 
 def test_other_negatives_do_not_resume(shop: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(content(shop, NEGATIVES["popularity"]))
-    progress = Progress(data=json.loads(json.dumps(data_order(config))))
+    progress = RunState(data=json.loads(json.dumps(data_order(config))))
     check_same_data(progress, config, RunFolder(tmp_path))
     for other in (None, NEGATIVES["in_batch"]):
         changed = RunConfig.model_validate(content(shop, other))

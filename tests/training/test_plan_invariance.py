@@ -33,7 +33,8 @@ def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]
     import torch
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import Checkpoints, Progress
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
@@ -47,7 +48,7 @@ def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), Progress()))
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), RunState()))
     model.module.train()
     values: list[list[float]] = []
     while len(values) < STEPS:

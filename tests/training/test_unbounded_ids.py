@@ -32,7 +32,7 @@ class Run:
     def __init__(self, rank: int, data: Path, unbounded: dict[str, object], plan: str, **changes: object) -> None:
         import torch.distributed as dist
 
-        from dlrm_mtl.checkpoint.checkpoints import Progress
+        from dlrm_mtl.checkpoint.state import RunState
         from dlrm_mtl.config.run import RunConfig
         from dlrm_mtl.core.processes import Process
         from dlrm_mtl.data.dataset import open_dataset
@@ -48,7 +48,7 @@ class Run:
         self.loader = make_loader(self.config, dataset, "train", process)
         self.validation = make_loader(self.config, dataset, "validation", process)
         self.take = build_step(self.config, process, self.model, self.optimizers)
-        self.progress = Progress()
+        self.progress = RunState()
         self.losses: list[list[float]] = []
         self.evicted = {"user": 0.0, "item": 0.0}
 
@@ -72,9 +72,10 @@ class Run:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, whole, on the first process."""
-        from dlrm_mtl.checkpoint.checkpoints import _flatten, state_dict
+        from dlrm_mtl.checkpoint.tensors import flatten
+        from dlrm_mtl.training.tensors import RunTensors
 
-        found = _flatten(state_dict(self.model, self.optimizers))
+        found = flatten(RunTensors(self.model, self.optimizers).tensors())
         return {key: whole(found[key]) for key in sorted(found)}
 
     def evaluate(self) -> dict[str, float]:
@@ -97,14 +98,15 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
 def visit(rank: int, data: Path, runs: Path, plan: str, load: bool) -> dict[str, Any]:
     """Take 12 steps, with a checkpoint after step 6, or those from the checkpoint on."""
     from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.training.tensors import RunTensors
 
     run = Run(rank, data, FEW, plan)
     if load:
-        run.progress = Checkpoints(runs).load("latest", run.model, run.optimizers)
+        run.progress = Checkpoints(runs).load("latest", RunTensors(run.model, run.optimizers))
         assert run.progress.step == 6
     else:
         run.train(6)
-        Checkpoints(runs).save(run.model, run.optimizers, run.progress)
+        Checkpoints(runs).save(RunTensors(run.model, run.optimizers), run.progress)
     run.train(12)
     before = run.tensors()
     metrics = run.evaluate()
@@ -262,13 +264,14 @@ def test_runs_learn(tmp_path: Path) -> None:
 def other_rows(rank: int, data: Path, runs: Path) -> None:
     from dlrm_mtl.checkpoint.checkpoints import Checkpoints
     from dlrm_mtl.core.errors import UserError
+    from dlrm_mtl.training.tensors import RunTensors
 
     run = Run(rank, data, FEW, "table_wise")
     run.train(1)
-    Checkpoints(runs).save(run.model, run.optimizers, run.progress)
+    Checkpoints(runs).save(RunTensors(run.model, run.optimizers), run.progress)
     other = Run(rank, data, {**FEW, "user": 55}, "table_wise")
     with pytest.raises(UserError, match=r"has the size \[41.*\] and the configuration wants \[55"):
-        Checkpoints(runs).load("latest", other.model, other.optimizers)
+        Checkpoints(runs).load("latest", RunTensors(other.model, other.optimizers))
 
 
 def test_a_checkpoint_with_another_number_of_rows(tmp_path: Path) -> None:
