@@ -13,6 +13,7 @@ from dlrm_mtl.config.check import check_run
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import read_yaml, validate
+from dlrm_mtl.core.yaml_text import parse_yaml
 
 
 def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> RunConfig:
@@ -40,8 +41,8 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: this is not of the form key.path=value, such as training.epochs=3.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         raise UserError(f"--set {override}: the value {text!r} is not YAML; quote it.") from None
     node: Any = content
     for position, key in enumerate(keys):

@@ -6,11 +6,11 @@ import difflib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.parts import models_of_field
+from dlrm_mtl.core.yaml_text import parse_yaml
 
 
 class Strict(BaseModel):
@@ -30,16 +30,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such file; check the path (it is relative to {Path.cwd()}).") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a readable YAML file.") from None
+    return mapping_of(text, path)
+
+
+def mapping_of(text: str, place: str | Path) -> dict[str, Any]:
+    """The YAML mapping that ``text`` is; raises :class:`UserError`, which begins with ``place``, if it is none."""
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(f"{path}: {place}: {problem}; correct the YAML syntax there.") from None
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; correct the YAML syntax there.") from None
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"{path}: holds {found} where a mapping of keys to values is expected.")
+        raise UserError(f"{place}: holds {found} where a mapping of keys to values is expected.")
     return content
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from pyarrow import fs
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.schema import read_yaml, validate
+from dlrm_mtl.core.schema import mapping_of, read_yaml, validate
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.parquet_guard import examining, unreadable
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec
 from dlrm_mtl.storage.filesystems import first_line, is_local, locate
+
+_LOG = logging.getLogger(__name__)
 
 FOOTER_THREADS = 16
 """Footers are read in parallel: remote storage answers slowly, but many at once."""
@@ -197,11 +198,7 @@ def read_again(
         except (OSError, pa.ArrowException) as error:
             if pause is None or isinstance(error, (FileNotFoundError, PermissionError)):
                 raise mistake(place, error) from None
-            print(
-                f"{place}: cannot be read ({first_line(error)}); trying again in {pause:g} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            _LOG.warning("%s: cannot be read (%s); trying again in %g s", place, first_line(error), pause)
             time.sleep(pause)
     raise AssertionError
 
@@ -244,8 +241,13 @@ def _is_data(relative: str) -> bool:
 def _read_yaml(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
     if is_local(filesystem):
         return read_yaml(Path(path))
-    with filesystem.open_input_stream(path) as stream:
-        content = yaml.safe_load(stream.read())
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no mapping of keys to values; write it as described for data sets.")
-    return content
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    content = read_again(read, filesystem, path, unreachable)
+    try:
+        return mapping_of(content.decode(), path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read ({error}); name a readable YAML file.") from None

@@ -56,7 +56,7 @@ def as_command(adapter: Callable[..., str | None]) -> Callable[..., None]:
     def command(**options: Any) -> None:
         with _progress() as progress:
             said = adapter(**options, progress=progress)
-        print(f"{options['output']}: ready; name it as data.path in a configuration" if said is None else said)
+        typer.echo(f"{options['output']}: ready; name it as data.path in a configuration" if said is None else said)
 
     command.__doc__ = (inspect.getdoc(adapter) or "").split("\n\n")[0]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

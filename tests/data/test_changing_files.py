@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -99,14 +100,17 @@ def unsteady(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dataset]
     Unsteady.failures = 0
 
 
-def test_errors_that_pass_are_ridden_out(unsteady: Dataset, capfd: pytest.CaptureFixture[str]) -> None:
+def test_errors_that_pass_are_ridden_out(
+    unsteady: Dataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("dlrm_mtl"), "propagate", True)
     Unsteady.failures = 2
     config = DataConfig(path="unused", batch_size=8, evaluation_batch_size=8, lanes=4, block_rows=10)
     made = BatchLoader(unsteady.split("train"), config, LABELS)
     Unsteady.failures = 3
     rows = [number for batch in made.epoch(0) for number in row_numbers(batch) if number is not None]
     assert sorted(rows) == list(range(150))
-    said = capfd.readouterr().err
+    said = caplog.text
     assert said.count("connection reset by peer); trying again in 0 s") == 5
 
 

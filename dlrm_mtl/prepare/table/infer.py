@@ -11,7 +11,7 @@ import duckdb
 import yaml
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.schema import validate
+from dlrm_mtl.core.schema import mapping_of, validate
 from dlrm_mtl.prepare.table.description import SourceConfig, TableDescription
 from dlrm_mtl.prepare.table.files import find_files, load
 from dlrm_mtl.prepare.table.guess import Column, guess_source, look
@@ -70,7 +70,7 @@ def draft(path: Path) -> str:
         rows = table.rows
     text = _compose(path, source, columns, rows)
     if re.search(r"^labels:$", text, re.MULTILINE):
-        validate(TableDescription, yaml.safe_load(text), f"draft of {path}")
+        validate(TableDescription, mapping_of(text, f"draft of {path}"), f"draft of {path}")
     return text
 
 
