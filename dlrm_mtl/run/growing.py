@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import torch.distributed as dist
 
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.core.processes import first_process_only
 from dlrm_mtl.data.dataset import Dataset, Split
 from dlrm_mtl.data.growing import Consumed, next_round
+
+logger = logging.getLogger(__name__)
 
 SPLIT = "train"
 
@@ -24,9 +29,7 @@ class Round:
     first_step: int
 
 
-def rounds(
-    dataset: Dataset, progress: RunState, finished: Callable[[], None], say: Callable[[str], None]
-) -> Iterator[Round]:
+def rounds(dataset: Dataset, progress: RunState, finished: Callable[[], None]) -> Iterator[Round]:
     """The rounds that are to be trained, beginning with the one that was interrupted, if any.
 
     To be iterated over on every process. When the next round is asked for, the one before is entered into ``progress`` as done.
@@ -35,14 +38,13 @@ def rounds(
         dataset: whose training split grows.
         progress: of the run.
         finished: called when a round is done, to save ``progress``.
-        say: called with what a user should know.
 
     Raises:
         UserError: see :func:`~dlrm_mtl.data.growing.next_round`.
     """
     while True:
         before = Consumed.from_state(progress.consumed)
-        consumed, split = _agree(dataset, before, say)
+        consumed, split = _agree(dataset, before)
         if split is None:
             return
         again = bool(before.current)
@@ -50,20 +52,22 @@ def rounds(
             progress.round_start = progress.step
         progress.consumed = consumed.state()
         kind = "resuming round" if again else "round"
-        say(f"{kind} {consumed.rounds + 1}: {len(split.files):,} new file(s), {split.rows:,} rows")
+        if dist.get_rank() == 0:
+            text = f"{len(split.files):,} new file(s), {split.rows:,} rows"
+            logger.info("%s %d: %s", kind, consumed.rounds + 1, text)
         yield Round(split, consumed.rounds, progress.round_start)
         consumed.finish_round()
         progress.consumed = consumed.state()
         finished()
 
 
-def _agree(dataset: Dataset, before: Consumed, say: Callable[[str], None]) -> tuple[Consumed, Split | None]:
+def _agree(dataset: Dataset, before: Consumed) -> tuple[Consumed, Split | None]:
     """The next round, the same on every process: what it adds to ``before``, and its files; None if there are none."""
 
     def look() -> dict[str, Any]:
         consumed = Consumed.from_state(before.state())
         for remark in next_round(dataset, SPLIT, consumed).remarks:
-            say(f"note: {remark}")
+            logger.info("note: %s", remark)
         return consumed.state()
 
     # The folder may grow between two looks, so all take what the first process saw.

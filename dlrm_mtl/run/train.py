@@ -143,7 +143,7 @@ def passes(
     if train_data is not None:
         yield train_data, None
         return
-    for round in rounds(dataset, progress, save, lambda text: say(process, text)):
+    for round in rounds(dataset, progress, save):
         yield training_loader(config, round.split, process), round
 
 

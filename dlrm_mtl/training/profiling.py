@@ -64,4 +64,4 @@ class Profiler(Listener):
     def _write(self, traced: profile) -> None:
         traced.export_chrome_trace(str(self.file))
         if self.rank == 0:
-            logger.info("%s: a trace of %d step(s); open it in https://ui.perfetto.dev", self.file, self.config.steps)
+            logger.info("%s: a trace of the steps to profile; open it in https://ui.perfetto.dev", self.file)
