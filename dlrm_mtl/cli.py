@@ -200,12 +200,11 @@ def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
     """Check a configuration file, beside its data set's dataset.yaml if that is there, and say what is wrong with it."""
     from dlrm_mtl.config.check import check_against_data_set
     from dlrm_mtl.config.load import load_config
-    from dlrm_mtl.models.registry import describe_model
 
     loaded = load_config(file, overrides)
     check_against_data_set(loaded, str(file))
     tasks = ", ".join(task.name for task in loaded.tasks)
-    print(f"{file}: valid; run {loaded.name!r}, tasks {tasks}, {describe_model(loaded.model)} on {loaded.data.path}")
+    print(f"{file}: valid; run {loaded.name!r}, tasks {tasks}, {loaded.model.title} on {loaded.data.path}")
 
 
 @config_app.command("schema")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, BalancerConfig
+from dlrm_mtl.core.registry import register
 
 _RANK = 1e-12
 """Eigenvalues below this share of the largest are 0: gradients known to 1e-6 of their length, as float32 sums are, make
@@ -23,6 +24,7 @@ class AlignedMTLConfig(BalancerConfig):
     the eigenvalues of its Gram matrix (options of the authors' code)."""
 
 
+@register("balancer", "aligned_mtl", config=AlignedMTLConfig, order=90)
 class AlignedMTL(Balancer):
     """g'_i = sum_j B_ij g_j with B = sqrt(s) K^(-1/2) on the range of K, whose smallest eigenvalue is s.
 

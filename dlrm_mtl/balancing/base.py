@@ -6,19 +6,30 @@ and g_j.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.parts import Misfit, Run
+from dlrm_mtl.core.schema import PartConfig
+from dlrm_mtl.core.suggest import suggest
 
 Granularity = Literal["tensor", "group", "global"]
 Level = Literal["parameters", "representation"]
 
 
-class BalancerConfig(Strict):
+class AnyBalancingConfig(PartConfig):
+    """A value of ``balancing``: no method, one, or several in a row."""
+
+    def methods(self) -> list[tuple[str, BalancerConfig]]:
+        """The methods in the order in which they are applied, each with the path of its keys below ``balancing``."""
+        raise NotImplementedError
+
+
+class BalancerConfig(AnyBalancingConfig):
     """What all methods have in common."""
 
     granularity: Granularity = "global"
@@ -31,12 +42,28 @@ class BalancerConfig(Strict):
     seed: int = 0
     """Together with the step, determines the order of tasks in the methods that draw one."""
 
+    def methods(self) -> list[tuple[str, BalancerConfig]]:
+        """This method alone."""
+        return [("", self)]
+
+    def check(self, run: Run) -> None:
+        """Refuse what does not fit the tasks of a run."""
+        self.check_tasks([task.name for task in run.tasks])
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Refuse what does not fit tasks of these names; raises :class:`Misfit`."""
+
 
 class TargetConfig(BalancerConfig):
     """Methods that help one task by means of the others."""
 
     target: str
     """The task that counts; the others are its auxiliaries."""
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Refuse a target that is no task."""
+        if self.target not in tasks:
+            raise Misfit(f"there is no task {self.target!r}; {suggest(self.target, tasks)}.", "target")
 
 
 class ReductionConfig(BalancerConfig):

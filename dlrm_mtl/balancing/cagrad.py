@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, ReductionConfig, has_gradient
 from dlrm_mtl.balancing.simplex import Array, min_norm_weights
+from dlrm_mtl.core.registry import register
 
 _SHORTEST = 1e-4
 """Where g_w is shorter than this share of the shortest gradient it is taken for 0: the tasks oppose each other entirely."""
@@ -27,6 +28,7 @@ class CAGradConfig(ReductionConfig):
     """The direction is divided by 1, 1 + c^2 or 1 + c (0, 1 and 2 in the authors' code, whose default is 1 + c^2)."""
 
 
+@register("balancer", "cagrad", config=CAGradConfig, order=60)
 class CAGrad(Balancer):
     """d = argmax of min_i g_i . d over |d - g_0| <= c |g_0|, with g_0 the mean gradient; g_i <- (its coefficient in d) g_i.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlrm_mtl.balancing.adam import SmallAdam
 from dlrm_mtl.balancing.base import Balancer, ReductionConfig
+from dlrm_mtl.core.registry import register
 
 
 class FAMOConfig(ReductionConfig):
@@ -22,6 +23,7 @@ class FAMOConfig(ReductionConfig):
     """Pulls the logits to 0, that is, to equal weights."""
 
 
+@register("balancer", "famo", config=FAMOConfig, order=120)
 class FAMO(Balancer):
     """g_i <- c (z_i / L_i) g_i with z = softmax(logits) and c = 1 / sum_i (z_i / L_i), so that the weights have sum 1.
 

@@ -13,7 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dlrm_mtl.balancing import BalanceReport, BalancingConfig, TensorInfo, build_balancing, gram_of, not_finite_tasks
+from dlrm_mtl.balancing.base import AnyBalancingConfig
+from dlrm_mtl.balancing.config import build_balancing
+from dlrm_mtl.balancing.sequence import BalanceReport, TensorInfo
+from dlrm_mtl.core.gram import gram_of, not_finite_tasks
 
 Named = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -44,7 +47,7 @@ class GradientBalance(nn.Module):
 
     def __init__(
         self,
-        config: BalancingConfig,
+        config: AnyBalancingConfig,
         shared: Named,
         tasks: Sequence[str],
         *,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlrm_mtl.balancing.adam import SmallAdam
 from dlrm_mtl.balancing.base import Balancer, BalancerConfig, norms
+from dlrm_mtl.core.registry import register
 
 _SMALLEST = 1e-3
 """Weights stay above this; the paper has no bound, and Adam's steps would take a small weight below 0."""
@@ -25,6 +26,7 @@ class GradNormConfig(BalancerConfig):
     """Of the weights, under Adam."""
 
 
+@register("balancer", "gradnorm", config=GradNormConfig, order=110)
 class GradNorm(Balancer):
     """g_i <- w_i g_i; then w descends sum_i | w_i |g_i| - mean_j(w_j |g_j|) r_i^alpha |, and is scaled to have sum T.
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, BalancerConfig, has_gradient, norms, orders
+from dlrm_mtl.core.registry import register
 
 _LARGEST = 1 - 1e-6
 """Largest magnitude of a cosine to be brought about: at 1 the step towards g_j would be infinite."""
@@ -22,6 +23,7 @@ class GradVacConfig(BalancerConfig):
     """Share of the present in the moving average of a pair's cosine."""
 
 
+@register("balancer", "gradvac", config=GradVacConfig, order=50)
 class GradVac(Balancer):
     r"""Where the cosine c of g'_i and g_j is below its moving average a, g_j is added until it is a.
 

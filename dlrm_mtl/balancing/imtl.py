@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, ReductionConfig, cosines, has_gradient, norms
+from dlrm_mtl.core.registry import register
 
 _RANK = 1e-10  # eigenvalues of the cosines below this are 0 as far as gradients in float32 can tell
 
@@ -18,6 +19,7 @@ class IMTLGConfig(ReductionConfig):
     name: Literal["imtl_g"] = "imtl_g"
 
 
+@register("balancer", "imtl_g", config=IMTLGConfig, order=80)
 class IMTLG(Balancer):
     """g_i <- a_i g_i such that d = sum_i a_i g_i has the same projection d . g_i / |g_i| for all i, with sum_i a_i = 1.
 

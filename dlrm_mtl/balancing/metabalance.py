@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, Granularity, TargetConfig, norms
+from dlrm_mtl.core.registry import register
 
 
 class MetaBalanceConfig(TargetConfig):
@@ -24,6 +25,7 @@ class MetaBalanceConfig(TargetConfig):
     """Whether auxiliaries larger than the target shrink, smaller ones are enlarged, or both."""
 
 
+@register("balancer", "metabalance", config=MetaBalanceConfig, order=10)
 class MetaBalance(Balancer):
     """g_i <- r (m_target / m_i) g_i + (1 - r) g_i with moving averages m_i of the norms, for every auxiliary i.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, ReductionConfig, has_gradient, norms
 from dlrm_mtl.balancing.simplex import min_norm_weights
+from dlrm_mtl.core.registry import register
 
 
 class MGDAConfig(ReductionConfig):
@@ -19,6 +20,7 @@ class MGDAConfig(ReductionConfig):
     """What gradients are divided by before the weights are sought: nothing (the paper), their norms, the losses, or both."""
 
 
+@register("balancer", "mgda", config=MGDAConfig, order=70)
 class MGDA(Balancer):
     """g_i <- w_i g_i with w = argmin |sum_i w_i g_i|^2 over weights that are at least 0 and have sum 1.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, BalancerConfig, cosines, has_gradient, norms
+from dlrm_mtl.core.registry import register
 
 _RIDGE = 1e-10
 """Added to the diagonal of the cosines. Gradients with a positive combination that is 0 have no bargaining solution; with
@@ -23,6 +24,7 @@ class NashMTLConfig(BalancerConfig):
     size. Without, its norm is sqrt(T) at every step."""
 
 
+@register("balancer", "nash_mtl", config=NashMTLConfig, order=100)
 class NashMTL(Balancer):
     """g_i <- a_i g_i with the positive a that satisfies K a = 1 / a.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, ReductionConfig, orders
+from dlrm_mtl.core.registry import register
 
 
 class PCGradConfig(ReductionConfig):
@@ -16,6 +17,7 @@ class PCGradConfig(ReductionConfig):
     name: Literal["pcgrad"] = "pcgrad"
 
 
+@register("balancer", "pcgrad", config=PCGradConfig, order=40)
 class PCGrad(Balancer):
     """For each i and each j != i in random order: g'_i <- g'_i - (g'_i . g_j / |g_j|^2) g_j if g'_i . g_j < 0.
 

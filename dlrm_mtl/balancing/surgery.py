@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.balancing.base import Balancer, TargetConfig, cosines, has_gradient
+from dlrm_mtl.core.registry import register
 
 
 class SurgeryConfig(TargetConfig):
@@ -16,6 +17,7 @@ class SurgeryConfig(TargetConfig):
     name: Literal["surgery"] = "surgery"
 
 
+@register("balancer", "surgery", config=SurgeryConfig, order=20)
 class Surgery(Balancer):
     """g_i <- g_i - (g_i . g_target / |g_target|^2) g_target where g_i . g_target < 0; the target keeps its gradient.
 
@@ -47,6 +49,7 @@ class SimilarityConfig(TargetConfig):
     """Whether auxiliaries that do not conflict count by their cosine with the target instead of fully."""
 
 
+@register("balancer", "similarity", config=SimilarityConfig, order=30)
 class Similarity(Balancer):
     """g_i <- 0 where the cosine of g_i and g_target is negative; with ``weighted``, g_i <- max(0, cos) g_i.
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from dlrm_mtl.balancing import build_balancing
+from pydantic import BaseModel
+
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.parts import Misfit
+from dlrm_mtl.core.registry import registry
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.spec import DATASET_FILE
-from dlrm_mtl.models.blocks import counts_per_task
-from dlrm_mtl.models.classical.multitask_net import MultitaskNetConfig
-from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.tasks.check import check_labels
-from dlrm_mtl.tasks.products import own_tasks, product_mistake
+from dlrm_mtl.tasks.products import product_mistake
 from dlrm_mtl.tasks.targets import label_columns
 
 
@@ -25,35 +27,62 @@ def check_run(config: RunConfig, place: str) -> None:
         number, reason = mistake
         raise UserError(f"{place}: tasks.{number}.product_of: {reason}.")
     try:
-        build_balancing(config.balancing, [task.name for task in config.tasks], [])
         check_growing(config)
         check_negatives_count(config)
+        check_items_are_drawn(config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-    own = [config.tasks[number] for number in own_tasks(config.tasks)]
-    model = config.model
-    draws = isinstance(model, MultitaskNetConfig)
-    for number, task in enumerate(config.tasks):
-        if task.kind == "ranking" and not draws:
-            raise UserError(
-                f"{place}: tasks.{number}.loss: {task.loss.name} compares an item with others, and the model {model.name!r} "
-                "draws none; choose a loss of single rows, such as binary_cross_entropy, or model.name: multitask_net."
-            )
-    if draws and not any(task.kind == "ranking" for task in own):
-        raise UserError(
-            f"{place}: tasks: multitask_net needs a task with a ranking loss, such as bpr, and finds none; give one task such "
-            "a loss, or choose another model."
-        )
-    if draws and config.data.unbounded:
-        raise UserError(
-            f"{place}: data.unbounded: multitask_net draws and ranks items by their numbers, so its ids need vocabularies; "
-            "remove the key, or choose another model."
-        )
-    if isinstance(model, ModelConfig) and hasattr(model.multitask, "task_experts"):
+    check_parts(config, place)
+
+
+def check_parts(config: RunConfig, place: str) -> None:
+    """Let every part that has a method ``check`` say whether it fits the run, see :class:`~dlrm_mtl.core.parts.Run`.
+
+    Raises:
+        UserError: the first part that does not fit, with the path of its key behind ``place``.
+    """
+    for path, part in parts_in(config):
+        check = getattr(part, "check", None)
+        if not callable(check):
+            continue
         try:
-            counts_per_task(model.multitask.task_experts, len(own))
-        except ValueError as error:
-            raise UserError(f"{place}: model.multitask.task_experts: {error}") from None
+            check(config)
+        except Misfit as error:
+            keys = [error.key] if error.root else [*path, error.key]
+            raise UserError(f"{place}: {'.'.join(key for key in keys if key)}: {error}") from None
+
+
+def parts_in(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], BaseModel]]:
+    """All configurations inside ``config``, each with the path of its key."""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(config, BaseModel):
+        if path:
+            yield path, config
+        inner = config
+    elif isinstance(config, dict):
+        inner = config.items()
+    elif isinstance(config, list):
+        inner = enumerate(config)
+    for key, value in inner:
+        yield from parts_in(value, (*path, str(key)))
+
+
+def check_items_are_drawn(config: RunConfig) -> None:
+    """Refuse losses that compare an item with others, under a model that draws none.
+
+    Raises:
+        UserError: there is such a task.
+    """
+    if config.model.draws_items:
+        return
+    for number, task in enumerate(config.tasks):
+        if task.kind == "ranking":
+            drawing = [entry.name for entry in registry("model") if getattr(entry.config, "draws_items", False)]
+            raise UserError(
+                f"tasks.{number}.loss: {task.loss.name} compares an item with others, and the model {config.model.name!r} "
+                f"draws none; choose a loss of single rows, such as binary_cross_entropy, or model.name: "
+                f"{' or '.join(drawing)}."
+            )
 
 
 def check_growing(config: RunConfig) -> None:

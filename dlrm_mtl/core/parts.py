@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel, GetCoreSchemaHandler
@@ -19,6 +20,44 @@ class Named(Protocol):
         ...
 
 
+class Run(Protocol):
+    """What a part's ``check`` is given: the root of the configuration, :class:`~dlrm_mtl.config.run.RunConfig`.
+
+    Any part of a configuration may have a method ``check(run)``, which is called once the whole configuration is validated. It
+    raises :class:`Misfit` where the part does not fit the tasks, the data, or the other parts.
+    """
+
+    @property
+    def tasks(self) -> Sequence[Any]:
+        """The tasks, each a :class:`~dlrm_mtl.tasks.config.TaskConfig`."""
+        ...
+
+    @property
+    def data(self) -> Any:
+        """See :class:`~dlrm_mtl.data.config.DataConfig`."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """The model's configuration."""
+        ...
+
+
+class Misfit(ValueError):
+    """A part of a configuration that does not fit another.
+
+    Args:
+        message: the wrong value and the remedy.
+        key: of the part that the message is about; the part as a whole by default.
+        root: whether ``key`` is a path from the root of the configuration.
+    """
+
+    def __init__(self, message: str, key: str = "", *, root: bool = False) -> None:
+        super().__init__(message)
+        self.key = key
+        self.root = root
+
+
 class Part:
     """Annotation of a field that holds the configuration of a registered part: ``Annotated[Named, Part("architecture")]``.
 
@@ -26,16 +65,19 @@ class Part:
 
     Args:
         kind: of the registry.
-        default: the part that a mapping without a name means.
+        default: the part that a mapping without a name means, by name or with options that the mapping overrides.
+        also: configurations of no part of the kind that the field may hold, too.
     """
 
-    def __init__(self, kind: str, default: str | None = None) -> None:
+    def __init__(self, kind: str, default: str | BaseModel | None = None, also: Sequence[type[BaseModel]] = ()) -> None:
         self.kind = kind
         self.default = default
+        self.also = also
 
     def configs(self) -> dict[str, type[BaseModel]]:
         """The configurations of all parts, by name."""
-        return {entry.name: entry.config for entry in registry(self.kind) if entry.config is not None}
+        others = {config.model_fields["name"].default: config for config in self.also}
+        return others | {entry.name: entry.config for entry in registry(self.kind) if entry.config is not None}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Build the union of the configurations that are registered now, see :func:`rebuild`."""
@@ -52,8 +94,13 @@ class Part:
         if isinstance(value, str):
             return {"name": value}
         if isinstance(value, dict) and "name" not in value and self.default is not None:
-            return {"name": self.default, **value}
+            return {**self._defaults(), **value}
         return value
+
+    def _defaults(self) -> dict[str, Any]:
+        if isinstance(self.default, BaseModel):
+            return {"name": getattr(self.default, "name", None), **self.default.model_dump(exclude_unset=True)}
+        return {"name": self.default}
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -95,7 +95,7 @@ class Registry:
             raise UserError(f"there is no {self.kind} {name!r}; {suggest(name, self._entries)}.")
         return self._entries[name]
 
-    def of_config(self, config: BaseModel) -> Entry:
+    def of_config(self, config: object) -> Entry:
         """Return the part that ``config``, an instance of its configuration, belongs to."""
         self._discover()
         return self._of_config[type(config)]
@@ -113,6 +113,10 @@ class Registry:
     def names(self) -> list[str]:
         """The names of all parts, in the order of iteration."""
         return [entry.name for entry in self]
+
+    def described(self) -> dict[str, str]:
+        """Every part by name, with one line on what it is."""
+        return {entry.name: entry.summary for entry in self}
 
     def _discover(self) -> None:
         while self._homes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,9 +14,25 @@ from dlrm_mtl.core.yaml_text import parse_yaml
 
 
 class Strict(BaseModel):
-    """Base of every configuration model: unknown keys are refused, instances are immutable."""
+    """Base of every configuration model: unknown keys are refused, instances are immutable.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    A schema is built when it is first used, not with its class: a field may hold parts that are registered in between.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+    )
+
+
+class PartConfig(Strict):
+    """Base of the configurations of registered parts: each has a field ``name: Literal["x"] = "x"``."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def name(self) -> str:
+            """The part's name."""
+            ...
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
+from typing_extensions import TypeIs
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
 
-TableConfig: TypeAlias = EmbeddingBagConfig | EmbeddingConfig
+if (
+    TYPE_CHECKING
+):  # imported where it is used: a configuration is checked without TorchRec, which takes seconds to import
+    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
+
+TableConfig: TypeAlias = "EmbeddingBagConfig | EmbeddingConfig"
 """A table whose bags are summed in the lookup, or one that gives a row for every id."""
 
 INIT_BLOCK_ROWS = 4096
@@ -45,12 +50,12 @@ class TableSet:
     @property
     def pooled(self) -> list[EmbeddingBagConfig]:
         """The tables whose bags are summed in the lookup."""
-        return [table for table in self.configs if isinstance(table, EmbeddingBagConfig)]
+        return [table for table in self.configs if is_pooled(table)]
 
     @property
     def unpooled(self) -> list[EmbeddingConfig]:
         """The tables that give a row for every id."""
-        return [table for table in self.configs if isinstance(table, EmbeddingConfig)]
+        return [table for table in self.configs if not is_pooled(table)]
 
     @property
     def parameters(self) -> int:
@@ -79,7 +84,16 @@ def table_set(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) 
     )
 
 
+def is_pooled(table: TableConfig) -> TypeIs[EmbeddingBagConfig]:
+    """Return whether the bags of ``table`` are summed in the lookup."""
+    from torchrec import EmbeddingBagConfig
+
+    return isinstance(table, EmbeddingBagConfig)
+
+
 def _unpooled(table: EmbeddingBagConfig) -> EmbeddingConfig:
+    from torchrec import EmbeddingConfig
+
     return EmbeddingConfig(
         name=table.name,
         num_embeddings=table.num_embeddings,
@@ -91,6 +105,19 @@ def _unpooled(table: EmbeddingBagConfig) -> EmbeddingConfig:
 def padded(columns: int) -> int:
     """The next multiple of 4: the widths that FBGEMM can store."""
     return -(-columns // 4) * 4
+
+
+def summed_table(name: str, rows: int, dim: int, features: list[str]) -> EmbeddingBagConfig:
+    """A table whose bags are summed in the lookup; means are taken in the model.
+
+    TorchRec's own mean adds 1e-6 to the divisor under some sharding types and forgets to divide under grid_shard, so its result
+    depends on the plan.
+    """
+    from torchrec import EmbeddingBagConfig, PoolingType
+
+    return EmbeddingBagConfig(
+        name=name, num_embeddings=rows, embedding_dim=dim, feature_names=features, pooling=PoolingType.SUM
+    )
 
 
 def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[EmbeddingBagConfig]:
@@ -107,26 +134,22 @@ def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConf
             raise UserError(f"model.embeddings.tables.{name}: there is no such table; {suggest(name, members)}.")
     overrides = {name: config.tables.get(name, TableOverride()) for name in members}
     return [
-        EmbeddingBagConfig(
-            name=name,
-            num_embeddings=spec.vocabulary_size(name),
-            embedding_dim=overrides[name].dim or config.dim,
-            feature_names=names,
-            # Means are taken in the model: TorchRec's own adds 1e-6 to the divisor under some sharding types and forgets
-            # to divide under grid_shard, so its result depends on the plan.
-            pooling=PoolingType.SUM,
-        )
+        summed_table(name, spec.vocabulary_size(name), overrides[name].dim or config.dim, names)
         for name, names in members.items()
     ]
 
 
 def build_tables(tables: list[EmbeddingBagConfig]) -> EmbeddingBagCollection:
     """The collection on the meta device: no memory is taken before it is sharded."""
+    from torchrec import EmbeddingBagCollection
+
     return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
 
 
 def build_unpooled_tables(tables: list[EmbeddingConfig]) -> EmbeddingCollection:
     """The collection on the meta device: no memory is taken before it is sharded."""
+    from torchrec import EmbeddingCollection
+
     return EmbeddingCollection(tables=tables, device=torch.device("meta"))
 
 

@@ -1,61 +1,84 @@
-"""Metrics of predictions. A new metric is one function (scores, labels, weights) -> float, and one line below."""
+"""Metrics of predictions.
+
+A new metric is one new file here, or in a plugin: a function ``(scores, labels, weights) -> float``, registered as ``metric``
+with
+
+- ``kinds``: what kinds of tasks have it (``TaskConfig.kind``), each with its place among the metrics of that kind, ascending;
+  the first of a kind is what is shown on the way;
+- ``heading``: what tables call it; ``form``: how they print it, ``{:.4f}`` by default;
+- ``lower_is_better``: false by default;
+- ``of_positions``: whether it is a metric of the order of all items: a function of
+  :class:`~dlrm_mtl.metrics.ranking.Positions`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm_mtl.metrics.binary import auc, calibration, log_loss, normalized_entropy, positives
-from dlrm_mtl.metrics.ranking import CUTOFFS
-from dlrm_mtl.metrics.regression import mae, mse, rmse
+from dlrm_mtl.core.registry import Entry, home
 
 Array = NDArray[np.float64]
+Kind = Literal["binary", "real", "ranking"]
+
+_REGISTRY = home("metric", __name__)
 
 
 @dataclass(frozen=True)
 class Metric:
     """A metric of one task; call it with logits or predictions, labels and weights, each [N]."""
 
-    function: Callable[[Array, Array, Array], float] | None
-    """None for a metric of the order of all items, which :mod:`~dlrm_mtl.metrics.ranking` computes."""
+    function: Callable[..., float]
     heading: str
     """What tables call it."""
     form: str = "{:.4f}"
     """How tables print it."""
     lower_is_better: bool = False
+    of_positions: bool = False
+    """Whether ``function`` takes the positions of targets among all items instead."""
 
     def __call__(self, scores: Array, labels: Array, weights: Array) -> float:
-        """Compute it; nan where it is not defined."""
-        assert self.function is not None
-        return self.function(scores, labels, weights)
+        """Compute it; nan where it is not defined, as without the positions of targets."""
+        return float("nan") if self.of_positions else self.function(scores, labels, weights)
 
 
-METRICS: dict[str, dict[str, Metric]] = {
-    "binary": {
-        "auc": Metric(auc, "AUC"),
-        "log_loss": Metric(log_loss, "log loss", lower_is_better=True),
-        "normalized_entropy": Metric(normalized_entropy, "norm. entropy", lower_is_better=True),
-        "calibration": Metric(calibration, "calibration", "{:.3f}"),
-        "positives": Metric(positives, "positives", "{:,.0f}"),
-    },
-    "real": {
-        "rmse": Metric(rmse, "RMSE", lower_is_better=True),
-        "mse": Metric(mse, "MSE", lower_is_better=True),
-        "mae": Metric(mae, "MAE", lower_is_better=True),
-    },
-    "ranking": {
-        "mrr": Metric(None, "MRR"),
-        **{
-            f"{name}@{k}": Metric(None, f"{heading}@{k}")
-            for k in CUTOFFS
-            for name, heading in (("ndcg", "NDCG"), ("recall", "rec"), ("precision", "prec"))
-        },
-        "auc": Metric(auc, "AUC"),
-    },
-}
-"""By what a task predicts (``TaskConfig.kind``), then by name. The first of a kind is what is shown on the way."""
+class _ByKind(Mapping[str, Mapping[str, Metric]]):
+    def __getitem__(self, kind: str) -> Mapping[str, Metric]:
+        if kind not in get_args(Kind):
+            raise KeyError(kind)
+        own = [entry for entry in _REGISTRY if kind in entry.about["kinds"]]
+        own.sort(key=lambda entry: (entry.about["kinds"][kind], entry.name))
+        return {entry.name: _metric(entry) for entry in own}
 
-ALL_METRICS: dict[str, Metric] = {name: metric for kind in METRICS.values() for name, metric in kind.items()}
+    def __iter__(self) -> Iterator[str]:
+        return iter(get_args(Kind))
+
+    def __len__(self) -> int:
+        return len(get_args(Kind))
+
+
+class _ByName(Mapping[str, Metric]):
+    def __getitem__(self, name: str) -> Metric:
+        return {name: metric for of_kind in METRICS.values() for name, metric in of_kind.items()}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for of_kind in METRICS.values() for name in of_kind))
+
+    def __len__(self) -> int:
+        return len(_REGISTRY.names())
+
+
+def _metric(entry: Entry) -> Metric:
+    about: dict[str, Any] = {key: value for key, value in entry.about.items() if key not in ("kinds", "order")}
+    return Metric(entry.part, **about)
+
+
+METRICS: Mapping[str, Mapping[str, Metric]] = _ByKind()
+"""The registered metrics by what a task predicts (``TaskConfig.kind``), then by name."""
+
+ALL_METRICS: Mapping[str, Metric] = _ByName()
+"""The registered metrics by name, in the order of :data:`METRICS`."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm_mtl.core.registry import register
+
 Array = NDArray[np.float64]
 
 
+@register("metric", "auc", kinds={"binary": 10, "ranking": 100}, heading="AUC")
 def auc(logits: Array, labels: Array, weights: Array) -> float:
     """Area under the ROC curve: the probability that a positive scores above a negative, ties counting half."""
     order = np.argsort(logits, kind="stable")
@@ -29,6 +32,7 @@ def auc(logits: Array, labels: Array, weights: Array) -> float:
     return float((positive_in_tie * (below + 0.5 * negative_in_tie)).sum() / total)
 
 
+@register("metric", "log_loss", kinds={"binary": 20}, heading="log loss", lower_is_better=True)
 def log_loss(logits: Array, labels: Array, weights: Array) -> float:
     """Mean binary cross-entropy in nats."""
     if weights.sum() == 0:
@@ -37,6 +41,7 @@ def log_loss(logits: Array, labels: Array, weights: Array) -> float:
     return float(np.average(losses, weights=weights))
 
 
+@register("metric", "normalized_entropy", kinds={"binary": 30}, heading="norm. entropy", lower_is_better=True)
 def normalized_entropy(logits: Array, labels: Array, weights: Array) -> float:
     """Log loss over that of always predicting the mean label (He et al., ADKDD 2014); below 1 is better than that."""
     if weights.sum() == 0:
@@ -48,6 +53,7 @@ def normalized_entropy(logits: Array, labels: Array, weights: Array) -> float:
     return float(log_loss(logits, labels, weights) / entropy)
 
 
+@register("metric", "calibration", kinds={"binary": 40}, heading="calibration", form="{:.3f}")
 def calibration(logits: Array, labels: Array, weights: Array) -> float:
     """Predicted over observed positives: 1 is perfect, above 1 predicts too many."""
     observed = float((labels * weights).sum())
@@ -57,6 +63,7 @@ def calibration(logits: Array, labels: Array, weights: Array) -> float:
     return predicted / observed
 
 
+@register("metric", "positives", kinds={"binary": 50}, heading="positives", form="{:,.0f}")
 def positives(logits: Array, labels: Array, weights: Array) -> float:
     """Sum of the weights of positive rows."""
     return float((labels * weights).sum())

@@ -6,11 +6,14 @@ among them. Shapes: P pairs of a user and a target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dlrm_mtl.core.registry import register
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -59,6 +62,7 @@ def positions(user: int, scores: Array, targets: Ids, seen: Ids) -> Positions:
     return Positions(np.full(len(targets), user), above.astype(np.int64), tied.astype(np.int64))
 
 
+@register("metric", "mrr", kinds={"ranking": 10}, heading="MRR", of_positions=True)
 def mrr(found: Positions) -> float:
     """Mean reciprocal rank: 1 / rank of each target, tied ones at their mean rank, averaged by user, then over users."""
     return _over_users(found, 1.0 / (found.above + (found.tied + 1) / 2.0), mean=True)
@@ -105,3 +109,22 @@ def all_metrics(found: Positions, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     for k in cutoffs:
         result |= {f"ndcg@{k}": ndcg(found, k), f"recall@{k}": recall(found, k), f"precision@{k}": precision(found, k)}
     return result
+
+
+def _at(metric: Callable[[Positions, int], float], k: int) -> Callable[[Positions], float]:
+    @wraps(metric)
+    def at_k(found: Positions) -> float:
+        return metric(found, k)
+
+    return at_k
+
+
+for _place, _k in enumerate(CUTOFFS, 1):
+    for _number, (_metric, _heading) in enumerate(((ndcg, "NDCG"), (recall, "rec"), (precision, "prec"))):
+        register(
+            "metric",
+            f"{_metric.__name__}@{_k}",
+            kinds={"ranking": 10 + 10 * _place + _number},
+            heading=f"{_heading}@{_k}",
+            of_positions=True,
+        )(_at(_metric, _k))

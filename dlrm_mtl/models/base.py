@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.core.schema import PartConfig
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec
 from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.models.feature_lookup import FeatureLookup
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.products import TaskProducts, own_tasks
+
+if TYPE_CHECKING:  # configurations of models load without TorchRec
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    from dlrm_mtl.data.batch import Batch
+
+
+class RankingModelConfig(PartConfig):
+    """What the configurations of all models have in common."""
+
+    draws_items: ClassVar[bool] = False
+    """Whether the model draws items that the row's item is compared with, as ranking losses need."""
+
+    @property
+    def title(self) -> str:
+        """What tells runs of different models apart: the model's name by default."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,23 @@ class ModelInputs:
     def own_tasks(self) -> list[TaskConfig]:
         """The tasks that need a logit of their own, O of them; the others are products of these."""
         return [self.tasks[number] for number in own_tasks(self.tasks)]
+
+
+class PairScores(Protocol):
+    """What a model offers that scores a user and an item by a product: then all items can be ranked for every user."""
+
+    user: str
+    """Name of the feature that holds the user."""
+    item: str
+    """Name of the feature that holds the item."""
+    items: int
+    """Ids of items run from 0 to items - 1."""
+    dim: int
+    """Columns of the vectors."""
+
+    def vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For ids of users and items [n] their vectors [n, d], and the items' biases [n, 1]."""
+        ...
 
 
 class RankingModel(nn.Module):
@@ -73,6 +107,10 @@ class RankingModel(nn.Module):
 
     def start_from(self, logits: Sequence[float | None]) -> None:
         """Let each own task's logit start from what it is on average, where that is known; rare tasks learn sooner."""
+
+    def pair_scores(self) -> PairScores | None:
+        """What ranks all items for every user in evaluation; None for a model that cannot."""
+        return None
 
     def penalty(self, logits: Tensor) -> Tensor | None:
         """What the model adds to the loss of every row, [B], given logits [B, T]; None for nothing."""

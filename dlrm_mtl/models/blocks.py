@@ -14,8 +14,10 @@ from pydantic import BeforeValidator, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlrm_mtl.core.parts import Misfit, Run
 from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.models.dropout import LaneDropout
+from dlrm_mtl.tasks.products import own_tasks
 
 ActivationName = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "prelu", "dice"]
 Norm = Literal["none", "layer", "batch"]
@@ -112,6 +114,14 @@ def counts_per_task(counts: int | list[int], tasks: int) -> list[int]:
             f"task_experts {counts} has {len(counts)} entries and there are {tasks} tasks; give one number, or one per task."
         )
     return list(counts)
+
+
+def check_task_experts(counts: int | list[int], run: Run) -> None:
+    """Refuse ``task_experts`` that do not fit the tasks with a logit of their own; raises :class:`Misfit`."""
+    try:
+        counts_per_task(counts, len(own_tasks(run.tasks)))
+    except ValueError as error:
+        raise Misfit(str(error), "task_experts") from None
 
 
 class ParallelLinear(nn.Module):

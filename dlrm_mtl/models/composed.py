@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.embeddings.tables import table_set
 from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, ParallelMLP
@@ -18,6 +19,7 @@ from dlrm_mtl.models.interactions import build_interaction
 from dlrm_mtl.models.multitask import build_multitask
 
 
+@register("model", "ranker", config=ModelConfig, order=10)
 class MultitaskRanker(RankingModel):
     """Ranks with one logit per task.
 

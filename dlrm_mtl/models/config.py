@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
+from dlrm_mtl.models.base import RankingModelConfig
 from dlrm_mtl.models.blocks import StackConfig
 from dlrm_mtl.models.dense_norm import DenseNorm
-from dlrm_mtl.models.interactions import DCNv2Config, InteractionConfig
-from dlrm_mtl.models.multitask import MMoEConfig, MultitaskConfig
+from dlrm_mtl.models.interactions import InteractionConfig
+from dlrm_mtl.models.interactions.dcnv2 import DCNv2Config
+from dlrm_mtl.models.multitask import DEFAULT, MultitaskConfig
 
 
-class ModelConfig(Strict):
+class ModelConfig(RankingModelConfig):
     """Tables, interaction, multitask architecture and towers."""
 
     name: Literal["ranker"] = "ranker"
@@ -28,7 +29,12 @@ class ModelConfig(Strict):
     """Layers that the dense features pass before the interaction; none by default."""
     interaction: InteractionConfig = DCNv2Config()
     """How pooled and dense features meet."""
-    multitask: MultitaskConfig = MMoEConfig(layers=[128, 64])
+    multitask: MultitaskConfig = DEFAULT
     """The multitask architecture."""
     tower: StackConfig = StackConfig(layers=[32])
     """Layers of each task's tower, before its logit."""
+
+    @property
+    def title(self) -> str:
+        """The name of the architecture."""
+        return self.multitask.name

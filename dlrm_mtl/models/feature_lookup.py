@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from dlrm_mtl.embeddings.tables import TableSet, build_tables, build_unpooled_tables
+from dlrm_mtl.embeddings.tables import TableSet, build_tables, build_unpooled_tables, is_pooled
 
-TableT = TypeVar("TableT", EmbeddingBagConfig, EmbeddingConfig)
+if TYPE_CHECKING:
+    from torchrec import EmbeddingBagConfig, EmbeddingConfig
+    from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+TableT = TypeVar("TableT", "EmbeddingBagConfig", "EmbeddingConfig")
 
 
 class FeatureLookup(nn.Module):
@@ -45,12 +47,13 @@ class FeatureLookup(nn.Module):
                 vectors = tables.lengths.get(name, 1)
                 self.fields += [table.embedding_dim] * vectors
                 self.widths.append(table.embedding_dim * vectors)
-                pooled = isinstance(table, EmbeddingBagConfig)
+                pooled = is_pooled(table)
                 # TorchRec's name for a feature that several tables look up.
                 self._keys.append((name, f"{name}@{table.name}" if names.count(name) > 1 else name, pooled))
 
     def materialise(self, rows: int | None = None) -> None:
         """Let the tables take memory on the CPU without being sharded, each with ``rows`` rows only if given."""
+        from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
         def sized(table: TableT) -> TableT:
             return table if rows is None else replace(table, num_embeddings=rows)
@@ -124,6 +127,8 @@ class _Divisors:
 
 def most_recent(sparse: KeyedJaggedTensor, keys: list[str], lengths: Mapping[str, int]) -> KeyedJaggedTensor:
     """The features ``keys``; of each that ``lengths`` limits, only the last ids of every row."""
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
     values, counts = [], []
     for key in keys:
         ids, count = sparse[key].values(), sparse[key].lengths()

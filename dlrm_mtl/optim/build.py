@@ -1,59 +1,17 @@
-"""From configuration to optimizers.
-
-A new optimizer is one configuration class in config.py and one line in a table below.
-"""
+"""The optimizers of a run, as one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlrm_mtl.embeddings import rules
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE
 from dlrm_mtl.embeddings.two_phase import StepReport, TwoPhaseOptimizer
 from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad, Measurement
-from dlrm_mtl.optim.config import (
-    AdagradConfig,
-    AdamConfig,
-    ClippyAdagradConfig,
-    ClippyRowWiseAdagradConfig,
-    DenseSGDConfig,
-    OptimizerConfig,
-    RowWiseAdagradConfig,
-    RowWiseAdamConfig,
-    ScheduleConfig,
-    SparseSGDConfig,
-)
+from dlrm_mtl.optim.config import OptimizerConfig, ScheduleConfig
 from dlrm_mtl.optim.schedule import learning_rate_factor
-
-_SPARSE: dict[type, Callable[[Any], rules.RowWiseRule]] = {
-    ClippyRowWiseAdagradConfig: lambda c: rules.ClippyRowWiseAdagrad(
-        c.learning_rate, c.lambda_rel, c.lambda_abs, c.initial_accumulator_value, c.eps, c.accumulator, c.scope
-    ),
-    RowWiseAdagradConfig: lambda c: rules.RowWiseAdagrad(c.learning_rate, c.eps, c.initial_accumulator_value),
-    RowWiseAdamConfig: lambda c: rules.RowWiseAdam(c.learning_rate, c.betas, c.eps),
-    SparseSGDConfig: lambda c: rules.SGD(c.learning_rate),
-}
-
-_DENSE: dict[type, Callable[[Any, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]] = {
-    ClippyAdagradConfig: lambda c, parameters: ClippyAdagrad(
-        parameters, c.learning_rate, weight_decay=c.weight_decay, **c.options().as_dict()
-    ),
-    AdamConfig: lambda c, parameters: torch.optim.AdamW(
-        parameters, lr=c.learning_rate, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay
-    ),
-    AdagradConfig: lambda c, parameters: torch.optim.Adagrad(
-        parameters,
-        lr=c.learning_rate,
-        initial_accumulator_value=c.initial_accumulator_value,
-        eps=c.eps,
-        weight_decay=c.weight_decay,
-    ),
-    DenseSGDConfig: lambda c, parameters: torch.optim.SGD(parameters, lr=c.learning_rate),
-}
 
 
 class Optimizers:
@@ -72,8 +30,8 @@ class Optimizers:
         self.schedule: ScheduleConfig = config.schedule
         self.total_steps = total_steps
         self.dense_parameters = dense
-        self.dense = _DENSE[type(config.dense)](config.dense, list(dense.items()))
-        self.sparse = TwoPhaseOptimizer(model, _SPARSE[type(config.sparse)](config.sparse))
+        self.dense = config.dense.build(list(dense.items()))
+        self.sparse = TwoPhaseOptimizer(model, config.sparse.build())
         self.factor = 1.0
         parts: list[torch.optim.Optimizer] = [self.dense, self.sparse]
         self._base_rates = [(group, group["lr"]) for part in parts for group in part.param_groups]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from dlrm_mtl.core.schema import Strict
-from dlrm_mtl.optim.clippy import ClippyOptions
-
-LearningRate = Annotated[float, Field(gt=0)]
+from dlrm_mtl.core.parts import Part
+from dlrm_mtl.core.registry import register
+from dlrm_mtl.core.schema import PartConfig, Strict
+from dlrm_mtl.embeddings import rules
+from dlrm_mtl.optim.dense.adam import AdamConfig
+from dlrm_mtl.optim.dense.base import AnyDenseOptimizerConfig, LearningRate
 
 
 class ClippyLimits(Strict):
@@ -25,7 +27,16 @@ class ClippyLimits(Strict):
     """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
 
 
-class ClippyRowWiseAdagradConfig(ClippyLimits):
+class TableOptimizerConfig(PartConfig):
+    """A row-wise update rule of the two-phase optimizer."""
+
+    def build(self) -> rules.RowWiseRule:
+        """The rule."""
+        raise NotImplementedError
+
+
+@register("table_optimizer", "clippy_rowwise_adagrad", order=10)
+class ClippyRowWiseAdagradConfig(ClippyLimits, TableOptimizerConfig):
     """Row-wise AdaGrad that limits how far any coordinate moves in a step: Clippy, for tables."""
 
     name: Literal["clippy_rowwise_adagrad"] = "clippy_rowwise_adagrad"
@@ -36,8 +47,21 @@ class ClippyRowWiseAdagradConfig(ClippyLimits):
     scope: Literal["table", "row"] = "table"
     """One factor for all rows of a table that the global batch touches, or one for each row."""
 
+    def build(self) -> rules.RowWiseRule:
+        """The rule."""
+        return rules.ClippyRowWiseAdagrad(
+            self.learning_rate,
+            self.lambda_rel,
+            self.lambda_abs,
+            self.initial_accumulator_value,
+            self.eps,
+            self.accumulator,
+            self.scope,
+        )
 
-class RowWiseAdagradConfig(Strict):
+
+@register("table_optimizer", "rowwise_adagrad", order=20)
+class RowWiseAdagradConfig(TableOptimizerConfig):
     """AdaGrad with one accumulator per row: the mean of the squares of the whole row's gradient."""
 
     name: Literal["rowwise_adagrad"] = "rowwise_adagrad"
@@ -48,8 +72,13 @@ class RowWiseAdagradConfig(Strict):
     initial_accumulator_value: float = Field(default=0.0, ge=0)
     """What the accumulators start from."""
 
+    def build(self) -> rules.RowWiseRule:
+        """The rule."""
+        return rules.RowWiseAdagrad(self.learning_rate, self.eps, self.initial_accumulator_value)
 
-class RowWiseAdamConfig(Strict):
+
+@register("table_optimizer", "rowwise_adam", order=30)
+class RowWiseAdamConfig(TableOptimizerConfig):
     """Adam with the second moment per row, of the rows that a batch touches."""
 
     name: Literal["rowwise_adam"] = "rowwise_adam"
@@ -60,76 +89,22 @@ class RowWiseAdamConfig(Strict):
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
 
+    def build(self) -> rules.RowWiseRule:
+        """The rule."""
+        return rules.RowWiseAdam(self.learning_rate, self.betas, self.eps)
 
-class SparseSGDConfig(Strict):
+
+@register("table_optimizer", "sgd", order=40)
+class SparseSGDConfig(TableOptimizerConfig):
     """Stochastic gradient descent: w <- w - learning_rate g."""
 
     name: Literal["sgd"] = "sgd"
     learning_rate: LearningRate = 0.1
     """Step size."""
 
-
-class AdamConfig(Strict):
-    """Adam with decoupled weight decay (AdamW)."""
-
-    name: Literal["adam"] = "adam"
-    learning_rate: LearningRate = 1e-3
-    """Step size."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the two moments."""
-    eps: float = Field(default=1e-8, ge=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
-
-
-class AdagradConfig(Strict):
-    """AdaGrad with one accumulator per parameter."""
-
-    name: Literal["adagrad"] = "adagrad"
-    learning_rate: LearningRate = 0.01
-    """Step size."""
-    initial_accumulator_value: float = Field(default=0.1, ge=0)
-    """What the accumulators start from."""
-    eps: float = Field(default=1e-10, ge=0)
-    """Added to the root of the accumulator."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """L2 penalty, added to the gradient."""
-
-
-class ClippyAdagradConfig(ClippyLimits):
-    """AdaGrad that limits how far any coordinate moves in a step: Clippy, one factor per tensor."""
-
-    name: Literal["clippy_adagrad"] = "clippy_adagrad"
-    learning_rate: LearningRate = 0.1
-    """Step size; above lambda_abs, or nothing is ever clipped with the standard accumulator."""
-    eps: float = Field(default=0.0, ge=0)
-    """Added to the root of the accumulator, or under it (eps_inside)."""
-    eps_inside: bool = False
-    """Whether eps stands under the root."""
-    accumulator_relative_threshold: float = Field(default=0.0, ge=0)
-    """Added to the allowed move: this times 1 / sqrt(accumulator)."""
-    clip_accumulator_update: bool = False
-    """Whether the accumulator takes the clipped gradient's square; with the delayed accumulator only."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay, outside the limit."""
-
-    def options(self) -> ClippyOptions:
-        """The rule's options."""
-        return ClippyOptions(**self.model_dump(exclude={"name", "learning_rate", "weight_decay"}))
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> ClippyAdagradConfig:
-        self.options()
-        return self
-
-
-class DenseSGDConfig(Strict):
-    """Stochastic gradient descent."""
-
-    name: Literal["sgd"] = "sgd"
-    learning_rate: LearningRate = 0.1
-    """Step size."""
+    def build(self) -> rules.RowWiseRule:
+        """The rule."""
+        return rules.SGD(self.learning_rate)
 
 
 class ScheduleConfig(Strict):
@@ -146,14 +121,9 @@ class ScheduleConfig(Strict):
 class OptimizerConfig(Strict):
     """What trains the tables (`sparse`) and everything else (`dense`)."""
 
-    sparse: Annotated[
-        ClippyRowWiseAdagradConfig | RowWiseAdagradConfig | RowWiseAdamConfig | SparseSGDConfig,
-        Field(discriminator="name"),
-    ] = RowWiseAdagradConfig()
+    sparse: Annotated[TableOptimizerConfig, Part("table_optimizer", default="rowwise_adagrad")] = RowWiseAdagradConfig()
     """The optimizer of the embedding tables."""
-    dense: Annotated[AdamConfig | AdagradConfig | ClippyAdagradConfig | DenseSGDConfig, Field(discriminator="name")] = (
-        AdamConfig()
-    )
+    dense: AnyDenseOptimizerConfig = AdamConfig()
     """The optimizer of all other parameters."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning-rate schedule."""

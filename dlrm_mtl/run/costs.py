@@ -8,22 +8,21 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.parts import Part
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.tables import is_table
-from dlrm_mtl.models.base import ModelInputs
-from dlrm_mtl.models.composed import MultitaskRanker
+from dlrm_mtl.models.base import ModelInputs, RankingModelConfig
 from dlrm_mtl.models.config import ModelConfig
-from dlrm_mtl.models.multitask import ARCHITECTURES, MultitaskConfig
-from dlrm_mtl.models.registry import AnyModelConfig, build_ranking_model
+from dlrm_mtl.models.registry import build_ranking_model
 
 ROWS = 2
 """Rows of the batch whose products are counted."""
@@ -59,7 +58,7 @@ def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
     spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
     inputs = ModelInputs(spec, selection.keys, selection.dense, config.tasks)
     costs = []
-    if not isinstance(config.model, ModelConfig):
+    if not hasattr(config.model, "multitask"):
         options = config.model.model_dump(mode="json", exclude={"name", "embeddings"})
         costs.append(Cost(config.model.name, True, options, *_count(config.model, inputs)))
     for name, model in _with_each_architecture(config.model):
@@ -77,7 +76,7 @@ def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
     return costs
 
 
-def in_place_of(config: MultitaskConfig, kind: type[Strict]) -> MultitaskConfig:
+def in_place_of(config: Any, kind: type[BaseModel]) -> Any:
     """The architecture ``kind`` as much like ``config`` as it can be.
 
     Options that both have keep their values. Where one has `layers` and the other `levels`, every layer becomes a level, or
@@ -93,8 +92,7 @@ def in_place_of(config: MultitaskConfig, kind: type[Strict]) -> MultitaskConfig:
         values["levels"] = [[width] for width in layers]
     if "layers" in fields and levels is not None:
         values["layers"] = [width for level in levels for width in level]
-    made: Any = kind(**values)
-    return made
+    return kind(**values)
 
 
 def one_line(options: dict[str, Any]) -> str:
@@ -102,14 +100,10 @@ def one_line(options: dict[str, Any]) -> str:
     return yaml.safe_dump(options, default_flow_style=True, width=10_000, sort_keys=False).strip()[1:-1]
 
 
-def _with_each_architecture(model: AnyModelConfig) -> Iterator[tuple[str, ModelConfig | str]]:
+def _with_each_architecture(model: Any) -> Iterator[tuple[str, Any]]:
     """The model with every architecture, or why there is none; for a model without one, `ranker` at its defaults."""
-    if isinstance(model, ModelConfig):
-        base = model
-    else:
-        base = ModelConfig()
-    for kind in ARCHITECTURES:
-        name = kind.model_fields["name"].default  # type: ignore[attr-defined]
+    base = model if hasattr(model, "multitask") else ModelConfig()
+    for name, kind in Part("architecture").configs().items():
         try:
             own = type(base.multitask) is kind
             made = base.multitask if own else in_place_of(base.multitask, kind)
@@ -119,7 +113,7 @@ def _with_each_architecture(model: AnyModelConfig) -> Iterator[tuple[str, ModelC
             yield name, str(detail.get("ctx", {}).get("error", detail["msg"]))
 
 
-def _count(config: AnyModelConfig, inputs: ModelInputs) -> tuple[int, int, int | None, int]:
+def _count(config: RankingModelConfig, inputs: ModelInputs) -> tuple[int, int, int | None, int]:
     """Parameters in the tables, outside them and in the architecture, and multiply-adds, of a real forward pass."""
     model = build_ranking_model(config, inputs).eval()
     # One row per table is enough: lookups are no matrix products, and a real table may not fit into this machine.
@@ -134,7 +128,6 @@ def _count(config: AnyModelConfig, inputs: ModelInputs) -> tuple[int, int, int |
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(Batch(ids, torch.zeros(ROWS, len(inputs.dense)), labels, labels))
     outside = sum(parameter.numel() for name, parameter in model.named_parameters() if not is_table(name))
-    architecture = None
-    if isinstance(model, MultitaskRanker):
-        architecture = sum(parameter.numel() for parameter in model.multitask.parameters())
+    part = getattr(model, "multitask", None)
+    architecture = sum(parameter.numel() for parameter in part.parameters()) if isinstance(part, nn.Module) else None
     return model.lookup.table_set.parameters, outside, architecture, counter.get_total_flops() // (2 * ROWS)

@@ -13,15 +13,14 @@ from dlrm_mtl.models.blocks import LayerConfig
 
 def list_models(as_json: bool) -> None:
     """Print every architecture, and every model without one, with a line on what it is."""
-    from dlrm_mtl.models.config import ModelConfig
-    from dlrm_mtl.models.multitask import describe_architectures
-    from dlrm_mtl.models.registry import MODELS
+    import dlrm_mtl.models  # noqa: F401  (says where models are)
+    from dlrm_mtl.core.registry import registry
 
-    architectures = describe_architectures()
+    architectures = registry("architecture").described()
     models = {
-        kind.model_fields["name"].annotation.__args__[0]: (kind.__doc__ or "").splitlines()[0]  # type: ignore[attr-defined]
-        for kind in MODELS
-        if kind is not ModelConfig
+        entry.name: entry.summary
+        for entry in registry("model")
+        if entry.config is not None and "multitask" not in entry.config.model_fields
     }
     parts = {"architectures": architectures, "models": models}
     if as_json:
@@ -41,8 +40,6 @@ def show_costs(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     """Print what each architecture costs under a configuration; raises UserError if that does not fit its data set."""
     from dlrm_mtl.config.load import load_config
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.models.config import ModelConfig
-    from dlrm_mtl.models.registry import describe_model
     from dlrm_mtl.run.costs import count_costs, one_line
 
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # remarks that no user can act on
@@ -68,11 +65,11 @@ def show_costs(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     for name, *counts_shown, options_shown in lines:
         numbers = "  ".join(f"{text:>{width}}" for text, width in zip(counts_shown, widths[1:], strict=True))
         say(f"{name:{widths[0]}}  {numbers}  {options_shown}")
-    if isinstance(config.model, ModelConfig):
+    if hasattr(config.model, "multitask"):
         others = (
             "share with it the options that they have in common; where one has layers and the other levels, a layer stands "
             "for a level; all else is at its default."
         )
     else:
         others = "are those of the model `ranker`, with all parts at their defaults."
-    say(f"* {describe_model(config.model)} is as configured. The other architectures {others}")
+    say(f"* {config.model.title} is as configured. The other architectures {others}")

@@ -6,24 +6,34 @@ was observed.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.registry import register
+from dlrm_mtl.tasks.loss import Kind, RowLossConfig
 
 
-class BinaryCrossEntropyConfig(Strict):
+@register("loss", "binary_cross_entropy", order=10)
+class BinaryCrossEntropyConfig(RowLossConfig):
     """Binary cross-entropy: -log sigmoid(s)."""
 
+    labels: ClassVar[Kind] = "binary"
+    takes_positive_weight: ClassVar[bool] = True
     name: Literal["binary_cross_entropy"] = "binary_cross_entropy"
 
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return binary_cross_entropy(logits, labels, positive_weight)
 
-class FocalConfig(Strict):
+
+@register("loss", "focal", order=20)
+class FocalConfig(RowLossConfig):
     """Focal loss (Lin et al., ICCV 2017): cross-entropy in which rows that are predicted well count less."""
 
+    labels: ClassVar[Kind] = "binary"
     name: Literal["focal"] = "focal"
     gamma: float = Field(default=2.0, ge=0)
     """A row counts (1 - p)^gamma, p the probability of what was observed; 0 is cross-entropy."""
@@ -32,6 +42,10 @@ class FocalConfig(Strict):
     detach_factor: bool = False
     """Treat (1 - p)^gamma as a constant in the gradient, as some implementations do. That is a reweighted cross-entropy, whose
     gradient is not that of the focal loss."""
+
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return focal(logits, labels, self.gamma, self.alpha, self.detach_factor)
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, positive_weight: Tensor | None = None) -> Tensor:

@@ -9,7 +9,6 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.tasks.config import TaskConfig
-from dlrm_mtl.tasks.registry import LOSSES
 
 
 def check_labels(tasks: Sequence[TaskConfig], spec: DatasetSpec) -> None:
@@ -45,7 +44,7 @@ def remarks(tasks: Sequence[TaskConfig]) -> list[str]:
         f"tasks.{position}.positive_weight: {task.positive_weight:g} is ignored, because {task.loss.name} loss weighs rows by "
         "itself; remove it, or use binary_cross_entropy."
         for position, task in enumerate(tasks)
-        if task.kind == "binary" and task.positive_weight != 1.0 and not LOSSES[type(task.loss)].takes_positive_weight
+        if task.kind == "binary" and task.positive_weight != 1.0 and not task.loss.takes_positive_weight
     ]
 
 

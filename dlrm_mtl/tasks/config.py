@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.tasks.binary import BinaryCrossEntropyConfig
-from dlrm_mtl.tasks.registry import LOSSES, Kind, LossConfig
+from dlrm_mtl.tasks.loss import Kind, LossConfig
 
 
 class TaskConfig(Strict):
@@ -33,6 +35,11 @@ class TaskConfig(Strict):
     negative_sampling: float = Field(default=1.0, gt=0, le=1)
     """Share of this task's negatives that it learns from, drawn anew at every step. Predictions stay calibrated to all rows."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_a_task(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
     @property
     def label_name(self) -> str:
         """Name of the data set's label."""
@@ -41,7 +48,7 @@ class TaskConfig(Strict):
     @property
     def kind(self) -> Kind:
         """What the task predicts: the probability of a binary label, or a real number."""
-        return LOSSES[type(self.loss)].kind
+        return self.loss.labels
 
     @model_validator(mode="after")
     def _binary_options_on_binary_losses(self) -> TaskConfig:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dlrm_mtl.tasks.config import TaskConfig
-from dlrm_mtl.tasks.registry import LOSSES, LossConfig
+from dlrm_mtl.tasks.loss import RowLossConfig
 from dlrm_mtl.tasks.weighting import FixedWeighting, TaskWeighting
 
 
@@ -44,9 +44,9 @@ class TaskLosses:
             logits = logits + self.offsets
         if self.order is None:
             loss, _, positive_weights = self.groups[0]
-            return LOSSES[type(loss)].function(loss, logits, labels, positive_weights)
+            return loss.per_row(logits, labels, positive_weights)
         parts = [
-            LOSSES[type(loss)].function(loss, logits[:, columns], labels[:, columns], positive_weights)
+            loss.per_row(logits[:, columns], labels[:, columns], positive_weights)
             for loss, columns, positive_weights in self.groups
         ]
         return torch.cat(parts, dim=1)[:, self.order]
@@ -80,12 +80,12 @@ class TaskLosses:
         return self.weighting.terms(parts, self.task_weights, totals, processes * pieces) * processes, parts.detach()
 
 
-def _groups(tasks: Sequence[TaskConfig], device: torch.device) -> list[tuple[LossConfig, Tensor, Tensor | None]]:
+def _groups(tasks: Sequence[TaskConfig], device: torch.device) -> list[tuple[RowLossConfig, Tensor, Tensor | None]]:
     """(loss, columns of the tasks that have it, their positive weights unless all are 1) by loss."""
-    columns: dict[LossConfig, list[int]] = {}
+    columns: dict[RowLossConfig, list[int]] = {}
     for column, task in enumerate(tasks):
         columns.setdefault(task.loss, []).append(column)
-    groups: list[tuple[LossConfig, Tensor, Tensor | None]] = []
+    groups: list[tuple[RowLossConfig, Tensor, Tensor | None]] = []
     for loss, own in columns.items():
         weights = [tasks[column].positive_weight for column in own]
         weighed = any(weight != 1.0 for weight in weights)

@@ -1,7 +1,7 @@
 """Losses that compare the score of an observed item with those of others, its negatives.
 
 Each gives one loss per comparison; take the weighted mean over the global batch. A configuration may name those with a
-``...Config`` for models that draw negatives while they train, such as multitask_net.
+``...Config`` for models that draw negatives while they train.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.registry import register
+from dlrm_mtl.tasks.loss import RankingLossConfig
 
 
-class BPRConfig(Strict):
+@register("loss", "bpr", order=60)
+class BPRConfig(RankingLossConfig):
     """Bayesian personalised ranking: -log sigmoid(p - n), with one negative for each positive."""
 
     name: Literal["bpr"] = "bpr"
@@ -26,8 +28,13 @@ class BPRConfig(Strict):
         """Negatives that are drawn for each positive."""
         return 1
 
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return bpr(logits, torch.zeros_like(logits))
 
-class BPRProbabilityConfig(Strict):
+
+@register("loss", "bpr_probability", order=70)
+class BPRProbabilityConfig(RankingLossConfig):
     """The smooth count of wrong orders: 1 - sigmoid(p - n), with one negative for each positive."""
 
     name: Literal["bpr_probability"] = "bpr_probability"
@@ -37,13 +44,22 @@ class BPRProbabilityConfig(Strict):
         """Negatives that are drawn for each positive."""
         return 1
 
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return bpr_probability(logits, torch.zeros_like(logits))
 
-class SoftmaxCrossEntropyConfig(Strict):
+
+@register("loss", "softmax_cross_entropy", order=80)
+class SoftmaxCrossEntropyConfig(RankingLossConfig):
     """-log of the positive's share in the softmax over itself and its negatives."""
 
     name: Literal["softmax_cross_entropy"] = "softmax_cross_entropy"
     negatives: int = Field(default=4, gt=0)
     """Negatives that are drawn for each positive."""
+
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return bpr(logits, torch.zeros_like(logits))
 
 
 def margin(positive: Tensor, negatives: Tensor) -> Tensor:

@@ -5,33 +5,52 @@ Shapes: any; predictions and labels alike.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.registry import register
+from dlrm_mtl.tasks.loss import Kind, RowLossConfig
 
 
-class MeanSquaredErrorConfig(Strict):
+@register("loss", "mean_squared_error", order=30)
+class MeanSquaredErrorConfig(RowLossConfig):
     """Squared error: (z - y)^2."""
 
+    labels: ClassVar[Kind] = "real"
     name: Literal["mean_squared_error"] = "mean_squared_error"
 
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return squared_error(logits, labels)
 
-class MeanAbsoluteErrorConfig(Strict):
+
+@register("loss", "mean_absolute_error", order=40)
+class MeanAbsoluteErrorConfig(RowLossConfig):
     """Absolute error: |z - y|."""
 
+    labels: ClassVar[Kind] = "real"
     name: Literal["mean_absolute_error"] = "mean_absolute_error"
 
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return absolute_error(logits, labels)
 
-class HuberConfig(Strict):
+
+@register("loss", "huber", order=50)
+class HuberConfig(RowLossConfig):
     """Huber's loss: (z - y)^2 / 2 within delta of the label, delta (|z - y| - delta / 2) outside."""
 
+    labels: ClassVar[Kind] = "real"
     name: Literal["huber"] = "huber"
     delta: float = Field(default=1.0, gt=0)
     """Where the loss turns from quadratic to linear, in units of the label."""
+
+    def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        return huber(logits, labels, self.delta)
 
 
 def squared_error(predictions: Tensor, labels: Tensor) -> Tensor:

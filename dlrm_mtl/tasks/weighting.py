@@ -1,41 +1,70 @@
 """How the tasks' losses become one: fixed weights, weights that are learned, weights that follow the losses' course.
 
-Shapes: T tasks. A new weighting is a configuration and a module, and one line in each of the two tables below.
+Shapes: T tasks. A new weighting is one new file here, or in a plugin: a :class:`WeightingConfig`, registered as
+``task_weighting``, and the :class:`TaskWeighting` that it builds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.parts import Part
+from dlrm_mtl.core.registry import register
+from dlrm_mtl.core.schema import PartConfig
 
 
-class FixedWeightingConfig(Strict):
+class WeightingConfig(PartConfig):
+    """What the configurations of all weightings have in common."""
+
+    def build(self, tasks: int) -> TaskWeighting:
+        """The module, for so many tasks, to be made part of the model."""
+        raise NotImplementedError
+
+
+TaskWeightingConfig = Annotated[WeightingConfig, Part("task_weighting")]
+"""The name of a weighting, or a mapping with its options."""
+
+
+@register("task_weighting", "fixed", order=10)
+class FixedWeightingConfig(WeightingConfig):
     """The tasks' own weights, and nothing else."""
 
     name: Literal["fixed"] = "fixed"
 
+    def build(self, tasks: int) -> TaskWeighting:
+        """The module, for so many tasks."""
+        return FixedWeighting(tasks)
 
-class UncertaintyWeightingConfig(Strict):
+
+@register("task_weighting", "uncertainty", order=20)
+class UncertaintyWeightingConfig(WeightingConfig):
     """A learned weight for every task (Kendall, Gal and Cipolla, CVPR 2018)."""
 
     name: Literal["uncertainty"] = "uncertainty"
     initial_log_variance: float = -0.5
     """What the learned log variances s start from; a task's loss L counts L / (2 e^s) + s / 2."""
 
+    def build(self, tasks: int) -> TaskWeighting:
+        """The module, for so many tasks."""
+        return UncertaintyWeighting(tasks, self.initial_log_variance)
 
-class DynamicWeightAverageConfig(Strict):
+
+@register("task_weighting", "dwa", order=30)
+class DynamicWeightAverageConfig(WeightingConfig):
     """Tasks whose loss falls more slowly count more (Liu, Johns and Davison, CVPR 2019)."""
 
     name: Literal["dwa"] = "dwa"
     temperature: float = Field(default=2.0, gt=0)
     """High values bring the weights closer together."""
+
+    def build(self, tasks: int) -> TaskWeighting:
+        """The module, for so many tasks."""
+        return DynamicWeightAverage(tasks, self.temperature)
 
 
 class TaskWeighting(nn.Module):
@@ -51,10 +80,6 @@ class TaskWeighting(nn.Module):
             processes: how many parts are added up, over processes and their micro-batches.
         """
         raise NotImplementedError
-
-    def combine(self, parts: Tensor, task_weights: Tensor, totals: Tensor, processes: int = 1) -> Tensor:
-        """The part of the loss (scalar) that this process adds; arguments as for :meth:`terms`."""
-        return self.terms(parts, task_weights, totals, processes).sum()
 
     def start(self, epoch: int) -> None:
         """Say which epoch the next step belongs to."""
@@ -145,29 +170,3 @@ class DynamicWeightAverage(TaskWeighting):
             dist.all_reduce(losses)
         self.sums += losses
         self.counts += totals > 0
-
-
-_Weighting = Annotated[
-    FixedWeightingConfig | UncertaintyWeightingConfig | DynamicWeightAverageConfig, Field(discriminator="name")
-]
-
-_MODULES: dict[type, Callable[[Any, int], TaskWeighting]] = {
-    FixedWeightingConfig: lambda c, tasks: FixedWeighting(tasks),
-    UncertaintyWeightingConfig: lambda c, tasks: UncertaintyWeighting(tasks, c.initial_log_variance),
-    DynamicWeightAverageConfig: lambda c, tasks: DynamicWeightAverage(tasks, c.temperature),
-}
-
-
-def _from_name(value: Any) -> Any:
-    """`task_weighting: dwa` is short for `task_weighting: {name: dwa}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-TaskWeightingConfig = Annotated[
-    _Weighting, BeforeValidator(_from_name, json_schema_input_type=Literal["fixed", "uncertainty", "dwa"] | _Weighting)
-]
-
-
-def build_weighting(config: TaskWeightingConfig, tasks: int) -> TaskWeighting:
-    """The module that ``config`` names, to be made part of the model."""
-    return _MODULES[type(config)](config, tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig, TensorInfo, build_balancing
+from dlrm_mtl.balancing import AnyBalancingConfig, TensorInfo, build_balancing
 from dlrm_mtl.balancing.base import Level
 from dlrm_mtl.balancing.sequence import Balancing
 
@@ -48,14 +48,15 @@ def slices(parameter: Tensor) -> int:
 
 
 def build_gradient_balancing(
-    config: BalancingConfig, tasks: list[str], dense: dict[str, nn.Parameter], tables: list[str]
+    config: AnyBalancingConfig, tasks: list[str], dense: dict[str, nn.Parameter], tables: list[str]
 ) -> GradientBalancing | None:
     """What ``config`` asks for, if it does ask for balancing.
 
     Raises:
         UserError: a target is not one of the tasks.
     """
-    if isinstance(config, NoBalancingConfig):
+    methods = config.methods()
+    if not methods:
         return None
     tensors = [*(TensorInfo(name) for name in dense), *(TensorInfo(name, is_table=True) for name in tables)]
-    return GradientBalancing(build_balancing(config, tasks, tensors), dense, tables, config.level)
+    return GradientBalancing(build_balancing(config, tasks, tensors), dense, tables, methods[0][1].level)

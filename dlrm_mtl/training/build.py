@@ -20,13 +20,11 @@ from dlrm_mtl.embeddings.torchrec.shards import placements, sharded_collections
 from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds, Vocabulary
 from dlrm_mtl.embeddings.unbounded.row_resets import RowResets
 from dlrm_mtl.models.base import ModelInputs
-from dlrm_mtl.models.classical.multitask_net import MultitaskNet
 from dlrm_mtl.models.dropout import connect_dropout
 from dlrm_mtl.models.registry import build_ranking_model
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.check import starting_logits
 from dlrm_mtl.tasks.products import own_tasks
-from dlrm_mtl.tasks.weighting import build_weighting
 from dlrm_mtl.training.balanced_step import BalancedStep
 from dlrm_mtl.training.balancing_state import build_gradient_balancing
 from dlrm_mtl.training.full_ranking import FullRanking
@@ -50,7 +48,7 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     drawn = config.data.negatives.each if config.data.negatives else 0
     logits = starting_logits(config.tasks, spec, drawn)
     ranker.start_from([logits[number] for number in own_tasks(config.tasks)])
-    weighting = build_weighting(config.task_weighting, len(config.tasks))
+    weighting = config.task_weighting.build(len(config.tasks))
     ranker.add_module("task_weighting", weighting)
     plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
     module = DistributedModelParallel(
@@ -67,9 +65,10 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     if ids.vocabularies:
         ranker.lookup.unbounded = ids
     model = ShardedModel(module, plan, tables, random, ids, weighting)
-    if isinstance(ranker, MultitaskNet):
+    scores = ranker.pair_scores()
+    if scores is not None:
         rows = config.data.evaluation_batch_size // process.world_size
-        model.full_ranking = FullRanking(ranker, config.data.path, rows, process.device)
+        model.full_ranking = FullRanking(scores, config.data.path, rows, process.device)
     names = sorted(placements(sharded_collections(module)))
     tasks = [task.name for task in config.tasks]
     model.balancing = build_gradient_balancing(config.balancing, tasks, model.dense_parameters(), names)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.metrics.ranking import NO_POSITIONS, Positions, all_metrics, positions
-from dlrm_mtl.models.classical.multitask_net import MultitaskNet
+from dlrm_mtl.metrics import METRICS
+from dlrm_mtl.metrics.ranking import NO_POSITIONS, Positions, positions
+from dlrm_mtl.models.base import PairScores
 
 USERS_AT_A_TIME = 256
 
@@ -35,7 +36,7 @@ class FullRanking:
         device: of the model.
     """
 
-    def __init__(self, ranker: MultitaskNet, path: str, rows: int, device: torch.device) -> None:
+    def __init__(self, ranker: PairScores, path: str, rows: int, device: torch.device) -> None:
         self.ranker = ranker
         self.path = path
         self.rows = rows
@@ -70,7 +71,11 @@ class FullRanking:
         for task, targets in observed.items():
             known = targets & (pairs >= 0).all(axis=0)
             found = self._rank(pairs[:, known], users[0], user_vectors, item_vectors, biases)
-            result |= {f"{task}/{name}": value for name, value in all_metrics(found).items()}
+            result |= {
+                f"{task}/{name}": metric.function(found)
+                for name, metric in METRICS["ranking"].items()
+                if metric.of_positions
+            }
         return result
 
     def _vectors(self, users: Ids) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,8 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from dlrm_mtl.balancing import BalancingConfig, build_balancing, describe_balancers
+from dlrm_mtl.balancing import BalancingConfig, build_balancing
+from dlrm_mtl.core.registry import registry
 
 
 def page(repository: Path) -> str:
@@ -20,7 +21,7 @@ def page(repository: Path) -> str:
 
 def test_every_method_and_option_is_in_the_table(repository: Path) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", page(repository), flags=re.MULTILINE))
-    assert set(rows) == {*describe_balancers(), "none", "sequence"}
+    assert set(rows) == {*registry("balancer").names(), "none", "sequence"}
     schema = TypeAdapter(BalancingConfig).json_schema()["$defs"]
     common = {"name", "granularity", "level", "seed"}
     for definition in schema.values():
@@ -52,7 +53,7 @@ def test_code_of_the_page(repository: Path) -> None:
 
 def test_update_sizes_of_the_page() -> None:
     same = torch.full((1, 4, 4), 2.0)
-    for name in describe_balancers():
+    for name in registry("balancer").names():
         target = {"target": "a"} if name in {"metabalance", "surgery", "similarity"} else {}
         config = TypeAdapter(BalancingConfig).validate_python({"name": name, **target})
         balancing = build_balancing(config, ["a", "b", "c", "d"], [object()])  # type: ignore[list-item]

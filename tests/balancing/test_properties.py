@@ -11,13 +11,14 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlrm_mtl.balancing import BALANCERS
 from dlrm_mtl.balancing.base import Balancer, BalancerConfig, TargetConfig
 from dlrm_mtl.balancing.metabalance import MetaBalance, MetaBalanceConfig
 from dlrm_mtl.balancing.pcgrad import PCGrad, PCGradConfig
 from dlrm_mtl.balancing.surgery import SurgeryConfig
+from dlrm_mtl.core.registry import registry
 
 Matrix = NDArray[np.float64]
+BALANCERS = {entry.config: entry.part for entry in registry("balancer")}
 METHODS = sorted(BALANCERS, key=lambda config: config.model_fields["name"].default)
 RANDOM = {"pcgrad", "gradvac"}
 NAMES = [f"task{number}" for number in range(16)]

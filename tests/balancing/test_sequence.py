@@ -13,21 +13,21 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from dlrm_mtl.balancing import (
-    BALANCERS,
     Balancing,
     BalancingConfig,
     TensorInfo,
     build_balancing,
-    describe_balancers,
     gram_of,
     not_finite_tasks,
 )
 from dlrm_mtl.balancing.base import TargetConfig
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import registry
 from dlrm_mtl.core.schema import Strict, validate
 
 TASKS = ["buy", "cart", "favourite"]
 TENSORS = [TensorInfo("user", is_table=True), TensorInfo("item", is_table=True), TensorInfo("w"), TensorInfo("b")]
+BALANCERS = [entry.config for entry in registry("balancer")]
 LOSSES = torch.tensor([0.5, 0.6, 0.7])
 parse = TypeAdapter(BalancingConfig).validate_python
 
@@ -60,7 +60,7 @@ def combine(balancing: Balancing, rows: list[Tensor], step: int = 0) -> list[Ten
 
 
 def test_every_method_is_named_and_described() -> None:
-    described = describe_balancers()
+    described = registry("balancer").described()
     assert set(described) == {config.model_fields["name"].default for config in BALANCERS}
     for method in BALANCERS:
         name = method.model_fields["name"].default

@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlrm_mtl.models.interactions import ConcatConfig, DCNv2Config, DotConfig, FMConfig, build_interaction
+from dlrm_mtl.models.interactions import build_interaction
+from dlrm_mtl.models.interactions.concat import ConcatConfig
+from dlrm_mtl.models.interactions.dcnv2 import DCNv2Config
+from dlrm_mtl.models.interactions.dot import DotConfig
+from dlrm_mtl.models.interactions.fm import FMConfig
 
 
 @pytest.mark.parametrize("keep", ["dense", "all"])

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import registry
 from dlrm_mtl.core.schema import validate
 from dlrm_mtl.models.blocks import ParallelMLP
 from dlrm_mtl.models.config import ModelConfig
-from dlrm_mtl.models.multitask import ARCHITECTURES, MultitaskConfig, build_multitask, describe_architectures
+from dlrm_mtl.models.multitask import MultitaskConfig, build_multitask
 from dlrm_mtl.models.multitask.adatt import AdaTT, AdaTTConfig, AdaTTSpConfig
 from dlrm_mtl.models.multitask.aitm import AITM, AITMConfig
 from dlrm_mtl.models.multitask.cross_stitch import CrossStitch, CrossStitchConfig
@@ -78,9 +79,11 @@ def close(actual: Tensor, expected: list[Tensor]) -> None:
 
 
 def test_every_architecture_is_covered_here() -> None:
-    assert set(SMALL) == set(describe_architectures())
-    assert all(describe_architectures().values())
-    assert all(not module.__module__.endswith("ranker") for module in ARCHITECTURES.values())
+    assert set(SMALL) == set(registry("architecture").described())
+    assert all(registry("architecture").described().values())
+    assert all(
+        not module.__module__.endswith("ranker") for module in (entry.part for entry in registry("architecture"))
+    )
 
 
 def test_single_task() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dlrm_mtl.config.load import load_config
+from dlrm_mtl.core.parts import Part
+from dlrm_mtl.core.registry import registry
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.models.config import ModelConfig
-from dlrm_mtl.models.multitask import ARCHITECTURES, describe_architectures
 from dlrm_mtl.models.multitask.aitm import AITMConfig
 from dlrm_mtl.models.multitask.mmoe import MMoEConfig
 from dlrm_mtl.models.multitask.ple import PLEConfig
-from dlrm_mtl.models.registry import MODELS
 from dlrm_mtl.run.costs import count_costs, in_place_of
 from tests import commands
 
@@ -39,7 +39,7 @@ def test_counts_follow_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(CONFIGS / "kuairand_mmoe_debug.yaml", ["model.dense.layers=[3]", "model.multitask.norm=layer"])
     spec = open_dataset(config.data.path).spec
     costs = {cost.name: cost for cost in count_costs(config, spec)}
-    assert list(costs) == list(describe_architectures())
+    assert list(costs) == list(registry("architecture").described())
     assert [name for name, cost in costs.items() if cost.configured] == ["mmoe"]
     dim, tasks, dense, expert, tower = 4, 2, 2, 8, 4  # as in the file
     width = dim * 5 + 3  # four sparse features, one sequence, and what comes out of model.dense
@@ -65,7 +65,7 @@ def test_options_are_carried_over() -> None:
     assert in_place_of(PLEConfig(task_experts=3, levels=[[32, 8], [16]], dropout=0.1), MMoEConfig) == MMoEConfig(
         layers=[32, 8, 16], dropout=0.1
     )
-    for kind in ARCHITECTURES:
+    for kind in Part("architecture").configs().values():
         assert in_place_of(in_place_of(mmoe, kind), AITMConfig).layers == [32, 16]
 
 
@@ -90,14 +90,14 @@ def test_models_without_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None
             assert first.multiply_adds is not None
             assert not any(cost.configured for cost in others)
             seen.add(first.name)
-    assert len(seen) == len(MODELS) - 1
+    assert len(seen) == len(registry("model").names()) - 1
 
 
 @pytest.mark.slow
 def test_command() -> None:
     listed = commands.run("models", cwd=ROOT)
     assert listed.returncode == 0, listed.stderr
-    for name, text in describe_architectures().items():
+    for name, text in registry("architecture").described().items():
         assert any(line.split() == [name, *text.split()] for line in listed.stdout.splitlines())
     assert "neumf" in listed.stdout
     costs = commands.run("models", "configs/kuairand_ple_debug.yaml", "--json", cwd=ROOT)

@@ -11,10 +11,10 @@ import yaml
 
 from dlrm_mtl.config.load import dump_config, json_schema, load_config
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import registry
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.tasks.check import check_labels, remarks, starting_logits
 from dlrm_mtl.tasks.config import TaskConfig
-from dlrm_mtl.tasks.registry import LOSSES
 from tests import synthetic
 
 SPEC = DatasetSpec.model_validate(
@@ -61,7 +61,7 @@ def test_a_dumped_configuration_reads_back(tmp_path: Path) -> None:
 def test_editors_accept_both_forms_of_a_loss() -> None:
     schema = json.loads(json_schema())
     loss = json.dumps(schema["$defs"]["TaskConfig"]["properties"]["loss"])
-    names = {kind.model_fields["name"].default for kind in LOSSES}
+    names = set(registry("loss").names())
     assert all(f'"{name}"' in loss for name in names)
     assert "FocalConfig" in loss
 

@@ -14,7 +14,6 @@ from dlrm_mtl.tasks.weighting import (
     FixedWeighting,
     TaskWeightingConfig,
     UncertaintyWeighting,
-    build_weighting,
 )
 from tests.processes import run_processes
 
@@ -23,18 +22,18 @@ ONES = torch.ones(3)
 
 def test_names_and_options() -> None:
     parse = TypeAdapter(TaskWeightingConfig).validate_python
-    assert isinstance(build_weighting(parse("fixed"), 3), FixedWeighting)
-    learned = build_weighting(parse({"name": "uncertainty", "initial_log_variance": 0.25}), 3)
+    assert isinstance(parse("fixed").build(3), FixedWeighting)
+    learned = parse({"name": "uncertainty", "initial_log_variance": 0.25}).build(3)
     assert isinstance(learned, UncertaintyWeighting)
     assert learned.log_variances.tolist() == [0.25] * 3
-    dynamic = build_weighting(parse({"name": "dwa", "temperature": 1}), 3)
+    dynamic = parse({"name": "dwa", "temperature": 1}).build(3)
     assert isinstance(dynamic, DynamicWeightAverage)
     assert dynamic.temperature == 1
 
 
 def test_fixed_weights_have_no_state() -> None:
     assert FixedWeighting(3).state_dict() == {}
-    assert FixedWeighting(3).combine(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 0, 2]), ONES) == 7
+    assert FixedWeighting(3).terms(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 0, 2]), ONES).sum() == 7
 
 
 def test_uncertainty_weights_against_the_formula() -> None:
@@ -45,7 +44,7 @@ def test_uncertainty_weights_against_the_formula() -> None:
     wanted = sum(
         w * (loss / (2 * math.exp(s)) + s / 2) for w, loss in zip(weights.tolist(), losses.tolist(), strict=True)
     )
-    assert weighting.combine(losses, weights, ONES).item() == pytest.approx(wanted)
+    assert weighting.terms(losses, weights, ONES).sum().item() == pytest.approx(wanted)
 
     def function(parts: Tensor, log_variances: Tensor) -> Tensor:
         call = {"log_variances": log_variances}
@@ -65,7 +64,7 @@ class Combine(torch.nn.Module):
         self.inner = inner
 
     def forward(self, parts: Tensor, weights: Tensor) -> Tensor:
-        return self.inner.combine(parts, weights, ONES)
+        return self.inner.terms(parts, weights, ONES).sum()
 
 
 def test_log_variances_go_to_the_logarithm_of_the_loss_whatever_the_weight() -> None:
@@ -74,14 +73,14 @@ def test_log_variances_go_to_the_logarithm_of_the_loss_whatever_the_weight() -> 
     optimizer = torch.optim.SGD(weighting.parameters(), lr=0.5)
     for _ in range(400):
         optimizer.zero_grad()
-        weighting.combine(losses, torch.tensor([1.0, 0.5]), torch.ones(2)).backward()
+        weighting.terms(losses, torch.tensor([1.0, 0.5]), torch.ones(2)).sum().backward()
         optimizer.step()
     torch.testing.assert_close(weighting.log_variances.detach(), losses.log(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_task_without_rows_keeps_its_log_variance() -> None:
     weighting = UncertaintyWeighting(2)
-    weighting.combine(torch.tensor([0.3, 0.0]), torch.ones(2), torch.tensor([5.0, 0.0])).backward()
+    weighting.terms(torch.tensor([0.3, 0.0]), torch.ones(2), torch.tensor([5.0, 0.0])).sum().backward()
     assert weighting.log_variances.grad[1] == 0
     assert weighting.log_variances.grad[0] != 0
 
@@ -103,7 +102,7 @@ def test_dynamic_weights_against_the_formula() -> None:
     wanted = [3 * value / sum(exponentials) for value in exponentials]
     assert weighting.weights.tolist() == pytest.approx(wanted)
     parts = torch.tensor([1.0, 2.0, 3.0])
-    combined = weighting.combine(parts, torch.tensor([1.0, 0.0, 2.0]), ONES)
+    combined = weighting.terms(parts, torch.tensor([1.0, 0.0, 2.0]), ONES).sum()
     assert combined.item() == pytest.approx(wanted[0] + 6 * wanted[2])
 
 

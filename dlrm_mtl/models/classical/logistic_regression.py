@@ -8,18 +8,17 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchrec import EmbeddingBagConfig, PoolingType
 
-from dlrm_mtl.core.schema import Strict
-from dlrm_mtl.embeddings.tables import TableSet, padded
-from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
+from dlrm_mtl.core.registry import register
+from dlrm_mtl.embeddings.tables import TableSet, padded, summed_table
+from dlrm_mtl.models.base import ModelInputs, RankingModel, RankingModelConfig, start_biases
 from dlrm_mtl.models.dense_norm import DenseNorm, build_dense_norm
 
 
-class LogisticRegressionConfig(Strict):
+class LogisticRegressionConfig(RankingModelConfig):
     """One weight per task for every id and every dense feature: the yardstick for everything deeper."""
 
-    name: Literal["logistic_regression"]
+    name: Literal["logistic_regression"] = "logistic_regression"
     """This model."""
     init_std: float = Field(default=0.0, ge=0)
     """Standard deviation of the ids' initial weights (normal, mean 0); the loss is convex, so 0 will do."""
@@ -28,6 +27,7 @@ class LogisticRegressionConfig(Strict):
     and then `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
 
 
+@register("model", "logistic_regression", config=LogisticRegressionConfig, order=20)
 class LogisticRegression(RankingModel):
     """logit_t = sum_f sum_{i in ids of f} w_{f,i,t} + <v_t, x> + b_t.
 
@@ -42,14 +42,7 @@ class LogisticRegression(RankingModel):
     def __init__(self, config: LogisticRegressionConfig, inputs: ModelInputs) -> None:
         tasks = len(inputs.own_tasks)
         tables = [
-            EmbeddingBagConfig(
-                name=name,
-                num_embeddings=inputs.spec.vocabulary_size(name),
-                embedding_dim=padded(tasks),
-                feature_names=[name],
-                pooling=PoolingType.SUM,
-            )
-            for name in inputs.sparse
+            summed_table(name, inputs.spec.vocabulary_size(name), padded(tasks), [name]) for name in inputs.sparse
         ]
         stds, padding = (
             dict.fromkeys(inputs.sparse, config.init_std),

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_mtl.core.schema import Strict
-from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.core.parts import Misfit, Run
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.embeddings.tables import TableSet, padded
-from dlrm_mtl.models.base import ModelInputs, RankingModel
+from dlrm_mtl.models.base import ModelInputs, RankingModel, RankingModelConfig
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, StackConfig
 from dlrm_mtl.models.classical.user_item import check_pair, vectors
 from dlrm_mtl.models.dropout import LaneNegatives
+from dlrm_mtl.tasks.products import own_tasks
 from dlrm_mtl.tasks.ranking import margin
 
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-class MultitaskNetConfig(Strict):
+    from dlrm_mtl.data.batch import Batch
+
+
+class MultitaskNetConfig(RankingModelConfig):
     """Users and items only: a factorisation scores them for ranking tasks, layers over both predict all other labels."""
 
-    name: Literal["multitask_net"]
+    draws_items: ClassVar[bool] = True
+    name: Literal["multitask_net"] = "multitask_net"
     """This model."""
     user: str
     """Name of the feature that holds the user."""
@@ -38,7 +44,25 @@ class MultitaskNetConfig(Strict):
     regression: StackConfig = StackConfig(layers=[64])
     """Layers between the vectors and what tasks without a ranking loss predict."""
 
+    def check(self, run: Run) -> None:
+        """Refuse tasks without a ranking loss among them, and ids without a vocabulary."""
+        if not any(run.tasks[number].kind == "ranking" for number in own_tasks(run.tasks)):
+            raise Misfit(
+                "multitask_net needs a task with a ranking loss, such as bpr, and finds none; give one task such a loss, or "
+                "choose another model.",
+                "tasks",
+                root=True,
+            )
+        if run.data.unbounded:
+            raise Misfit(
+                "multitask_net draws and ranks items by their numbers, so its ids need vocabularies; remove the key, or "
+                "choose another model.",
+                "data.unbounded",
+                root=True,
+            )
 
+
+@register("model", "multitask_net", config=MultitaskNetConfig, order=50)
 class MultitaskNet(RankingModel):
     """p = <u, q> + b_item for tasks with a ranking loss; r = W2 relu(W1 [u, q, u * q] + c1) + c2 for the others.
 
@@ -87,6 +111,8 @@ class MultitaskNet(RankingModel):
 
     def ids(self, batch: Batch) -> KeyedJaggedTensor:
         """The row's user and item and, in training, the items drawn for rows that a ranking task learns from."""
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
         user, item, rows = batch.sparse[self.user], batch.sparse[self.item], batch.sparse.stride()
         values, lengths = [user.values(), item.values()], [user.lengths(), item.lengths()]
         count = len(self.drawn)
@@ -100,8 +126,14 @@ class MultitaskNet(RankingModel):
         keys = [self.user, self.item, *self.drawn]
         return KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(lengths), stride=rows)
 
+    def pair_scores(self) -> MultitaskNet:
+        """Itself: the factorisation is a product."""
+        return self
+
     def vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the factorisation is made of, for ids of users and items [n]: [n, d], [n, d] and biases [n, 1]."""
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
         ones = torch.ones_like(users, dtype=torch.int32)
         none = ones.new_zeros(len(self.drawn) * len(ones))
         ids = KeyedJaggedTensor(

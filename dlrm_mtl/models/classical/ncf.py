@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
 from dlrm_mtl.embeddings.tables import table_set
-from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
+from dlrm_mtl.models.base import ModelInputs, RankingModel, RankingModelConfig, start_biases
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, ParallelMLP, StackConfig
 from dlrm_mtl.models.classical.user_item import two_halves
 from dlrm_mtl.models.dense_norm import DenseNorm, build_dense_norm
 
 
-class NCFConfig(Strict):
+class NCFConfig(RankingModelConfig):
     """Two tables per vocabulary: one half multiplies features with the dense ones, the other passes layers."""
 
-    name: Literal["ncf"]
+    name: Literal["ncf"] = "ncf"
     """This model."""
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     """The embedding tables of either half; all of one width, without flattened features."""
@@ -34,6 +34,7 @@ class NCFConfig(Strict):
     """Layers of each task's tower, before its logit."""
 
 
+@register("model", "ncf", config=NCFConfig, order=30)
 class NCF(RankingModel):
     """G = e1_f * (A1 x) for every feature f, side by side; M = MLP([e2_1 .. e2_F, A2 x]); towers read [G, M].
 

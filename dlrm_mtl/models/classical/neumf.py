@@ -9,17 +9,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.embeddings.tables import TableSet
-from dlrm_mtl.models.base import ModelInputs, RankingModel, start_biases
+from dlrm_mtl.models.base import ModelInputs, RankingModel, RankingModelConfig, start_biases
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, ParallelMLP, StackConfig
 from dlrm_mtl.models.classical.user_item import check_pair, vectors
 
 
-class NeuMFConfig(Strict):
+class NeuMFConfig(RankingModelConfig):
     """Users and items only: their product, and layers over both, with tables of their own."""
 
-    name: Literal["neumf"]
+    name: Literal["neumf"] = "neumf"
     """This model."""
     user: str
     """Name of the feature that holds the user."""
@@ -37,6 +37,7 @@ class NeuMFConfig(Strict):
     """Layers of each task's tower, before its logit; none is the original model."""
 
 
+@register("model", "neumf", config=NeuMFConfig, order=40)
 class NeuMF(RankingModel):
     """h = [p_u * q_i, MLP([p'_u, q'_i])]; towers, one per task, read h.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-
-from torchrec import EmbeddingBagConfig, PoolingType
+from typing import TYPE_CHECKING
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.embeddings.tables import TableSet
+from dlrm_mtl.embeddings.tables import TableSet, summed_table
+
+if TYPE_CHECKING:
+    from torchrec import EmbeddingBagConfig
 
 
 def two_halves(single: TableSet) -> TableSet:
@@ -24,13 +26,7 @@ def two_halves(single: TableSet) -> TableSet:
 
 def vectors(name: str, spec: DatasetSpec, features: list[str], dim: int) -> EmbeddingBagConfig:
     """A table called ``name`` for ``features``, which share one vocabulary (that of the first of them)."""
-    return EmbeddingBagConfig(
-        name=name,
-        num_embeddings=spec.vocabulary_size(features[0]),
-        embedding_dim=dim,
-        feature_names=features,
-        pooling=PoolingType.SUM,
-    )
+    return summed_table(name, spec.vocabulary_size(features[0]), dim, features)
 
 
 def check_pair(user: str, item: str, features: list[str]) -> None:

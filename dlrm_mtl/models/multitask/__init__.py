@@ -1,56 +1,26 @@
 """Multitask architectures: features [B, D] in, one representation per task [B, T, d] out.
 
-A new architecture is one new file with a ``...Config`` and a module, and one line in each of the two tables below.
+A new architecture is one new file here, or in a plugin: a configuration, and a module that is made from the configuration, D
+and T, registered as ``architecture``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import Field
-
+from dlrm_mtl.core.parts import Named, Part
+from dlrm_mtl.core.registry import registry
 from dlrm_mtl.models.blocks import Block
-from dlrm_mtl.models.multitask.adatt import AdaTT, AdaTTConfig, AdaTTSpConfig
-from dlrm_mtl.models.multitask.aitm import AITM, AITMConfig
-from dlrm_mtl.models.multitask.cross_stitch import CrossStitch, CrossStitchConfig
-from dlrm_mtl.models.multitask.mmoe import MMoE, MMoEConfig
-from dlrm_mtl.models.multitask.multi_level_mmoe import MultiLevelMMoE, MultiLevelMMoEConfig
-from dlrm_mtl.models.multitask.omoe import OMoE, OMoEConfig
-from dlrm_mtl.models.multitask.ple import PLE, PLEConfig
-from dlrm_mtl.models.multitask.shared_bottom import SharedBottom, SharedBottomConfig
-from dlrm_mtl.models.multitask.single_task import SingleTask, SingleTaskConfig
+from dlrm_mtl.models.multitask.mmoe import MMoEConfig
 
-MultitaskConfig = Annotated[
-    AdaTTConfig
-    | AdaTTSpConfig
-    | AITMConfig
-    | CrossStitchConfig
-    | MMoEConfig
-    | MultiLevelMMoEConfig
-    | OMoEConfig
-    | PLEConfig
-    | SharedBottomConfig
-    | SingleTaskConfig,
-    Field(discriminator="name"),
-]
+DEFAULT = MMoEConfig(layers=[128, 64])
+"""The architecture of a model that names none."""
 
-ARCHITECTURES: dict[type, Callable[..., Block]] = {
-    # from what needs the fewest parameters to what shares in the finest way
-    SharedBottomConfig: SharedBottom,
-    SingleTaskConfig: SingleTask,
-    OMoEConfig: OMoE,
-    MMoEConfig: MMoE,
-    MultiLevelMMoEConfig: MultiLevelMMoE,
-    PLEConfig: PLE,
-    CrossStitchConfig: CrossStitch,
-    AdaTTSpConfig: AdaTT,
-    AdaTTConfig: AdaTT,
-    AITMConfig: AITM,
-}
+MultitaskConfig = Annotated[Named, Part("architecture", default=DEFAULT)]
+"""The configuration of any architecture."""
 
 
-def build_multitask(config: MultitaskConfig, in_features: int, tasks: int) -> Block:
+def build_multitask(config: Named, in_features: int, tasks: int) -> Block:
     """The architecture that ``config`` names, for input of width ``in_features`` and ``tasks`` tasks.
 
     Its ``out_features`` is the width d of its output [B, T, d].
@@ -58,9 +28,5 @@ def build_multitask(config: MultitaskConfig, in_features: int, tasks: int) -> Bl
     Raises:
         ValueError: the configuration does not fit the number of tasks.
     """
-    return ARCHITECTURES[type(config)](config, in_features, tasks)
-
-
-def describe_architectures() -> dict[str, str]:
-    """Every architecture by name, with one line on what it is."""
-    return {config.model_fields["name"].default: (config.__doc__ or "").splitlines()[0] for config in ARCHITECTURES}  # type: ignore[attr-defined]
+    block: Block = registry("architecture").of_config(config).part(config, in_features, tasks)
+    return block

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dlrm_mtl.core.parts import Run
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import (
     Block,
     ExpertCounts,
@@ -17,6 +19,7 @@ from dlrm_mtl.models.blocks import (
     LevelsConfig,
     ParallelMLP,
     StackConfig,
+    check_task_experts,
     counts_per_task,
     for_experts,
 )
@@ -30,6 +33,10 @@ class AdaTTSpConfig(LevelsConfig):
     """Experts of each task on every level: one number, or one per task."""
     residual: bool = True
     """Add each task's own experts, linearly weighted, to what its gate mixes; false leaves the gate alone (an ablation)."""
+
+    def check(self, run: Run) -> None:
+        """Refuse a list of experts of another length than there are tasks with a logit of their own."""
+        check_task_experts(self.task_experts, run)
 
 
 class AdaTTConfig(AdaTTSpConfig):
@@ -89,6 +96,8 @@ class AdaTTLevel(nn.Module):
         return torch.bmm(mixing, experts)
 
 
+@register("architecture", "adatt", config=AdaTTConfig, order=90)
+@register("architecture", "adatt_sp", config=AdaTTSpConfig, order=80)
 class AdaTT(Block):
     """L levels of :class:`AdaTTLevel`: equations 1 to 7 of the paper, with a bias in the gates.
 

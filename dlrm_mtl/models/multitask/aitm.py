@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import MLP, Block, ParallelLinear, ParallelMLP, StackConfig
 
 
@@ -36,6 +37,7 @@ class AITMConfig(StackConfig):
             raise ValueError("layers [] is empty; aitm needs one layer per task at least.")
 
 
+@register("architecture", "aitm", config=AITMConfig, order=100)
 class AITM(Block):
     """q_t = MLP_t(x), z_1 = q_1, z_t = AIT(G_t z_{t-1}, q_t): equations 2 to 6 of the paper.
 

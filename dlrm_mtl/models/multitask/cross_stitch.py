@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import Block, LevelsConfig, ParallelMLP
 
 Start = Literal["near_identity", "uniform", "ones"]
@@ -23,6 +24,7 @@ class CrossStitchConfig(LevelsConfig):
     LibMTL."""
 
 
+@register("architecture", "cross_stitch", config=CrossStitchConfig, order=70)
 class CrossStitch(Block):
     """x^l_t = sum_s A^l_{t,s} MLP^l_s(x^{l-1}_s), equation 1 of the paper, after every level, the last included.
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import Block, ParallelLinear, ParallelMLP, StackConfig
 
 
@@ -19,6 +20,7 @@ class MMoEConfig(StackConfig):
     """Number of experts."""
 
 
+@register("architecture", "mmoe", config=MMoEConfig, order=40)
 class MMoE(Block):
     """f_t = sum_e softmax(W_t x + b_t)_e expert_e(x): equations 5 to 7 of the paper, with a bias in the gates.
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import Block, Gates, LevelsConfig, ParallelMLP
 
 
@@ -19,6 +20,7 @@ class MultiLevelMMoEConfig(LevelsConfig):
     """Number of experts on each level."""
 
 
+@register("architecture", "multi_level_mmoe", config=MultiLevelMMoEConfig, order=50)
 class MultiLevelMMoE(Block):
     """Experts on L levels (Tang et al., RecSys 2020, section 4.3; Li et al., KDD 2023, section 4.1.3).
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import Block, ParallelLinear, ParallelMLP, StackConfig
 
 
@@ -19,6 +20,7 @@ class OMoEConfig(StackConfig):
     """Number of experts."""
 
 
+@register("architecture", "omoe", config=OMoEConfig, order=30)
 class OMoE(Block):
     """f = sum_e softmax(W x + b)_e expert_e(x), the same for every task: equation 3 of the paper, with a bias in the gate.
 

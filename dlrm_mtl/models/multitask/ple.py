@@ -12,6 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dlrm_mtl.core.parts import Run
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import (
     Block,
     ExpertCounts,
@@ -19,6 +21,7 @@ from dlrm_mtl.models.blocks import (
     LevelsConfig,
     ParallelMLP,
     StackConfig,
+    check_task_experts,
     counts_per_task,
     for_experts,
 )
@@ -32,6 +35,10 @@ class PLEConfig(LevelsConfig):
     """Experts of each task on every level: one number, or one per task."""
     shared_experts: int = Field(default=1, ge=0)
     """Experts that all tasks share, on every level; with 0 tasks have no layer in common."""
+
+    def check(self, run: Run) -> None:
+        """Refuse a list of experts of another length than there are tasks with a logit of their own."""
+        check_task_experts(self.task_experts, run)
 
 
 class PLELevel(nn.Module):
@@ -71,6 +78,7 @@ class PLELevel(nn.Module):
         return torch.bmm(gates, experts)
 
 
+@register("architecture", "ple", config=PLEConfig, order=60)
 class PLE(Block):
     """L levels of :class:`PLELevel`: equations 1 to 7 of the paper, with a bias in the gates.
 

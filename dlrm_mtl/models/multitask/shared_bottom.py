@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import MLP, Block, StackConfig
 
 
@@ -15,6 +16,7 @@ class SharedBottomConfig(StackConfig):
     name: Literal["shared_bottom"] = "shared_bottom"
 
 
+@register("architecture", "shared_bottom", config=SharedBottomConfig, order=10)
 class SharedBottom(Block):
     """h = MLP(x); every task's representation is h."""
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import Block, ParallelMLP, StackConfig
 
 
@@ -15,6 +16,7 @@ class SingleTaskConfig(StackConfig):
     name: Literal["single_task"] = "single_task"
 
 
+@register("architecture", "single_task", config=SingleTaskConfig, order=20)
 class SingleTask(Block):
     """h_t = MLP_t(x): T stacks that share nothing.
 

@@ -1,0 +1,13 @@
+"""Interactions that need pooled features of one width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def one_width(name: str, fields: Sequence[int]) -> int:
+    """The width of all ``fields``; raises :class:`ValueError`, which names the interaction, if there is no such."""
+    if len(set(fields)) != 1:
+        found = ", ".join(map(str, sorted(set(fields)))) or "none"
+        raise ValueError(f"{name} needs pooled features of one width and finds {found}; give all tables one dim.")
+    return fields[0]

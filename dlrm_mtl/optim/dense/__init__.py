@@ -1,0 +1,8 @@
+"""Dense optimizers: what trains everything but the tables.
+
+A new one is one new file here, or in a plugin: a :class:`DenseOptimizerConfig`, registered as ``dense_optimizer``.
+"""
+
+from dlrm_mtl.optim.dense.base import AnyDenseOptimizerConfig, DenseOptimizerConfig, LearningRate
+
+__all__ = ["AnyDenseOptimizerConfig", "DenseOptimizerConfig", "LearningRate"]

@@ -1,0 +1,48 @@
+"""Clippy AdaGrad, see :mod:`dlrm_mtl.optim.clippy_adagrad`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from dlrm_mtl.core.registry import register
+from dlrm_mtl.optim.clippy import ClippyOptions
+from dlrm_mtl.optim.config import ClippyLimits
+from dlrm_mtl.optim.dense.base import DenseOptimizerConfig, LearningRate
+
+
+@register("dense_optimizer", "clippy_adagrad", order=30)
+class ClippyAdagradConfig(ClippyLimits, DenseOptimizerConfig):
+    """AdaGrad that limits how far any coordinate moves in a step: Clippy, one factor per tensor."""
+
+    name: Literal["clippy_adagrad"] = "clippy_adagrad"
+    learning_rate: LearningRate = 0.1
+    """Step size; above lambda_abs, or nothing is ever clipped with the standard accumulator."""
+    eps: float = Field(default=0.0, ge=0)
+    """Added to the root of the accumulator, or under it (eps_inside)."""
+    eps_inside: bool = False
+    """Whether eps stands under the root."""
+    accumulator_relative_threshold: float = Field(default=0.0, ge=0)
+    """Added to the allowed move: this times 1 / sqrt(accumulator)."""
+    clip_accumulator_update: bool = False
+    """Whether the accumulator takes the clipped gradient's square; with the delayed accumulator only."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, outside the limit."""
+
+    def options(self) -> ClippyOptions:
+        """The rule's options."""
+        return ClippyOptions(**self.model_dump(exclude={"name", "learning_rate", "weight_decay"}))
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> ClippyAdagradConfig:
+        self.options()
+        return self
+
+    def build(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer of ``parameters``."""
+        from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad  # here: DTensor takes a second to import
+
+        return ClippyAdagrad(parameters, self.learning_rate, weight_decay=self.weight_decay, **self.options().as_dict())
