@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 from dlrm_mtl.console import console
@@ -23,7 +24,7 @@ from dlrm_mtl.reports.runs import read_runs
 from dlrm_mtl.reports.terminal import rich_table
 
 
-def compare_runs(paths: Sequence[Path], html: Path | None = None, metrics: Sequence[str] = ()) -> None:
+def compare_runs(paths: Sequence[str | PathLike[str]], html: Path | None = None, metrics: Sequence[str] = ()) -> None:
     """Print how the runs in ``paths`` compare, and write a page with their curves.
 
     Args:

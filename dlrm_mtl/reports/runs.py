@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,16 @@ class RecordedRun:
         return float((curve.values * seconds.values)[there].sum() / total) if total > 0 else math.nan
 
 
-def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
+def read_runs(folders: Sequence[str | PathLike[str]]) -> list[RecordedRun]:
     """Read runs.
 
     Args:
-        paths: folders of runs, or folders whose subfolders are runs.
+        folders: of runs, or folders whose subfolders are runs.
 
     Raises:
         UserError: a folder holds no run, or one is named twice.
     """
-    paths = [run for path in paths for run in _runs_in(path)]
+    paths = [run for folder in folders for run in _runs_in(Path(folder))]
     resolved = [path.resolve() for path in paths]
     for position, path in enumerate(resolved):
         if path in resolved[:position]:

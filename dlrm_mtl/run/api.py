@@ -133,6 +133,19 @@ class Run:
         except FileNotFoundError:
             return None
 
+    def __fspath__(self) -> str:
+        """The folder, for functions that take paths, such as :func:`dlrm_mtl.compare`.
+
+        Raises:
+            UserError: it is on an object store.
+        """
+        filesystem, root = locate(self.folder)
+        if not is_local(filesystem):
+            raise UserError(
+                f"{self.folder}: this is no local folder; copy config.yaml, metrics.jsonl and results.json into one."
+            )
+        return root
+
     def __repr__(self) -> str:
         """Show the folder."""
         return f"Run({self.folder!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 
@@ -19,7 +20,10 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """While active, notes the first SIGINT or SIGTERM instead of dying from it; a second one ends the process at once."""
+    """While active, notes the first SIGINT or SIGTERM instead of dying from it; a second one ends the process at once.
+
+    In another thread than the main one, where Python lets nobody handle signals, it notes none.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -38,6 +42,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def __enter__(self) -> Interruption:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
         return self

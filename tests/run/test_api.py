@@ -52,7 +52,7 @@ def predicted(run: dlrm_mtl.Run, dataset: Path) -> pa.Table:
     return run.predict(dataset / "test", carry=["row"])
 
 
-def test_a_run_says_what_it_is(run: dlrm_mtl.Run) -> None:
+def test_a_run_says_what_it_is(run: dlrm_mtl.Run, capfd: pytest.CaptureFixture[str]) -> None:
     assert run.config.training.max_steps == 10
     assert run.metrics == json.loads((Path(run.folder) / "results.json").read_text())["test"]
     steps = [entry["step"] for entry in run.history if entry["kind"] == "train"]
@@ -60,6 +60,8 @@ def test_a_run_says_what_it_is(run: dlrm_mtl.Run) -> None:
     again = dlrm_mtl.open_run(run.folder)
     assert again.metrics == run.metrics
     assert again.config == run.config
+    dlrm_mtl.compare([again])
+    assert f"{run.metrics['click/auc']:.4f}" in capfd.readouterr().out
     assert repr(again) == f"Run({run.folder!r})"
 
 
