@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mtl.embeddings.kernels import cpu
-from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update
 
 TARGETS = {"uniform": 3.5, "zipf": 2.7}
 """Times FBGEMM's row-wise AdaGrad, with two threads."""
@@ -107,7 +107,7 @@ class _Lookup(torch.autograd.Function):
 class TwoPhase:
     """This project's, Clippy with one factor per table."""
 
-    rule = Rule()
+    rule = Update()
 
     def __init__(self, case: Case) -> None:
         self.bags = case.bags

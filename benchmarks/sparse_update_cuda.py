@@ -36,11 +36,11 @@ import triton
 from torch import Tensor, nn
 
 from dlrm_mtl.embeddings.kernels import cuda
-from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update
 
 BASELINE = "EmbeddingBag + Adagrad"
 STEPS_IN_A_ROW = 20
-RULE = Rule(eps=1e-8)
+RULE = Update(eps=1e-8)
 LR = 0.02
 
 
@@ -96,7 +96,7 @@ class _Lookup(torch.autograd.Function):
         return None, None, None, None, None
 
 
-def two_phase(case: Case, device: torch.device, rule: Rule) -> Step:
+def two_phase(case: Case, device: torch.device, rule: Update) -> Step:
     """This project's kernels."""
     sizes = torch.full((case.tables,), case.rows)
     group = TableGroup(
@@ -200,7 +200,7 @@ def measure(case: Case, device: torch.device, turns: int, peak: float) -> dict[s
     steps: dict[str, Step] = {
         BASELINE: embedding_bags(case, device),
         "two-phase Clippy": two_phase(case, device, RULE),
-        "two-phase AdaGrad": two_phase(case, device, Rule(kind="adagrad", eps=1e-8)),
+        "two-phase AdaGrad": two_phase(case, device, Update(kind="adagrad", eps=1e-8)),
     }
     stock = fbgemm(case, device)
     if stock is not None:

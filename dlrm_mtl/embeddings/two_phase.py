@@ -17,9 +17,16 @@ from torch.profiler import record_function
 from torchrec.optim.keyed import KeyedOptimizer
 
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
-from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule
-from dlrm_mtl.embeddings.rules import SGD, RowWiseAdam, RowWiseRule
-from dlrm_mtl.embeddings.torchrec.shards import ColumnPeers, LocalTables, local_tables, placements, sharded_collections
+from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Update
+from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
+from dlrm_mtl.embeddings.torchrec.shards import (
+    ColumnPeers,
+    LocalTables,
+    Stretch,
+    local_tables,
+    placements,
+    sharded_collections,
+)
 
 
 @dataclass
@@ -57,8 +64,8 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     """Updates the tables of a model that was sharded with :func:`~dlrm_mtl.embeddings.torchrec.sharders.two_phase_sharders`.
 
     Gradients of all backward passes since the last step add up. A step is the same whatever the number of processes and the
-    sharding plan, and changes nothing at all if a gradient is not finite anywhere. State: ``accumulator`` [rows] float32 by
-    table, and for Adam ``first_moment`` [rows, dim], as sharded tensors that can be loaded under another plan.
+    sharding plan, and changes nothing at all if a gradient is not finite anywhere. State: what the rule keeps, [rows] or
+    [rows, dim] float32 by table, as sharded tensors that can be loaded under another plan.
 
     Args:
         model: a ``DistributedModelParallel``; to be constructed on every process.
@@ -68,7 +75,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         ValueError: the model holds no tables that collect gradients.
     """
 
-    def __init__(self, model: nn.Module, rule: RowWiseRule) -> None:
+    def __init__(self, model: nn.Module, rule: TableRule) -> None:
         collections = sharded_collections(model)
         if not collections:
             raise ValueError(
@@ -76,15 +83,15 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             )
         self.rule = rule
         self.collections = collections
-        self.tables = local_tables(collections, rule.initial_accumulator_value)
+        self.tables = local_tables(collections, rule.states)
         places = placements(collections)
         self.peers = ColumnPeers(places, self.tables)
         self.names = sorted(places)
         self.steps = 0
         self.report = StepReport()
-        if isinstance(rule, RowWiseAdam):
-            for local in self.tables:
-                local.first_moments = torch.zeros_like(local.group.weights, dtype=torch.float32)
+        self._native = rule.native()
+        self._checked = self._native or Update(kind="sgd")  # the kernels find what is not finite for any rule
+        self._device = self.tables[0].group.weights.device if self.tables else torch.device("cpu")
         params, state = {}, {}
         for path, collection in collections.items():
             for key, weight in collection.state_dict().items():
@@ -93,7 +100,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                 name = f"{path}.{key.split('.')[-2]}"
                 params[name] = weight
                 state[weight] = self._state_of(name, weight, places[name])
-        super().__init__(params, state, [{"params": list(params.values()), "lr": rule.lr}])
+        super().__init__(params, state, [{"params": list(params.values()), "lr": rule.learning_rate}])
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -122,7 +129,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             self.report = StepReport(bool(broken), broken, dict(zip(self.names, by_table, strict=True)), dense)
             if not broken:
                 self.steps += 1
-                if measure and not self._is_adam:
+                if measure and self._native is not None:
                     self.report.largest_moves = self._largest_moves(gradients, means, self.report.factors, rate)
                 self._apply(gradients, means, self.report.factors, rate)
         self.zero_grad()
@@ -146,13 +153,24 @@ class TwoPhaseOptimizer(KeyedOptimizer):
 
     def _factors(self, gradients: list[RowGradients], means: list[Tensor], rate: float) -> Tensor:
         """[tables] largest factor that suits the rows on this process, or NON_FINITE."""
-        result = torch.ones(len(self.names), device=self.tables[0].accumulators.device if self.tables else "cpu")
+        result = torch.ones(len(self.names), device=self._device)
         number = {name: index for index, name in enumerate(self.names)}
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
             kernels = kernels_for(local.group.weights.device)
-            factors = kernels.factors(local.group, local.accumulators, gradient, mean, self._kernel_rule(), rate)
+            factors = kernels.factors(local.group, self._kernel_state(local), gradient, mean, self._checked, rate)
+            if self._native is None and self.rule.clips:
+                factors = torch.minimum(factors, self._factors_of_rule(local, gradient, mean, rate))
             index = torch.tensor([number[shard.table] for shard in local.shards], device=factors.device)
             result.scatter_reduce_(0, index, factors, "amin")
+        return result
+
+    def _factors_of_rule(self, local: LocalTables, gradient: RowGradients, mean: Tensor, rate: float) -> Tensor:
+        """[T] of the tables of ``local``, by the rule's own function."""
+        result = torch.ones(local.group.tables, device=mean.device)
+        for stretch in local.stretches:
+            touched, _, tables = self._touched(local, gradient, mean, stretch)
+            if len(tables):
+                result.scatter_reduce_(0, tables, self.rule.largest_factors(touched, rate), "amin")
         return result
 
     def _largest_moves(
@@ -162,11 +180,11 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         moves = dict.fromkeys(self.names, 0.0)
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
             here = kernels_for(mean.device).largest_moves(
-                local.group, local.accumulators, gradient, mean, self._kernel_rule(), rate
+                local.group, self._kernel_state(local), gradient, mean, self._checked, rate
             )
             for shard, move in zip(local.shards, here.tolist(), strict=True):
                 moves[shard.table] = max(moves[shard.table], move * factors[shard.table])
-        everywhere = torch.tensor([moves[name] for name in self.names], device=self.tables[0].accumulators.device)
+        everywhere = torch.tensor([moves[name] for name in self.names], device=self._device)
         dist.all_reduce(everywhere, dist.ReduceOp.MAX)
         return dict(zip(self.names, everywhere.tolist(), strict=True))
 
@@ -180,50 +198,76 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def _apply(
         self, gradients: list[RowGradients], means: list[Tensor], factors: dict[str, float], rate: float
     ) -> None:
-        rule = self._kernel_rule()
-        if rule.per_row and self.peers.any:
-            rule = self._scale_rows(gradients, means, rule, rate)
+        update = self._native
+        if update is not None and update.per_row and self.peers.any:
+            update = self._scale_rows(gradients, means, update, rate)
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
-            if isinstance(self.rule, RowWiseAdam):
-                self._apply_adam(self.rule, local, gradient, mean, rate)
-                continue
-            kernels = kernels_for(local.group.weights.device)
             factor = torch.tensor([factors[shard.table] for shard in local.shards], device=mean.device)
-            kernels.apply(local.group, local.accumulators, gradient, mean, factor, rule, rate)
+            if update is None:
+                self._apply_rule(local, gradient, mean, factor, rate)
+            else:
+                kernels = kernels_for(local.group.weights.device)
+                kernels.apply(local.group, self._kernel_state(local), gradient, mean, factor, update, rate)
 
-    def _scale_rows(self, gradients: list[RowGradients], means: list[Tensor], rule: Rule, rate: float) -> Rule:
+    def _scale_rows(self, gradients: list[RowGradients], means: list[Tensor], rule: Update, rate: float) -> Update:
         """Multiply every row's gradient by its own factor, taken over all columns; return the rule for what is left."""
         factors = [
-            kernels_for(mean.device).row_factors(local.group, local.accumulators, gradient, mean, rule, rate)
+            kernels_for(mean.device).row_factors(local.group, self._kernel_state(local), gradient, mean, rule, rate)
             for local, gradient, mean in zip(self.tables, gradients, means, strict=True)
         ]
         self.peers.reduce(gradients, factors, minimum=True)
         for local, gradient, factor in zip(self.tables, gradients, factors, strict=True):
             for index in range(len(local.shards)):
                 gradient.gradient(local.group, index).mul_(gradient.part(factor, index).unsqueeze(1))
-        return Rule(kind="adagrad", eps=rule.eps, eps_inside=rule.eps_inside, delayed=rule.delayed)
+        return Update(kind="adagrad", eps=rule.eps, eps_inside=rule.eps_inside, delayed=rule.delayed)
 
-    def _apply_adam(
-        self, rule: RowWiseAdam, local: LocalTables, gradient: RowGradients, mean: Tensor, rate: float
+    def _apply_rule(
+        self, local: LocalTables, gradient: RowGradients, mean: Tensor, factor: Tensor, rate: float
     ) -> None:
-        first, second = rule.betas
-        for index in range(len(local.shards)):
-            rows = gradient.part(gradient.rows, index)
+        """Update touched rows by the rule's own function, all tables of one width at once."""
+        for stretch in local.stretches:
+            touched, rows, tables = self._touched(local, gradient, mean, stretch)
             if not len(rows):
                 continue
-            moments, squares, weights = (
-                local.first_moments_of(index),
-                local.accumulators_of(index),
-                local.group.table(index),
-            )
-            moments[rows] = first * moments[rows] + (1 - first) * gradient.gradient(local.group, index)
-            squares[rows] = second * squares[rows] + (1 - second) * gradient.part(mean, index)
-            root = (squares[rows] / (1 - second**self.steps)).sqrt() + rule.eps
-            update = moments[rows] / (1 - first**self.steps) / root.unsqueeze(1)
-            weights[rows] = (weights[rows].float() - rate * update).to(weights.dtype)
+            self.rule.update(touched, rate, self.steps, factor[tables])
+            weights = self._matrix(local, local.group.weights, stretch)
+            weights[rows] = touched.weights.to(weights.dtype)
+            for spec in self.rule.states:
+                self._whole_state(local, spec, stretch)[rows] = touched.states[spec.name]
 
-    def _kernel_rule(self) -> Rule:
-        return Rule(kind="sgd") if isinstance(self.rule, RowWiseAdam) else self.rule.kernel_rule()
+    def _touched(
+        self, local: LocalTables, gradient: RowGradients, mean: Tensor, stretch: Stretch
+    ) -> tuple[TouchedRows, Tensor, Tensor]:
+        """The touched rows of a stretch, their numbers in its matrix [U], and the table of each [U]."""
+        group, first, end = local.group, stretch.first, stretch.end
+        counts = gradient.table_offsets[first : end + 1].diff()
+        shifts = group.row_offsets[first:end] - group.row_offsets[first]
+        touched = slice(int(gradient.table_offsets[first]), int(gradient.table_offsets[end]))
+        tables = torch.repeat_interleave(torch.arange(first, end), counts).to(mean.device)
+        rows = gradient.rows[touched] + torch.repeat_interleave(shifts, counts).to(mean.device)
+        ahead = int((gradient.table_offsets[: first + 1].diff() * group.dims[:first]).sum())
+        gradients = gradient.gradients[ahead : ahead + len(rows) * stretch.dim].view(-1, stretch.dim)
+        weights = self._matrix(local, group.weights, stretch)[rows].float()
+        states = {spec.name: self._whole_state(local, spec, stretch)[rows] for spec in self.rule.states}
+        return TouchedRows(weights, gradients, mean[touched], states), rows, tables
+
+    def _matrix(self, local: LocalTables, values: Tensor, stretch: Stretch) -> Tensor:
+        """The tables of a stretch as one matrix, in a tensor that is laid out like the weights."""
+        offsets = local.group.row_offsets
+        size = int(offsets[stretch.end] - offsets[stretch.first]) * stretch.dim
+        return values[stretch.start : stretch.start + size].view(-1, stretch.dim)
+
+    def _whole_state(self, local: LocalTables, spec: StateSpec, stretch: Stretch) -> Tensor:
+        state, offsets = local.states[spec.name], local.group.row_offsets
+        if spec.per == "element":
+            return self._matrix(local, state, stretch)
+        return state[int(offsets[stretch.first]) : int(offsets[stretch.end])]
+
+    def _kernel_state(self, local: LocalTables) -> Tensor:
+        """The one state per row that native kernels use; nothing for those that use none."""
+        if self._checked.kind == "sgd":
+            return local.group.weights.new_empty(0, dtype=torch.float32)
+        return local.states[self.rule.states[0].name]
 
     def state_by_table(self) -> dict[str, dict[str, Any]]:
         """State of every table by full name; the tensors are the live ones. Call :meth:`loaded` after filling them."""
@@ -232,7 +276,9 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def loaded(self, steps: int) -> None:
         """Make loaded state whole: to be called on every process, with the number of steps it had taken."""
         self.steps = steps
-        self.peers.share_state(self.tables)
+        for spec in self.rule.states:
+            if spec.per == "row":
+                self.peers.share_state(self.tables, spec)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` returned under the same plan."""
@@ -240,30 +286,22 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         self.loaded(self.steps)
 
     def _state_of(self, name: str, weight: Any, places: list[ShardMetadata]) -> dict[str, Any]:
-        if isinstance(self.rule, SGD):
-            return {}
         own = [
             (local, index) for local in self.tables for index, shard in enumerate(local.shards) if shard.table == name
         ]
-        if not isinstance(weight, ShardedTensor):
-            local, index = own[0]
-            state = {"accumulator": local.accumulators_of(index)}
-            return {**state, "first_moment": local.first_moments_of(index)} if self._is_adam else state
-        rows = [
-            (local.shards[index], local.accumulators_of(index))
-            for local, index in own
-            if local.shards[index].column == 0
-        ]
-        firsts = [part for part in places if part.shard_offsets[1] == 0]
-        state = {"accumulator": _sharded(weight, [(s.row, t) for s, t in rows], firsts)}
-        if self._is_adam:
-            moments = [TensorShard(local.first_moments_of(i), _place(weight, local.shards[i])) for local, i in own]
-            state["first_moment"] = _like(weight, moments)
-        return state
+        return {spec.name: self._tensor_of(spec, weight, places, own) for spec in self.rule.states}
 
-    @property
-    def _is_adam(self) -> bool:
-        return isinstance(self.rule, RowWiseAdam)
+    def _tensor_of(
+        self, spec: StateSpec, weight: Any, places: list[ShardMetadata], own: list[tuple[LocalTables, int]]
+    ) -> Any:
+        """A table's state as a sharded tensor, or a plain one if every process holds the table."""
+        parts = [(local.shards[index], local.state_of(spec, index)) for local, index in own]
+        if not isinstance(weight, ShardedTensor):
+            return parts[0][1]
+        if spec.per == "element":
+            return _like(weight, [TensorShard(state, _place(weight, shard)) for shard, state in parts])
+        firsts = [part for part in places if part.shard_offsets[1] == 0]
+        return _sharded(weight, [(shard.row, state) for shard, state in parts if shard.column == 0], firsts)
 
 
 def _sharded(weight: ShardedTensor, local: list[tuple[int, Tensor]], places: list[ShardMetadata]) -> ShardedTensor:

@@ -31,7 +31,7 @@ class Optimizers:
         self.total_steps = total_steps
         self.dense_parameters = dense
         self.dense = config.dense.build(list(dense.items()))
-        self.sparse = TwoPhaseOptimizer(model, config.sparse.build())
+        self.sparse = TwoPhaseOptimizer(model, config.sparse)
         self.factor = 1.0
         parts: list[torch.optim.Optimizer] = [self.dense, self.sparse]
         self._base_rates = [(group, group["lr"]) for part in parts for group in part.param_groups]

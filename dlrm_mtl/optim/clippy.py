@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dlrm_mtl.core.clippy_defaults import INITIAL_ACCUMULATOR, LAMBDA_ABS, LAMBDA_REL
+
 Accumulator = Literal["standard", "delayed"]
 
 
@@ -35,11 +37,11 @@ class ClippyOptions:
         ValueError: a value that the rule cannot work with.
     """
 
-    lambda_rel: float = 0.5
+    lambda_rel: float = LAMBDA_REL
     """How far a coordinate may move in one step, as a share of its size."""
-    lambda_abs: float = 1e-2
+    lambda_abs: float = LAMBDA_ABS
     """How far any coordinate may move in one step, in addition. At 0, a weight of 0 that has a gradient stops its tensor."""
-    initial_accumulator_value: float = 0.1
+    initial_accumulator_value: float = INITIAL_ACCUMULATOR
     """What the accumulators start from."""
     eps: float = 0.0
     """Added to the root of the accumulator, or to the accumulator (``eps_inside``). See :func:`smallest_root`."""

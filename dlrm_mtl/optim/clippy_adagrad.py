@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from dlrm_mtl.core.clippy_defaults import INITIAL_ACCUMULATOR, LAMBDA_ABS, LAMBDA_REL
 from dlrm_mtl.optim.clippy import Accumulator, ClippyOptions, clipping_factor, never_clips, require_learning_rate
 from dlrm_mtl.optim.clippy_groups import Batch, Entry, put_back, touched, touched_size
 from dlrm_mtl.optim.clippy_passes import (
@@ -91,9 +92,9 @@ class ClippyAdagrad(Optimizer):
         params: ParamsT,
         lr: float | Tensor,
         *,
-        lambda_rel: float = 0.5,
-        lambda_abs: float = 1e-2,
-        initial_accumulator_value: float = 0.1,
+        lambda_rel: float = LAMBDA_REL,
+        lambda_abs: float = LAMBDA_ABS,
+        initial_accumulator_value: float = INITIAL_ACCUMULATOR,
         eps: float = 0.0,
         eps_inside: bool = False,
         accumulator: Accumulator = "standard",

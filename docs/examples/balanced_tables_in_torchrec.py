@@ -45,7 +45,7 @@ def train(config: NoBalancingConfig | MetaBalanceConfig, steps: int = 300) -> fl
     """Train on both tasks; return the click's mean loss over the last fifty batches."""
     torch.manual_seed(0)
     model = DistributedModelParallel(Tables(), sharders=two_phase_sharders())
-    optimizer = TwoPhaseOptimizer(model, RowWiseAdagrad(lr=0.1))
+    optimizer = TwoPhaseOptimizer(model, RowWiseAdagrad(learning_rate=0.1))
     tasks = TaskGradients(optimizer, len(TASKS))
     balancing = build_balancing(config, TASKS, [TensorInfo(name, is_table=True) for name in tasks.names])
     heads = torch.randn(2, 8) / 8**0.5

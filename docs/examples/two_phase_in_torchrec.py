@@ -33,7 +33,7 @@ def main(steps: int = 200) -> tuple[float, float]:
     """Learn which users click; return the first and the last loss."""
     torch.manual_seed(0)
     model = DistributedModelParallel(Model(), sharders=two_phase_sharders())  # (2)
-    sparse = TwoPhaseOptimizer(model, ClippyRowWiseAdagrad(lr=1.0))  # (3)
+    sparse = TwoPhaseOptimizer(model, ClippyRowWiseAdagrad(learning_rate=1.0))  # (3)
     dense = torch.optim.Adam((p for n, p in model.named_parameters() if "embedding_bags" not in n), lr=0.01)
     generator = torch.Generator().manual_seed(dist.get_rank())
     losses = []

@@ -80,7 +80,7 @@ def visit(
         else:
             optimizers.allocate()
             for local in optimizers.sparse.tables:
-                local.accumulators.uniform_()
+                local.states["accumulator"].uniform_()
             checkpoints.save(RunTensors(model, optimizers), RunState(step=1))
         staged = sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
     states = {

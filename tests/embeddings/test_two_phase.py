@@ -43,9 +43,9 @@ def rule_of(rule: dict[str, Any]) -> Any:
     from dlrm_mtl.embeddings.rules import ClippyRowWiseAdagrad
 
     return ClippyRowWiseAdagrad(
-        rule["lr"],
-        rule["rel"],
-        rule["abs"],
+        learning_rate=rule["lr"],
+        lambda_rel=rule["rel"],
+        lambda_abs=rule["abs"],
         accumulator="delayed" if rule.get("delayed") else "standard",
         scope="row" if rule.get("per_row") else "table",
     )
@@ -187,7 +187,7 @@ def poisoned(rank: int, bad: float) -> Any:
 
     def local() -> dict[str, Tensor]:
         tensors = {f"w{n}": t.group.weights.clone() for n, t in enumerate(optimizer.tables)}
-        return tensors | {f"a{n}": t.accumulators.clone() for n, t in enumerate(optimizer.tables)}
+        return tensors | {f"a{n}": t.states["accumulator"].clone() for n, t in enumerate(optimizer.tables)}
 
     def backward(step: int, factor: float) -> None:
         ids, _ = tiny.local_batch(step, rank, 2, False)
@@ -211,13 +211,13 @@ def test_bad_options_and_models_are_refused() -> None:
     from dlrm_mtl.embeddings.rules import SGD, ClippyRowWiseAdagrad, RowWiseAdam
     from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 
-    with pytest.raises(ValueError, match="lr is -1"):
-        ClippyRowWiseAdagrad(-1.0)
-    with pytest.raises(ValueError, match="lambda_abs is nan"):
-        ClippyRowWiseAdagrad(0.1, lambda_abs=float("nan"))
-    with pytest.raises(ValueError, match="scope is 'tables': choose one of table, row"):
-        ClippyRowWiseAdagrad(0.1, scope="tables")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"learning_rate\n.*greater than 0.*input_value=-1"):
+        ClippyRowWiseAdagrad(learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"lambda_abs\n.*finite.*input_value=nan"):
+        ClippyRowWiseAdagrad(lambda_abs=float("nan"))
+    with pytest.raises(ValueError, match=r"scope\n.*'table' or 'row'.*input_value='tables'"):
+        ClippyRowWiseAdagrad(scope="tables")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="betas"):
-        RowWiseAdam(0.1, betas=(0.9, 1.0))
+        RowWiseAdam(betas=(0.9, 1.0))
     with pytest.raises(ValueError, match="two_phase_sharders"):
-        TwoPhaseOptimizer(torch.nn.Linear(2, 2), SGD(0.1))
+        TwoPhaseOptimizer(torch.nn.Linear(2, 2), SGD(learning_rate=0.1))

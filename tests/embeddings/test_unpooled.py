@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.processes import run_processes
 
 ROWS, DIM, BATCH = {"a": 30, "b": 12}, 8, 8
-RULE = {"lr": 0.5, "lambda_rel": 0.3, "lambda_abs": 0.01}
+RULE = {"learning_rate": 0.5, "lambda_rel": 0.3, "lambda_abs": 0.01}
 
 
 def initial(table: str) -> Tensor:
@@ -101,7 +101,7 @@ def literal(steps: int) -> dict[str, Tensor]:
             loss(leaf[[i for bag in ids[table] for i in bag]]).backward()
             assert leaf.grad is not None
             accumulators[table] += leaf.grad.pow(2).mean(dim=1, keepdim=True)
-            move = RULE["lr"] * leaf.grad / accumulators[table].sqrt()
+            move = RULE["learning_rate"] * leaf.grad / accumulators[table].sqrt()
             limit = RULE["lambda_rel"] * weight.abs() + RULE["lambda_abs"]
             factor = torch.where(move == 0, torch.ones_like(move), limit / move.abs()).min().clamp(max=1.0)
             weight -= factor * move

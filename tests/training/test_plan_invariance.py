@@ -17,6 +17,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"sparse": {"name": "sgd", "learning_rate": 5.0}},
     "rowwise_adagrad": {"sparse": {"name": "rowwise_adagrad", "learning_rate": 0.1}},
     "rowwise_adam": {"sparse": {"name": "rowwise_adam", "learning_rate": 0.02}},
+    "ftrl": {"sparse": {"name": "ftrl", "learning_rate": 0.2, "l1": 1e-4}},
+    "adam": {"sparse": {"name": "adam", "learning_rate": 0.02}},
+    "adagrad": {"sparse": {"name": "adagrad", "learning_rate": 0.1}},
     "clippy pair": {
         "sparse": {"name": "clippy_rowwise_adagrad", "learning_rate": 1.0, "initial_accumulator_value": 1e-4},
         "dense": {"name": "clippy_adagrad", "learning_rate": 0.1},

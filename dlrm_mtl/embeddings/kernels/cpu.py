@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from dataclasses import asdict, fields
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import reference
-from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup, empty_gradients
+from dlrm_mtl.embeddings.kernels.layout import KINDS, RowGradients, TableGroup, Update, empty_gradients
 
 LIBRARY = Path(__file__).with_name("_native.so")
 BUILD_LOG = Path(__file__).with_name("_native.log")
@@ -31,8 +32,6 @@ BUILD_LOG = Path(__file__).with_name("_native.log")
 
 INTERFACE = 2
 """What ``dlrm_mtl_interface()`` of a library that fits this file returns."""
-
-_KINDS = {"sgd": 0, "adagrad": 1, "clippy": 2}
 
 
 def native_status() -> str | None:
@@ -239,21 +238,21 @@ def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
 
 
 def factors(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
     """As :func:`reference.factors`."""
     return _by_rule("dlrm_mtl_factors", group.tables, group, state, gradients, mean_squares, rule, lr)
 
 
 def row_factors(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
     """As :func:`reference.row_factors`."""
     return _by_rule("dlrm_mtl_row_factors", len(mean_squares), group, state, gradients, mean_squares, rule, lr)
 
 
 def largest_moves(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
     """As :func:`reference.largest_moves`."""
     return _by_rule("dlrm_mtl_largest_moves", group.tables, group, state, gradients, mean_squares, rule, lr)
@@ -265,7 +264,7 @@ def apply(
     gradients: RowGradients,
     mean_squares: Tensor,
     factor: Tensor,
-    rule: Rule,
+    rule: Update,
     lr: float,
 ) -> None:
     """As :func:`reference.apply`."""
@@ -273,7 +272,7 @@ def apply(
     if len(factor) != group.tables:
         raise ValueError(f"{len(factor)} factors for {group.tables} tables")
     touched = _touched(_shared(group, gradients), mean_squares)
-    _call("dlrm_mtl_apply", _tables(group), touched, _rule(rule, lr), _state(group, state, rule), factor.data_ptr())
+    _call("dlrm_mtl_apply", _tables(group), touched, _update(rule, lr), _state(group, state, rule), factor.data_ptr())
 
 
 def _by_rule(
@@ -283,13 +282,13 @@ def _by_rule(
     state: Tensor,
     gradients: RowGradients,
     mean_squares: Tensor,
-    rule: Rule,
+    rule: Update,
     lr: float,
 ) -> Tensor:
     """[size] what a function of the library finds out about the touched rows."""
     result = torch.empty(size)
     touched = _touched(_shared(group, gradients), mean_squares)
-    _call(name, _tables(group), touched, _rule(rule, lr), _state(group, state, rule), result.data_ptr())
+    _call(name, _tables(group), touched, _update(rule, lr), _state(group, state, rule), result.data_ptr())
     return result
 
 
@@ -434,15 +433,9 @@ class _Collected(ctypes.Structure):
     ]
 
 
-class _Rule(ctypes.Structure):
+class _Update(ctypes.Structure):
     _fields_ = [
-        ("kind", ctypes.c_int64),
-        ("eps_inside", ctypes.c_int64),
-        ("delayed", ctypes.c_int64),
-        ("per_row", ctypes.c_int64),
-        ("lambda_rel", ctypes.c_float),
-        ("lambda_abs", ctypes.c_float),
-        ("eps", ctypes.c_float),
+        *((field.name, ctypes.c_float if field.type == "float" else ctypes.c_int64) for field in fields(Update)),
         ("lr", ctypes.c_float),
     ]
 
@@ -483,14 +476,13 @@ def _touched(gradients: SharedRowGradients, mean_squares: Tensor | None) -> _Tou
     return touched
 
 
-def _rule(rule: Rule, lr: float) -> _Rule:
-    if rule.kind not in _KINDS:
-        raise ValueError(f"unknown rule {rule.kind!r}; known are {', '.join(_KINDS)}")
-    numbers = (rule.lambda_rel, rule.lambda_abs, rule.eps, lr)
-    return _Rule(_KINDS[rule.kind], rule.eps_inside, rule.delayed, rule.per_row, *numbers)
+def _update(rule: Update, lr: float) -> _Update:
+    if rule.kind not in KINDS:
+        raise ValueError(f"unknown rule {rule.kind!r}; known are {', '.join(KINDS)}")
+    return _Update(**{**asdict(rule), "kind": KINDS.index(rule.kind), "lr": lr})
 
 
-def _state(group: TableGroup, state: Tensor, rule: Rule) -> int | None:
+def _state(group: TableGroup, state: Tensor, rule: Update) -> int | None:
     if rule.kind == "sgd":
         return None
     rows = int(group.row_offsets[-1])

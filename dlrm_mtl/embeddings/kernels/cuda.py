@@ -29,7 +29,7 @@ from dlrm_mtl.embeddings.kernels.cuda_sorting import (
     blocks_of,
     sort_by_row,
 )
-from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup, empty_gradients
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update, empty_gradients
 from dlrm_mtl.embeddings.kernels.triton_launch import Kernel, on
 
 PIECE = 128
@@ -358,7 +358,7 @@ def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
 
 
 def factors(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
     """Find the largest factor of each table; as :func:`reference.factors`. Does not wait for the device."""
     plan = plan_of(group)
@@ -401,7 +401,7 @@ def apply(
     gradients: RowGradients,
     mean_squares: Tensor,
     factor: Tensor,
-    rule: Rule,
+    rule: Update,
     lr: float,
 ) -> None:
     """Update weights and accumulators of the touched rows in place; as :func:`reference.apply`. Does not wait."""

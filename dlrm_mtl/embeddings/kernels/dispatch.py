@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import cpu, reference
-from dlrm_mtl.embeddings.kernels.layout import RowGradients, Rule, TableGroup
+from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update
 
 VARIABLE = "DLRM_MTL_KERNELS"
 """Environment variable: ``reference`` for the kernels in plain PyTorch, ``native`` to fail rather than fall back to them."""
@@ -46,15 +46,15 @@ class Kernels(Protocol):
     def grams(self, group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor: ...
 
     def factors(
-        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
     ) -> Tensor: ...
 
     def row_factors(
-        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
     ) -> Tensor: ...
 
     def largest_moves(
-        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+        self, group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
     ) -> Tensor: ...
 
     def apply(
@@ -64,7 +64,7 @@ class Kernels(Protocol):
         gradients: RowGradients,
         mean_squares: Tensor,
         factor: Tensor,
-        rule: Rule,
+        rule: Update,
         lr: float,
     ) -> None: ...
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlrm_mtl.core.clippy_defaults import LAMBDA_ABS, LAMBDA_REL
+
 
 @dataclass(frozen=True)
 class TableGroup:
@@ -77,24 +79,31 @@ NON_FINITE = -1.0
 """Stands for the factor of a table whose gradient is not finite; smaller than every factor, so that it survives a MIN."""
 
 
+KINDS = ("sgd", "adagrad", "clippy")
+"""The updates that the native kernels know, by their number there."""
+
+
 @dataclass(frozen=True)
-class Rule:
-    """The row-wise update. All arithmetic in float32.
+class Update:
+    """The row-wise update as kernels know it. All arithmetic in float32.
 
     With g a row's gradient, s the mean of its squares over the whole row (all columns, wherever they are), a the row's
     accumulator: a' = a + s, d = a' (``standard``) or a (``delayed``), r = g / sqrt(d + eps) or g / (sqrt(d) + eps)
     (``eps_inside`` or not; 0 where g is 0), w <- w - lr * sigma * r, a <- a'.
+
+    The fields, in this order and with the learning rate behind them, are those of ``Update`` in csrc/layout.h: integers of 64
+    bits, then float32.
     """
 
     kind: str = "clippy"
     """``clippy``, ``adagrad`` (sigma = 1), or ``sgd`` (r = g, sigma = 1, no accumulator)."""
-    lambda_rel: float = 0.5
-    lambda_abs: float = 1e-2
-    eps: float = 0.0
     eps_inside: bool = True
     delayed: bool = False
     per_row: bool = False
     """Whether each row has a factor of its own, instead of one for all rows of the table in the global batch."""
+    lambda_rel: float = LAMBDA_REL
+    lambda_abs: float = LAMBDA_ABS
+    eps: float = 0.0
 
 
 def empty_gradients(group: TableGroup) -> RowGradients:

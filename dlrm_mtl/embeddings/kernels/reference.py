@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule, TableGroup
+from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, TableGroup, Update
 
 
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
@@ -143,7 +143,7 @@ def rows_gram(rows: Tensor, tasks: int, counts: Tensor | None = None) -> Tensor:
 
 
 def factors(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
     """Find the largest factor of each table at which no touched coordinate here moves too far.
 
@@ -172,7 +172,7 @@ def factors(
 
 
 def row_factors(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
     """[U] the largest factor of each touched row, over the columns that are here; arguments as for :func:`factors`."""
     result = torch.ones_like(mean_squares)
@@ -186,7 +186,7 @@ def row_factors(
 
 
 def largest_moves(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
     """[T] the largest change of any coordinate before a table's factor; arguments as for :func:`factors`."""
     result = torch.zeros(group.tables, device=group.weights.device)
@@ -207,7 +207,7 @@ def apply(
     gradients: RowGradients,
     mean_squares: Tensor,
     factor: Tensor,
-    rule: Rule,
+    rule: Update,
     lr: float,
 ) -> None:
     """Update weights and accumulators of the touched rows in place.
@@ -238,7 +238,7 @@ def apply(
 
 
 def _direction(
-    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Rule, table: int
+    group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, table: int
 ) -> Tensor:
     """[U_t, D_t] update before learning rate and factor."""
     gradient = gradients.gradient(group, table)
@@ -252,7 +252,7 @@ def _direction(
     return torch.where(gradient == 0, torch.zeros_like(gradient), gradient / root.unsqueeze(1))
 
 
-def _largest_factor(weights: Tensor, direction: Tensor, rule: Rule, lr: float) -> Tensor:
+def _largest_factor(weights: Tensor, direction: Tensor, rule: Update, lr: float) -> Tensor:
     """Per coordinate: min(1, (lambda_rel |w| + lambda_abs) / (lr |r|)); 1 where the coordinate does not move."""
     move = lr * direction.abs()
     allowed = rule.lambda_rel * weights.abs() + rule.lambda_abs

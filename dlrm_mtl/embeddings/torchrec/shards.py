@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ from torchrec.distributed.types import ShardMetadata
 
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, empty_gradients
+from dlrm_mtl.embeddings.rules.base import StateSpec
 from dlrm_mtl.embeddings.torchrec.sharders import (
     CollectingEmbeddingBagCollection,
     CollectingEmbeddingCollection,
@@ -43,12 +46,22 @@ class LocalTables:
 
     shards: list[Shard]
     group: TableGroup
-    accumulators: Tensor
-    """[sum of R_t] float32, one per row."""
     source: CollectingTables | nn.Parameter
     """Where gradients come from: collected by the lookups, or a dense gradient of tables that every process holds."""
-    first_moments: Tensor | None = field(default=None)
-    """Like the weights, float32; for Adam only."""
+    states: dict[str, Tensor] = field(default_factory=dict)
+    """The rule's state by name, float32: [sum of R_t] for state per row, or as large as the weights."""
+    per_row: Tensor | None = None
+    """[sum of R_t] float32: memory that FBGEMM keeps for the first state per row."""
+
+    def allocate(self, specs: Sequence[StateSpec]) -> None:
+        """Make the state of a rule, with its first values."""
+        for spec in specs:
+            if spec.per == "row" and self.per_row is not None:
+                self.states[spec.name], self.per_row = self.per_row, None
+            else:
+                size = int(self.group.row_offsets[-1]) if spec.per == "row" else self.group.weights.numel()
+                self.states[spec.name] = torch.empty(size, device=self.group.weights.device)
+            self.states[spec.name].fill_(spec.initial)
 
     def take_gradients(self) -> RowGradients:
         """The gradient since the last step."""
@@ -86,16 +99,39 @@ class LocalTables:
         flat_gradients = torch.cat([part.reshape(-1) for part in gradients])
         return RowGradients(torch.cat(rows), offsets, flat_gradients, torch.cat(squares))
 
-    def accumulators_of(self, index: int) -> Tensor:
-        """Accumulators of one shard as a view [R_t]."""
-        return self.accumulators[int(self.group.row_offsets[index]) : int(self.group.row_offsets[index + 1])]
+    def state_of(self, spec: StateSpec, index: int) -> Tensor:
+        """One shard's state as a view: [R_t] per row, [R_t, D_t] per element."""
+        state, group = self.states[spec.name], self.group
+        if spec.per == "row":
+            return state[int(group.row_offsets[index]) : int(group.row_offsets[index + 1])]
+        shape, start = group.table(index).shape, int(group.weight_offsets[index])
+        return state[start : start + shape.numel()].view(shape)
 
-    def first_moments_of(self, index: int) -> Tensor:
-        """First moments of one shard as a view [R_t, D_t]."""
-        assert self.first_moments is not None
-        shape = self.group.table(index).shape
-        start = int(self.group.weight_offsets[index])
-        return self.first_moments[start : start + shape.numel()].view(shape)
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        """The shards in as few stretches of one width as there are, in order."""
+        group = self.group
+        dims, rows = group.dims.tolist(), group.row_offsets.tolist()
+        starts = group.weight_offsets.tolist()
+        found: list[Stretch] = []
+        for index, (dim, start) in enumerate(zip(dims, starts, strict=True)):
+            last = found[-1] if found else None
+            if last is not None and last.dim == dim and start == last.start + (rows[index] - rows[last.first]) * dim:
+                found[-1] = replace(last, end=index + 1)
+            else:
+                found.append(Stretch(index, index + 1, dim, start))
+        return found
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tables ``first`` to ``end`` - 1 of a group, of one width and one behind the other: together one matrix."""
+
+    first: int
+    end: int
+    dim: int
+    start: int
+    """Where the matrix begins in the weights, in elements."""
 
 
 def sharded_collections(model: nn.Module) -> dict[str, Sharded]:
@@ -108,8 +144,8 @@ def sharded_collections(model: nn.Module) -> dict[str, Sharded]:
     return found
 
 
-def local_tables(collections: dict[str, Sharded], initial: float) -> list[LocalTables]:
-    """All shards of ``collections`` on this process, their accumulators filled with ``initial``."""
+def local_tables(collections: dict[str, Sharded], specs: Sequence[StateSpec]) -> list[LocalTables]:
+    """All shards of ``collections`` on this process, with the state ``specs``."""
     result = []
     for path, collection in collections.items():
         for kernel in kernels_of(collection._lookups):
@@ -117,12 +153,12 @@ def local_tables(collections: dict[str, Sharded], initial: float) -> list[LocalT
             module = kernel._emb_module
             if isinstance(module, CollectingTables):
                 state = module.momentum1_dev if module.momentum1_dev.numel() else module.momentum1_host
-                local = LocalTables(_shards(path, configs), module.group, state.detach().flatten(), module)
+                local = LocalTables(_shards(path, configs), module.group, module, per_row=state.detach().flatten())
             elif isinstance(kernel, (BatchedDenseEmbeddingBag, BatchedDenseEmbedding)):
                 local = _replicated(path, configs, module.weights)
             else:
                 raise ValueError(f"tables {[c.name for c in configs]} have a compute kernel without a two-phase update")
-            local.accumulators.fill_(initial)
+            local.allocate(specs)
             result.append(local)
     return result
 
@@ -146,8 +182,7 @@ def _replicated(path: str, configs: list[ShardedEmbeddingTable], weights: nn.Par
         dims=torch.tensor([config.local_cols for config in configs]),
         feature_tables=torch.tensor(features),
     )
-    state = torch.zeros(int(rows[-1]), device=weights.device)
-    return LocalTables(_shards(path, configs), group, state, weights)
+    return LocalTables(_shards(path, configs), group, weights)
 
 
 def placements(collections: dict[str, Sharded]) -> dict[str, list[ShardMetadata]]:
@@ -193,10 +228,6 @@ class ColumnPeers:
         """Whether columns of any table are split."""
         return bool(self._rounds)
 
-    def splits(self, table: LocalTables, index: int) -> bool:
-        """Whether a shard holds a part of its rows' columns only."""
-        return (table.shards[index].table, table.shards[index].row) in self._local
-
     def reduce(self, gradients: list[RowGradients], values: list[Tensor], minimum: bool = False) -> None:
         """Replace ``values`` [U] of split rows by their sums (or minima) over all columns, in place."""
         for team in sorted(self._rounds):
@@ -211,18 +242,18 @@ class ColumnPeers:
                 for number, index in self._local[key]:
                     gradients[number].part(values[number], index).copy_(part)
 
-    def share_state(self, tables: list[LocalTables]) -> None:
-        """Copy accumulators from the part with the first columns to the others, after loading them."""
+    def share_state(self, tables: list[LocalTables], spec: StateSpec) -> None:
+        """Copy state per row from the part with the first columns to the others, after loading it."""
         for team in sorted(self._rounds):
             for key in self._rounds[team]:
                 members = [
-                    (tables[n].shards[index].column, tables[n].accumulators_of(index)) for n, index in self._local[key]
+                    (tables[n].shards[index].column, tables[n].state_of(spec, index)) for n, index in self._local[key]
                 ]
                 value = torch.zeros_like(members[0][1])
-                for column, accumulators in members:
+                for column, state in members:
                     if column == 0:
-                        value.copy_(accumulators)
+                        value.copy_(state)
                 if team in self._groups:
                     dist.all_reduce(value, group=self._groups[team])
-                for _, accumulators in members:
-                    accumulators.copy_(value)
+                for _, state in members:
+                    state.copy_(value)

@@ -46,12 +46,9 @@ class RowResets:
                     ids[here], f"{self._seed}/{name}", self._stds[name], shard.column, weights.shape[1]
                 )
                 self._set(weights, places, fresh.to(weights.dtype))
-                accumulators = local.accumulators_of(index)
-                initial = torch.full_like(accumulators[places], self._optimizer.rule.initial_accumulator_value)
-                self._set(accumulators, places, initial)
-                if local.first_moments is not None:
-                    moments = local.first_moments_of(index)
-                    self._set(moments, places, torch.zeros_like(moments[places]))
+                for spec in self._optimizer.rule.states:
+                    state = local.state_of(spec, index)
+                    self._set(state, places, torch.full_like(state[places], spec.initial))
 
     def _set(self, tensor: Tensor, places: Tensor, values: Tensor) -> None:
         self._before.append((tensor, places, tensor[places]))

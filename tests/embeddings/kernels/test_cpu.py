@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import cpu, dispatch, reference
-from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule, TableGroup, empty_gradients
+from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, TableGroup, Update, empty_gradients
 
 native = pytest.mark.skipif(cpu.native_status() is not None, reason=str(cpu.native_status()))
 THREADS = (1, 2, 4)
@@ -130,7 +130,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 rules = st.builds(
-    Rule,
+    Update,
     kind=st.sampled_from(["clippy", "adagrad", "sgd"]),
     lambda_rel=st.sampled_from([0.0, 0.1, 0.5]),
     lambda_abs=st.sampled_from([1e-2, 1e-4]),
@@ -149,7 +149,7 @@ def collect(kernels: dispatch.Kernels, case: Case) -> RowGradients:
     return kernels.collect(case.group, case.indices, case.offsets, case.bags, case.gradient, case.bag_weights)
 
 
-def train(kernels: dispatch.Kernels, case: Case, rule: Rule, steps: int = 2) -> list[Tensor]:
+def train(kernels: dispatch.Kernels, case: Case, rule: Update, steps: int = 2) -> list[Tensor]:
     """Everything that a few steps produce."""
     case, results = case.copy(), []
     for _ in range(steps):
@@ -183,7 +183,7 @@ def assert_near(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=relative, atol=absolute, equal_nan=True)
 
 
-def assert_reference(case: Case, rule: Rule) -> None:
+def assert_reference(case: Case, rule: Update) -> None:
     """Two steps, each kernel beside its reference on the same weights and mean squares."""
     ours, theirs = case.copy(), case.copy()
     for _ in range(2):
@@ -209,7 +209,7 @@ def assert_reference(case: Case, rule: Rule) -> None:
 @native
 @settings(max_examples=300, deadline=None)
 @given(cases(), rules, st.sampled_from(instruction_sets() or ["none"]))
-def test_steps_are_the_reference_s(case: Case, rule: Rule, isa: str) -> None:
+def test_steps_are_the_reference_s(case: Case, rule: Update, isa: str) -> None:
     cpu.isa(isa)
     assert_reference(case, rule)
 
@@ -217,7 +217,7 @@ def test_steps_are_the_reference_s(case: Case, rule: Rule, isa: str) -> None:
 @native
 @settings(max_examples=60, deadline=None)
 @given(cases(), rules)
-def test_threads_and_instruction_sets_do_not_show(case: Case, rule: Rule) -> None:
+def test_threads_and_instruction_sets_do_not_show(case: Case, rule: Update) -> None:
     cpu.isa("")
     expected = train(cpu, case, rule)
     for isa, threads in ways():
@@ -245,10 +245,10 @@ def test_large_batches(name: str, weighted: bool) -> None:
     for isa, threads in ways():
         cpu.isa(isa)
         torch.set_num_threads(threads)
-        found = train(cpu, case, Rule(), steps=1)
+        found = train(cpu, case, Update(), steps=1)
         first = first or found
         assert_same(found, first)
-    assert_reference(case, Rule())
+    assert_reference(case, Update())
 
 
 @native
@@ -278,7 +278,7 @@ def test_tables_do_not_depend_on_their_neighbours() -> None:
 @native
 @settings(max_examples=150, deadline=None)
 @given(cases(), rules.filter(lambda rule: rule.kind == "clippy"))
-def test_no_coordinate_moves_farther_than_allowed(case: Case, rule: Rule) -> None:
+def test_no_coordinate_moves_farther_than_allowed(case: Case, rule: Update) -> None:
     before = case.group.weights.float()
     collected = collect(cpu, case)
     means = mean_squares(case, collected)
@@ -318,7 +318,7 @@ def test_unpooled_and_merge(isa: str) -> None:
 @native
 def test_gradients_of_other_kernels_and_changed_gradients_count() -> None:
     case = make([(30, 20), (50, 64)], [0, 1], torch.randint(5, (2, 40)), weighted=True)
-    for rule in (Rule(), Rule(kind="sgd")):
+    for rule in (Update(), Update(kind="sgd")):
         for change in (1.0, 0.5):
             results = []
             for kernels, source in ((cpu, cpu), (cpu, reference), (reference, cpu), (reference, reference)):
@@ -354,7 +354,7 @@ def test_every_float16_is_read_and_written_as_by_torch(isa: str) -> None:
         layout = torch.tensor([0]), torch.tensor([0, rows]), torch.tensor([dim]), torch.tensor([0])
         group = TableGroup(torch.zeros(len(values), dtype=torch.float16), *layout)
         collected = cpu.collect_unpooled(group, torch.arange(rows), [rows], -values.view(rows, dim))
-        cpu.apply(group, torch.empty(0), collected, collected.square_sums, torch.ones(1), Rule(kind="sgd"), 1.0)
+        cpu.apply(group, torch.empty(0), collected, collected.square_sums, torch.ones(1), Update(kind="sgd"), 1.0)
         assert torch.equal(group.weights, values.half())
 
 
@@ -365,7 +365,7 @@ def test_only_the_table_with_a_broken_gradient_is_named(broken: float) -> None:
         case = make([(30, 20), (50, 16), (9, 4)], [0, 1, 2], torch.full((3, 40), 2))
         case.gradient[7, column] = broken
         collected = collect(cpu, case)
-        for rule in (Rule(), Rule(per_row=True), Rule(kind="adagrad"), Rule(kind="sgd")):
+        for rule in (Update(), Update(per_row=True), Update(kind="adagrad"), Update(kind="sgd")):
             factors = cpu.factors(case.group, case.state, collected, mean_squares(case, collected), rule, 0.1)
             assert ((factors == NON_FINITE) == torch.tensor([column < 20, column >= 20, False])).all()
             assert bool((factors[factors != NON_FINITE] > 0).all())
@@ -391,7 +391,7 @@ def test_an_id_that_is_no_row_is_named_with_its_table(wrong: int, threads: int) 
             cpu.collect_unpooled(case.group, case.indices, [1500] * 3, torch.zeros(4500, 64))
         foreign = RowGradients(torch.tensor([wrong]), torch.tensor([0, 0, 1]), torch.ones(64), torch.ones(1))
         with pytest.raises(IndexError, match=message):
-            cpu.apply(case.group, case.state, foreign, torch.ones(1), torch.ones(2), Rule(), 0.1)
+            cpu.apply(case.group, case.state, foreign, torch.ones(1), torch.ones(2), Update(), 0.1)
         assert torch.equal(case.group.weights, before)
 
 
@@ -420,11 +420,11 @@ def test_what_does_not_fit_together_is_refused() -> None:
         cpu.lookup(replace(group, weights=group.weights.bfloat16()), ids, offsets, 5)
     collected = collect(cpu, case)
     with pytest.raises(ValueError, match=r"state is \[3\]"):
-        cpu.factors(group, torch.ones(3), collected, collected.square_sums, Rule(), 0.1)
+        cpu.factors(group, torch.ones(3), collected, collected.square_sums, Update(), 0.1)
     with pytest.raises(ValueError, match="1 mean squares"):
-        cpu.factors(group, case.state, collected, torch.ones(1), Rule(), 0.1)
+        cpu.factors(group, case.state, collected, torch.ones(1), Update(), 0.1)
     with pytest.raises(ValueError, match="unknown rule 'adam'"):
-        cpu.factors(group, case.state, collected, collected.square_sums, Rule(kind="adam"), 0.1)
+        cpu.factors(group, case.state, collected, collected.square_sums, Update(kind="adam"), 0.1)
     for changed, message in (
         ({"dims": torch.tensor([8, 6])}, "table 1 has dim 6; these kernels need a multiple of 4"),
         ({"weights": group.weights[:-1]}, "table 1 lies outside of the buffer"),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import reference
-from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule, TableGroup
+from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, TableGroup, Update
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -31,11 +31,11 @@ CHECKS: dict[str, Callable[[str], None]] = {}
 """Name -> check of the kernels on a device ("cpu" for the interpreter, "cuda")."""
 
 RULES = [
-    Rule(),
-    Rule(delayed=True, lambda_abs=1e-3, eps=1e-6, eps_inside=False),
-    Rule(per_row=True, lambda_rel=0.1, eps=1e-8),
-    Rule(kind="adagrad", eps=1e-8),
-    Rule(kind="sgd"),
+    Update(),
+    Update(delayed=True, lambda_abs=1e-3, eps=1e-6, eps_inside=False),
+    Update(per_row=True, lambda_rel=0.1, eps=1e-8),
+    Update(kind="adagrad", eps=1e-8),
+    Update(kind="sgd"),
 ]
 
 
@@ -159,7 +159,7 @@ def means(group: TableGroup, gradients: RowGradients) -> Tensor:
     )
 
 
-def update_both(case: Case, gradients: RowGradients, mean_squares: Tensor, rule: Rule, lr: float = 0.3) -> None:
+def update_both(case: Case, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float = 0.3) -> None:
     """Both phases with the kernels, before and after the row gradients are written out, and with the reference.
 
     Not to the bit: PyTorch's square root is not always the nearest number on a CPU; that of the kernels is.
@@ -286,7 +286,7 @@ def unpooled(device: str, dtype: torch.dtype) -> None:
     sorted_before = cuda.sort_unpooled(case.group, case.indices, lengths)
     again = cuda.collect_unpooled(case.group, case.indices, lengths, gradient, sorted_before)
     assert torch.equal(again.gradients, actual.gradients)
-    update_both(case, actual, means(case.group, actual), Rule())
+    update_both(case, actual, means(case.group, actual), Update())
 
 
 @check()
@@ -305,7 +305,7 @@ def merged(device: str) -> None:
     assert not len(cuda.merge(first.group, [parts[1], parts[1]]).rows)
     alone = cuda.merge(first.group, [parts[1], parts[2]])
     assert torch.equal(alone.gradients, parts[2].gradients)
-    update_both(first, actual, means(first.group, actual), Rule())
+    update_both(first, actual, means(first.group, actual), Update())
 
 
 @check("no bags", "empty bags", "no features")
@@ -319,7 +319,7 @@ def empty_batches(device: str, kind: str) -> None:
     gradients = cuda.collect(case.group, *case.batch, case.gradient)
     assert [len(gradients.rows), len(gradients.gradients), len(gradients.square_sums)] == [0, 0, 0]
     assert gradients.table_offsets.tolist() == [0, 0, 0]
-    update_both(case, gradients, gradients.square_sums, Rule())
+    update_both(case, gradients, gradients.square_sums, Update())
 
 
 @check(*range(len(RULES)))
@@ -370,7 +370,7 @@ def barely_clipped(device: str) -> None:
     case.group.weights.zero_()
     case.state.copy_(torch.tensor([0.0, 1.0, 2.9, 3.0, 8.0]))
     gradients = cuda.collect(case.group, *case.batch, torch.ones(1, 40, device=device))
-    rule = Rule(lambda_abs=0.01)
+    rule = Update(lambda_abs=0.01)
     factor = cuda.factors(case.group, case.state, gradients, means(case.group, gradients), rule, lr=0.02)
     expected = ((1 + case.state).sqrt() / 2).clamp(max=1)
     near(factor, expected, expected)
@@ -434,7 +434,7 @@ def more_ids_than_a_block(device: str, kind: str) -> None:
     case.indices[few.to(device)] %= 4
     gradients = collect_both(case)
     assert len(case.indices) > 4000
-    update_both(case, gradients, means(case.group, gradients), Rule(lambda_abs=1e-4))
+    update_both(case, gradients, means(case.group, gradients), Update(lambda_abs=1e-4))
 
 
 @check()

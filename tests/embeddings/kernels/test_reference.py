@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import reference
-from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Rule, TableGroup, empty_gradients
+from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, TableGroup, Update, empty_gradients
 
 RULES = [
-    Rule(),
-    Rule(delayed=True, eps=1e-3),
-    Rule(eps=1e-3, eps_inside=False, lambda_rel=0.1, lambda_abs=1e-3),
-    Rule(per_row=True),
-    Rule(kind="adagrad", eps=1e-6),
-    Rule(kind="sgd"),
+    Update(),
+    Update(delayed=True, eps=1e-3),
+    Update(eps=1e-3, eps_inside=False, lambda_rel=0.1, lambda_abs=1e-3),
+    Update(per_row=True),
+    Update(kind="adagrad", eps=1e-6),
+    Update(kind="sgd"),
 ]
 
 
@@ -82,7 +82,7 @@ def dense_tables(group: TableGroup) -> list[Tensor]:
     return [group.table(index).double().clone().requires_grad_() for index in range(group.tables)]
 
 
-def dense_update(weights: Tensor, state: Tensor, grad: Tensor, rule: Rule, lr: float) -> tuple[Tensor, Tensor, float]:
+def dense_update(weights: Tensor, state: Tensor, grad: Tensor, rule: Update, lr: float) -> tuple[Tensor, Tensor, float]:
     """A whole table in float64, row by row: new weights, new state, the factor."""
     mean_squares = grad.square().mean(dim=1)
     after = state + mean_squares
@@ -118,7 +118,7 @@ def test_lookup_is_the_sum_of_each_bag(weighted: bool) -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_three_steps_match_a_dense_loop(rule: Rule, weighted: bool) -> None:
+def test_three_steps_match_a_dense_loop(rule: Update, weighted: bool) -> None:
     case, lr = small(weighted), 0.5
     states = [torch.full((rows,), 0.1, dtype=torch.float64) for rows in (6, 9)]
     state = torch.full((15,), 0.1)
@@ -154,7 +154,7 @@ def test_tables_of_one_column_are_updated_as_by_torch_adagrad() -> None:
     )
     parameter = torch.nn.Parameter(weights.clone().unsqueeze(1))
     optimizer = torch.optim.Adagrad([parameter], lr, initial_accumulator_value=0.1, eps=1e-10)
-    rule, state = Rule(kind="adagrad", eps=1e-10, eps_inside=False), torch.full((rows,), 0.1)
+    rule, state = Update(kind="adagrad", eps=1e-10, eps_inside=False), torch.full((rows,), 0.1)
     for _ in range(5):
         ids, gradient = torch.randint(rows, (30,)), torch.randn(30, 1)
         collected = reference.collect(group, ids, torch.arange(31), 30, gradient)
@@ -173,7 +173,7 @@ def test_tables_of_one_column_are_updated_as_by_torch_adagrad() -> None:
     st.sampled_from([r for r in RULES if r.kind == "clippy"]),
 )
 def test_no_coordinate_moves_farther_than_allowed(
-    seed: int, gradient_power: int, weight_power: int, rule: Rule
+    seed: int, gradient_power: int, weight_power: int, rule: Update
 ) -> None:
     numbers = torch.Generator().manual_seed(seed)
     weights = torch.randn(40, generator=numbers) * 10.0**weight_power
@@ -224,7 +224,7 @@ def test_only_the_table_with_a_broken_gradient_is_named() -> None:
         case.gradient[0, 0] = broken
         collected = case.collect()
         state = torch.full((15,), 0.1)
-        factors = reference.factors(case.group, state, collected, collected.square_sums, Rule(), 0.1)
+        factors = reference.factors(case.group, state, collected, collected.square_sums, Update(), 0.1)
         assert factors[0] == NON_FINITE
         assert 0 < factors[1] <= 1
 

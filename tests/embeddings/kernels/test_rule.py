@@ -33,7 +33,7 @@ def test_reference_kernels_follow_the_rule(accumulator: str, scale: float, initi
         feature_tables=torch.tensor([0]),
     )
     collected = RowGradients(touched, torch.tensor([0, 4]), gradient.flatten(), gradient.square().sum(dim=1))
-    rule = ClippyRowWiseAdagrad(lr, accumulator=accumulator).kernel_rule()  # type: ignore[arg-type]
+    rule = ClippyRowWiseAdagrad(learning_rate=lr, accumulator=accumulator).native()  # type: ignore[arg-type]
     means = squares.flatten()
     factor = reference.factors(group, state, collected, means, rule, lr)
     reference.apply(group, state, collected, means, factor, rule, lr)

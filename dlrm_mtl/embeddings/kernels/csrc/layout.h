@@ -73,8 +73,8 @@ struct Collected {
   float* maxima;
 };
 
-// The update; see Rule in layout.py.
-struct Rule {
+// The update; see Update in layout.py, which has the same fields in the same order.
+struct Update {
   enum Kind : int64_t { kSgd = 0, kAdagrad = 1, kClippy = 2 };
   int64_t kind;
   int64_t eps_inside;

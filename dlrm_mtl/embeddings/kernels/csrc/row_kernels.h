@@ -83,7 +83,7 @@ struct RunSpan {
 // Touched rows [first, last) of one table.
 struct TouchedSpan {
   const TouchedRows* touched;
-  const Rule* rule;
+  const Update* rule;
   int64_t first;
   int64_t last;
   int64_t dim;

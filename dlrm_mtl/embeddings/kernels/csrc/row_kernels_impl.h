@@ -239,8 +239,8 @@ void expand(const TouchedSpan& span, float* out) {
 
 // What a row's gradient is divided by.
 inline float root_of(const TouchedSpan& span, int64_t u) {
-  const Rule& rule = *span.rule;
-  if (rule.kind == Rule::kSgd) return 1.0f;
+  const Update& rule = *span.rule;
+  if (rule.kind == Update::kSgd) return 1.0f;
   const float state = span.state[span.touched->rows[u]];
   const float denominator = rule.delayed ? state : state + span.touched->mean_squares[u];
   return rule.eps_inside ? __builtin_sqrtf(denominator + rule.eps) : __builtin_sqrtf(denominator) + rule.eps;
@@ -248,7 +248,7 @@ inline float root_of(const TouchedSpan& span, int64_t u) {
 
 // A row's factor if all of its weights were 0 and all of its gradients the largest one. The true factor cannot be smaller,
 // after rounding either: each step of its computation is monotone. So most rows need not be read at all.
-inline float factor_bound(const Rule& rule, float maximum, float scale, float root) {
+inline float factor_bound(const Update& rule, float maximum, float scale, float root) {
   if (maximum * scale == 0) return 1.0f;
   const float move = rule.lr * (maximum * scale / root);
   return move > rule.lambda_abs ? rule.lambda_abs / move : 1.0f;
@@ -256,7 +256,7 @@ inline float factor_bound(const Rule& rule, float maximum, float scale, float ro
 
 // The largest factor in [0, 1] at which no coordinate of the row moves too far.
 template <class T>
-float factor_of_row(const Rule& rule, const T* weights, const float* gradient, int64_t dim, float scale, float root) {
+float factor_of_row(const Update& rule, const T* weights, const float* gradient, int64_t dim, float scale, float root) {
   V smallest = V{} + 1.0f;
   V4 smallest_of_tail = V4{} + 1.0f;
   for_columns(dim, [&](auto zero, int64_t column) {
@@ -281,7 +281,7 @@ float factor_of_row(const Rule& rule, const T* weights, const float* gradient, i
 // Whether the row's factor can be below `limit`: the same without divisions, which would take longer than reading the row, and
 // with some slack for rounding.
 template <class T>
-inline bool may_be_below(float limit, const Rule& rule, const T* weights, const float* gradient, int64_t dim, float scale,
+inline bool may_be_below(float limit, const Update& rule, const T* weights, const float* gradient, int64_t dim, float scale,
                          float root) {
   constexpr float slack = 1.0f + 1e-5f;
   const float quotient = rule.lr * scale / root * limit * slack;
@@ -312,7 +312,7 @@ inline float absolute_scale(const TouchedRows& touched, int64_t u) {
 template <class T>
 inline float factor_of_touched(const TouchedSpan& span, int64_t u, float root, float limit) {
   const TouchedRows& touched = *span.touched;
-  const Rule& rule = *span.rule;
+  const Update& rule = *span.rule;
   const float scale = absolute_scale(touched, u);
   if (factor_bound(rule, touched.maxima[u], scale, root) >= limit) return limit;
   const T* const weights = row_of<T>(span.table, touched.rows[u], span.dim);
@@ -346,12 +346,12 @@ inline float read_shared(float* shared) {
 // Fills the bounds and roots of a span's rows and returns which has the lowest bound, or -1 if a mean square is not finite.
 int64_t bound_factors(const TouchedSpan& span, float* bounds, float* roots) {
   const TouchedRows& touched = *span.touched;
-  const Rule& rule = *span.rule;
+  const Update& rule = *span.rule;
   int64_t lowest = span.first;
   bool finite = true;
   for (int64_t u = span.first; u < span.last; ++u) {
     finite &= is_finite(touched.mean_squares[u]);
-    if (rule.kind != Rule::kClippy || rule.per_row) continue;
+    if (rule.kind != Update::kClippy || rule.per_row) continue;
     if (u + kStatesAhead < span.last) __builtin_prefetch(span.state + touched.rows[u + kStatesAhead]);
     roots[u - span.first] = root_of(span, u);
     bounds[u - span.first] = factor_bound(rule, touched.maxima[u], absolute_scale(touched, u), roots[u - span.first]);
@@ -363,11 +363,11 @@ int64_t bound_factors(const TouchedSpan& span, float* bounds, float* roots) {
 template <class T>
 void find_factor_of(const TouchedSpan& span, float* factor) {
   const TouchedRows& touched = *span.touched;
-  const Rule& rule = *span.rule;
+  const Update& rule = *span.rule;
   float bounds[kTouchedSpan], roots[kTouchedSpan];
   const int64_t lowest = bound_factors(span, bounds, roots);
   if (lowest < 0) lower(factor, kNonFinite);
-  if (lowest < 0 || rule.kind != Rule::kClippy || rule.per_row) return;
+  if (lowest < 0 || rule.kind != Update::kClippy || rule.per_row) return;
   const auto of_row = [&](int64_t u, float limit) { return factor_of_touched<T>(span, u, roots[u - span.first], limit); };
   float smallest = of_row(lowest, read_shared(factor));
   int32_t candidates[kTouchedSpan];
@@ -403,7 +403,7 @@ void row_factors(const TouchedSpan& span, float* factors) {
 
 template <class T>
 float largest_direction_of(const TouchedSpan& span) {
-  const bool per_row = span.rule->kind == Rule::kClippy && span.rule->per_row;
+  const bool per_row = span.rule->kind == Update::kClippy && span.rule->per_row;
   float largest = 0;
   for (int64_t u = span.first; u < span.last; ++u) {
     const float root = root_of(span, u), gradient = span.touched->maxima[u] * absolute_scale(*span.touched, u);
@@ -433,9 +433,9 @@ inline void move_row(T* weights, const float* gradient, int64_t dim, float step,
 template <class T>
 void apply_to(const TouchedSpan& span, float factor) {
   const TouchedRows& touched = *span.touched;
-  const Rule& rule = *span.rule;
+  const Update& rule = *span.rule;
   const int64_t dim = span.dim, row_bytes = dim * static_cast<int64_t>(sizeof(T)), ahead = rows_ahead(row_bytes);
-  const bool has_state = rule.kind != Rule::kSgd, per_row = rule.kind == Rule::kClippy && rule.per_row;
+  const bool has_state = rule.kind != Update::kSgd, per_row = rule.kind == Update::kClippy && rule.per_row;
   const auto prefetch_row = [&](int64_t u) {
     prefetch(row_of<T>(span.table, touched.rows[u], dim), row_bytes);
     prefetch(touched.gradient(u), dim * 4);

@@ -383,7 +383,7 @@ void lookup_rows(const Tables& tables, const Batch& batch, const int64_t* offset
 // Calls body(table, span) for pieces of every table's touched rows. Descending for factors and ascending for the update, which
 // then begins with the rows that are still in the cache.
 template <bool descending = false, class Body>
-void for_touched(const Tables& tables, const TouchedRows& touched, const Rule& rule, float* state, int64_t threads,
+void for_touched(const Tables& tables, const TouchedRows& touched, const Update& rule, float* state, int64_t threads,
                  Body&& body) {
   struct Task {
     int64_t table;
@@ -471,7 +471,7 @@ DLRM_MTL_API bool dlrm_mtl_collect(const Tables* tables, const Batch* batch, con
 // Writes the gradients of all touched rows one after the other.
 DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touched, float* out, int64_t threads,
                                   Problem* problem) {
-  const Rule no_rule = {};
+  const Update no_rule = {};
   return guarded(*tables, problem, [&] {
     std::vector<float*> begins;
     for (int64_t table = 0; table < tables->tables; ++table) {
@@ -496,7 +496,7 @@ DLRM_MTL_API bool dlrm_mtl_measure(const Tables* tables, const float* rows, int6
 }
 
 // [T] the factor of each table.
-DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touched, const Update* rule, float* state,
                                    float* factors, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     std::fill(factors, factors + tables->tables, 1.0f);
@@ -507,7 +507,7 @@ DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touc
 }
 
 // [U] the factor of each touched row.
-DLRM_MTL_API bool dlrm_mtl_row_factors(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+DLRM_MTL_API bool dlrm_mtl_row_factors(const Tables* tables, const TouchedRows* touched, const Update* rule, float* state,
                                        float* factors, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
@@ -516,7 +516,7 @@ DLRM_MTL_API bool dlrm_mtl_row_factors(const Tables* tables, const TouchedRows* 
 }
 
 // [T] the largest change of any coordinate of each table before the table's factor.
-DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows* touched, const Update* rule, float* state,
                                          float* moves, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     std::fill(moves, moves + tables->tables, 0.0f);
@@ -527,7 +527,7 @@ DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows
   });
 }
 
-DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touched, const Rule* rule, float* state,
+DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touched, const Update* rule, float* state,
                                  const float* factors, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
