@@ -15,12 +15,13 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
+
+if TYPE_CHECKING:  # a dense optimizer alone needs PyTorch only
+    from pydantic import BaseModel
 
 PartT = TypeVar("PartT", bound=Callable[..., Any])
 
@@ -154,7 +155,7 @@ def register(kind: str, name: str, *, config: type[BaseModel] | None = None, **a
     """
 
     def add(part: PartT) -> PartT:
-        own = part if isinstance(part, type) and issubclass(part, BaseModel) else None
+        own = part if isinstance(part, type) and hasattr(part, "model_fields") else None
         registry(kind).add(Entry(kind, name, part, config or own, about))
         return part
 
