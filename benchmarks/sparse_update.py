@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.huge_pages import use_huge_pages
 from dlrm_mtl.embeddings.kernels import cpu
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update
 
@@ -278,7 +279,7 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
     for pages in ("4 KiB", "2 MiB"):
         if pages == "2 MiB":
             weights = [tensor for contestant in contestants.values() for tensor in contestant.weights()]
-            if not all(list(map(cpu.use_huge_pages, weights))):
+            if not all(list(map(use_huge_pages, weights))):
                 return
         for count in threads:
             for case in cases:
@@ -376,7 +377,7 @@ def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     print(f"\nLookup, beside a loop that only reads the same rows: {case.label()}")
     for pages in ("4 KiB", "2 MiB"):
-        if pages == "2 MiB" and not cpu.use_huge_pages(tables.group.weights):
+        if pages == "2 MiB" and not use_huge_pages(tables.group.weights):
             break
         for count in threads:
             reading: dict[int, list[float]] = {4: [], 8: [], 16: [], 32: []}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from typing_extensions import TypeIs
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
+from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
 
 if (
     TYPE_CHECKING

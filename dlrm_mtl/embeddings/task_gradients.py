@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from dlrm_mtl.core.gram import gram_of
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import TableGroup
-from dlrm_mtl.embeddings.torchrec.sharders import Apart, CollectingTables, wider
+from dlrm_mtl.embeddings.torchrec.lookups import CollectingTables, PendingLookup, widen
 from dlrm_mtl.embeddings.torchrec.shards import LocalTables
 from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 
@@ -42,7 +42,7 @@ class TaskGradients:
         self._parts: list[_Sharded | _Replicated] = []
         for local in optimizer.tables:
             kind = _Sharded if isinstance(local.source, CollectingTables) else _Replicated
-            self._parts.append(kind(local, wider(local.group, tasks), tasks))
+            self._parts.append(kind(local, widen(local.group, tasks), tasks))
         number = {name: index for index, name in enumerate(self.names)}
         self._own = [
             torch.tensor([number[s.table] for s in part.local.shards], dtype=torch.int64) for part in self._parts
@@ -50,8 +50,8 @@ class TaskGradients:
         self._lookups = [collection._lookups for collection in optimizer.collections.values()]
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Keep the gradients of forward passes inside apart; :meth:`backward` is to be called inside, too.
+    def per_task(self) -> Iterator[None]:
+        """Keep the gradients of forward passes inside for each task; :meth:`backward` is to be called inside, too.
 
         The model must be called without its DDP wrapper, which would wait for gradients to reduce.
         """
@@ -80,7 +80,7 @@ class TaskGradients:
             for task, gradient in enumerate(gradients):
                 torch.autograd.backward(outputs, gradient, retain_graph=task + 1 < self.tasks)
                 for part in self._parts:
-                    part.came_back(task)
+                    part.on_output_gradient(task)
 
     def grams(self) -> Tensor:
         """[tables, T, T] float64 on the CPU: this process's parts of the inner products, which add up over processes."""
@@ -104,15 +104,15 @@ class _Sharded:
     local: LocalTables
     wide: TableGroup
     tasks: int
-    lookups: list[Apart] = field(default_factory=list)
+    lookups: list[PendingLookup] = field(default_factory=list)
 
     def begin(self) -> None:
-        self._tables.apart = self.lookups = []
+        self._tables.waiting = self.lookups = []
 
     def end(self) -> None:
-        self._tables.apart, self.lookups = None, []
+        self._tables.waiting, self.lookups = None, []
 
-    def came_back(self, task: int) -> None:
+    def on_output_gradient(self, task: int) -> None:
         """The lookups have kept it."""
 
     def grams(self) -> Tensor:
@@ -151,7 +151,7 @@ class _Replicated:
     def end(self) -> None:
         self.gradients = None
 
-    def came_back(self, task: int) -> None:
+    def on_output_gradient(self, task: int) -> None:
         assert self.gradients is not None
         if self._weights.grad is not None:
             self.gradients[task] += self._weights.grad.flatten()

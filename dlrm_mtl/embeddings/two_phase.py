@@ -9,16 +9,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import Shard as TensorShard
-from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
-from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
-from torch.distributed._shard.sharding_spec import ShardMetadata
 from torch.profiler import record_function
 from torchrec.optim.keyed import KeyedOptimizer
 
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Update
 from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
+from dlrm_mtl.embeddings.torchrec.compat import (
+    ShardedTensor,
+    ShardedTensorMetadata,
+    ShardMetadata,
+    TensorProperties,
+    TensorShard,
+    sharded_tensor,
+)
 from dlrm_mtl.embeddings.torchrec.shards import (
     ColumnPeers,
     LocalTables,
@@ -314,7 +318,7 @@ def _sharded(weight: ShardedTensor, local: list[tuple[int, Tensor]], places: lis
     of_row = {part.shard_offsets[0]: part for part in metadata}
     shards = [TensorShard(tensor, of_row[row]) for row, tensor in local if len(tensor)]
     whole = ShardedTensorMetadata(metadata, torch.Size([weight.size(0)]), TensorProperties(dtype=torch.float32))
-    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, whole)
+    return sharded_tensor(shards, whole)
 
 
 def _place(weight: ShardedTensor, shard: Any) -> ShardMetadata:
@@ -328,4 +332,4 @@ def _like(weight: ShardedTensor, shards: list[TensorShard]) -> ShardedTensor:
     metadata = weight.metadata()
     properties = TensorProperties(dtype=torch.float32)
     whole = ShardedTensorMetadata(metadata.shards_metadata, metadata.size, properties)
-    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, whole)
+    return sharded_tensor(shards, whole)

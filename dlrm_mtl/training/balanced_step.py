@@ -91,7 +91,7 @@ class BalancedStep(TrainingStep):
     def _gradients_apart(self) -> Iterator[None]:
         """Keep the tasks' gradients apart until they are combined."""
         try:
-            with self._tables.apart() if self._tables else nullcontext():
+            with self._tables.per_task() if self._tables else nullcontext():
                 yield
         finally:
             self._features, self._flat, self._cotangents = None, None, []

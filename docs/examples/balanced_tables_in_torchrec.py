@@ -56,7 +56,7 @@ def train(config: NoBalancingConfig | MetaBalanceConfig, steps: int = 300) -> fl
         user, item = (torch.randint(rows, (256,), generator=generator) for rows in SIZES.values())
         ids = KeyedJaggedTensor(list(SIZES), values=torch.cat([user, item]), lengths=torch.ones(512, dtype=torch.int32))
         click, seconds = (users[user, 0] + items[item, 0] > 0).float(), 20 * (users[user, 1] + items[item, 1])
-        with tasks.apart():
+        with tasks.per_task():
             vectors = model.module(ids)
             logits, watched = heads @ vectors.T
             losses = [binary_cross_entropy_with_logits(logits, click), mse_loss(watched, seconds)]

@@ -88,7 +88,7 @@ def train(rank: int, shardings: dict[str, dict[str, Any]], micro_batches: int) -
         tasks = TaskGradients(optimizer, TASKS)
         seen = []
         for step in range(STEPS):
-            with tasks.apart():
+            with tasks.per_task():
                 for micro in range(micro_batches):
                     ids, target = tiny.local_batch(step * micro_batches + micro, rank, world_size, False)
                     features = model.module(ids)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from dataclasses import asdict, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -59,28 +58,6 @@ def isa(name: str | None = None) -> str:
 
 
 _isa: str | None = None
-
-
-def use_huge_pages(weights: Tensor) -> bool:
-    """Ask the system to keep tables in pages of 2 MiB, which makes looking up random rows about a third faster.
-
-    Takes about two seconds per GiB that is in memory already, once. Changes no value.
-
-    Args:
-        weights: any tensor on the CPU; small ones are left alone.
-
-    Returns:
-        Whether it did. Linux only.
-    """
-    page = 2 << 20
-    first = -(-weights.data_ptr() // page) * page
-    size = (weights.data_ptr() + weights.numel() * weights.element_size() - first) // page * page
-    if sys.platform != "linux" or weights.device.type != "cpu" or size <= 0:
-        return False
-    advise, collapse = 14, 25  # MADV_HUGEPAGE for pages to come; MADV_COLLAPSE, Linux 6.1, for those that are there
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return madvise(first, size, advise) == 0 and madvise(first, size, collapse) == 0
 
 
 class SharedRowGradients(RowGradients):
@@ -149,6 +126,10 @@ def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> T
     return out
 
 
+sort_pooled = reference.sort_pooled
+"""A CPU sorts when it collects: nothing waits for it meanwhile."""
+
+
 def collect(
     group: TableGroup,
     indices: Tensor,
@@ -156,6 +137,7 @@ def collect(
     bags: int,
     gradient: Tensor,
     bag_weights: Tensor | None = None,
+    occurrences: object | None = None,
 ) -> RowGradients:
     """As :func:`reference.collect`. Keeps no reference to ``gradient``.
 

@@ -27,6 +27,10 @@ class Kernels(Protocol):
 
     def lookup_unpooled(self, group: TableGroup, indices: Tensor, lengths: list[int]) -> Tensor: ...
 
+    def sort_pooled(
+        self, group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None
+    ) -> object | None: ...
+
     def collect(
         self,
         group: TableGroup,
@@ -35,6 +39,7 @@ class Kernels(Protocol):
         bags: int,
         gradient: Tensor,
         bag_weights: Tensor | None = None,
+        occurrences: object | None = None,
     ) -> RowGradients: ...
 
     def collect_unpooled(
@@ -101,5 +106,5 @@ def _native(device_type: str) -> tuple[Kernels | None, str | None]:
         # What is not in there takes no time worth a kernel.
         names = [name for name in vars(Kernels) if not name.startswith("_")]
         functions = {name: getattr(cuda, name, getattr(reference, name)) for name in names}
-        return cast(Kernels, SimpleNamespace(**functions, sort_pooled=cuda.sort_pooled)), None
+        return cast(Kernels, SimpleNamespace(**functions)), None
     return None, f"there are none for {device_type}"

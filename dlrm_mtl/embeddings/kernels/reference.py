@@ -53,6 +53,13 @@ def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> T
     return torch.cat([_rows(group, table, ids) for table, ids in parts])
 
 
+def sort_pooled(
+    group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None
+) -> object | None:
+    """Sort a batch's ids ahead of :func:`collect`, where that is of use; here it is not. Arguments as for :func:`lookup`."""
+    return None
+
+
 def collect(
     group: TableGroup,
     indices: Tensor,
@@ -60,6 +67,7 @@ def collect(
     bags: int,
     gradient: Tensor,
     bag_weights: Tensor | None = None,
+    occurrences: object | None = None,
 ) -> RowGradients:
     """Sum the gradient of a lookup's output over all occurrences of each row.
 
@@ -70,6 +78,7 @@ def collect(
         bags: B.
         gradient: [B, sum of D over features] float32, with respect to the output of :func:`lookup`.
         bag_weights: as for :func:`lookup`.
+        occurrences: the order that :func:`sort_pooled` found for the same batch; not needed here.
     """
     columns = group.output_offsets()
     per_table: list[tuple[Tensor, Tensor]] = []

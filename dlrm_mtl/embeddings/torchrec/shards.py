@@ -10,19 +10,15 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbedding, BatchedDenseEmbeddingBag
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from torchrec.distributed.types import ShardMetadata
 
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, empty_gradients
 from dlrm_mtl.embeddings.rules.base import StateSpec
-from dlrm_mtl.embeddings.torchrec.sharders import (
-    CollectingEmbeddingBagCollection,
-    CollectingEmbeddingCollection,
-    CollectingTables,
-    kernels_of,
-)
+from dlrm_mtl.embeddings.torchrec import compat
+from dlrm_mtl.embeddings.torchrec.lookups import CollectingTables
+from dlrm_mtl.embeddings.torchrec.sharders import CollectingEmbeddingBagCollection, CollectingEmbeddingCollection
 
 Sharded = CollectingEmbeddingBagCollection | CollectingEmbeddingCollection
 
@@ -148,14 +144,14 @@ def local_tables(collections: dict[str, Sharded], specs: Sequence[StateSpec]) ->
     """All shards of ``collections`` on this process, with the state ``specs``."""
     result = []
     for path, collection in collections.items():
-        for kernel in kernels_of(collection._lookups):
-            configs: list[ShardedEmbeddingTable] = kernel._config.embedding_tables
-            module = kernel._emb_module
+        for kernel in compat.kernels_of(compat.lookups_of(collection)):
+            configs, module = compat.table_configs(kernel), compat.tables_of(kernel)
             if isinstance(module, CollectingTables):
-                state = module.momentum1_dev if module.momentum1_dev.numel() else module.momentum1_host
-                local = LocalTables(_shards(path, configs), module.group, module, per_row=state.detach().flatten())
-            elif isinstance(kernel, (BatchedDenseEmbeddingBag, BatchedDenseEmbedding)):
-                local = _replicated(path, configs, module.weights)
+                local = LocalTables(_shards(path, configs), module.group, module, per_row=compat.row_state(module))
+            elif compat.is_dense(kernel):
+                weights = module.weights
+                assert isinstance(weights, nn.Parameter)
+                local = _replicated(path, configs, weights)
             else:
                 raise ValueError(f"tables {[c.name for c in configs]} have a compute kernel without a two-phase update")
             local.allocate(specs)

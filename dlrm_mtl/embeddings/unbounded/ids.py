@@ -14,12 +14,17 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
-from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
-from torch.distributed._shard.sharding_spec import ShardMetadata
 from torch.profiler import record_function
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_mtl.embeddings.torchrec.compat import (
+    ShardedTensor,
+    ShardedTensorMetadata,
+    ShardMetadata,
+    TensorProperties,
+    TensorShard,
+    sharded_tensor,
+)
 from dlrm_mtl.embeddings.unbounded.row_map import Eviction, RowSlots
 from dlrm_mtl.embeddings.unbounded.row_resets import RowResets
 
@@ -177,6 +182,6 @@ class UnboundedIds:
             for rank, (first, stop) in enumerate(own.ranges())
             if stop > first
         ]
-        local = [Shard(tensor, part) for part in parts if part.shard_offsets[0] == own.first_row and len(tensor)]
+        local = [TensorShard(tensor, part) for part in parts if part.shard_offsets[0] == own.first_row and len(tensor)]
         whole = ShardedTensorMetadata(parts, torch.Size([own.rows]), TensorProperties(dtype=tensor.dtype))
-        return ShardedTensor._init_from_local_shards_and_global_metadata(local, whole)
+        return sharded_tensor(local, whole)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.huge_pages import use_huge_pages
 from dlrm_mtl.embeddings.kernels import cpu, dispatch, reference
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, TableGroup, Update, empty_gradients
 
@@ -446,9 +447,9 @@ def test_a_gradient_that_is_one_number_for_all() -> None:
 @native
 def test_huge_pages_change_no_value() -> None:
     weights = torch.arange(3_000_000, dtype=torch.float32)
-    cpu.use_huge_pages(weights)
+    use_huge_pages(weights)
     assert torch.equal(weights, torch.arange(3_000_000, dtype=torch.float32))
-    assert not cpu.use_huge_pages(torch.zeros(10))
+    assert not use_huge_pages(torch.zeros(10))
 
 
 def test_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:

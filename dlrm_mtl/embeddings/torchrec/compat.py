@@ -1,0 +1,112 @@
+"""Private parts of PyTorch, TorchRec and FBGEMM that this package needs: one function or name each, with its reason.
+
+Nothing else in the package touches them. tests/embeddings/test_compat.py fails, naming the function here, where upstream has
+changed one. Written for torch 2.13, torchrec 1.8 and fbgemm-gpu 1.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+# TorchRec's state dicts hold ShardedTensor, for which PyTorch has no public module.
+from torch.distributed._shard.sharded_tensor import Shard as TensorShard
+from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
+from torch.distributed._shard.sharding_spec import ShardMetadata
+from torchrec.distributed.batched_embedding_kernel import (
+    BatchedDenseEmbedding,
+    BatchedDenseEmbeddingBag,
+    BatchedFusedEmbedding,
+    BatchedFusedEmbeddingBag,
+)
+from torchrec.distributed.embedding_types import ShardedEmbeddingTable
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+__all__ = ["ShardMetadata", "ShardedTensor", "ShardedTensorMetadata", "TensorProperties", "TensorShard"]
+
+T = TypeVar("T")
+
+
+def sharded_tensor(shards: list[TensorShard], metadata: ShardedTensorMetadata) -> ShardedTensor:
+    """A sharded tensor from its local shards, without a collective operation.
+
+    The public ``init_from_local_shards`` gathers metadata from all processes and wants a shard on each; state per row of a
+    column-split table has shards on some only.
+    """
+    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
+
+
+def become(instance: Any, kind: type[T]) -> T:
+    """Make ``instance`` one of the subclass ``kind``, in place.
+
+    TorchRec makes FBGEMM's modules deep inside a sharded module, and offers no factory for them; a new module would allocate
+    the tables a second time.
+    """
+    instance.__class__ = kind
+    return cast(T, instance)
+
+
+def lookups_of(collection: Any) -> list[Any]:
+    """The lookups of a sharded collection, one for each sharding type in it; they have no public name."""
+    return list(collection._lookups)
+
+
+def kernels_of(lookups: list[Any]) -> Iterator[Any]:
+    """TorchRec's kernels in lookups; those of replicated tables are wrapped in DDP."""
+    for lookup in lookups:
+        yield from getattr(lookup, "module", lookup)._emb_modules
+
+
+def table_configs(kernel: Any) -> list[ShardedEmbeddingTable]:
+    """The tables of a kernel and where their shards lie."""
+    return list(kernel._config.embedding_tables)
+
+
+def tables_of(kernel: Any) -> nn.Module:
+    """FBGEMM's module in a kernel, with the weights."""
+    return cast(nn.Module, kernel._emb_module)
+
+
+def tables_of_features(kernel: Any) -> list[int]:
+    """The number of the table of each feature of a kernel."""
+    return list(kernel._feature_table_map)
+
+
+def is_fused(kernel: Any) -> bool:
+    """Return whether a kernel updates its tables itself: what the two-phase update replaces."""
+    return isinstance(kernel, (BatchedFusedEmbeddingBag, BatchedFusedEmbedding))
+
+
+def is_dense(kernel: Any) -> bool:
+    """Return whether a kernel holds replicated tables, whose gradient DDP reduces."""
+    return isinstance(kernel, (BatchedDenseEmbeddingBag, BatchedDenseEmbedding))
+
+
+def is_dense_unpooled(kernel: Any) -> bool:
+    """Return whether a kernel holds replicated tables of an unpooled collection."""
+    return isinstance(kernel, BatchedDenseEmbedding)
+
+
+def row_state(tables: Any) -> Tensor:
+    """FBGEMM's memory for one float per row, [rows] float32, on the device or the host."""
+    state: Tensor = tables.momentum1_dev if tables.momentum1_dev.numel() else tables.momentum1_host
+    return state.detach().flatten()
+
+
+def bag_configs(collection: ShardedEmbeddingBagCollection) -> list[EmbeddingBagConfig]:
+    """The configurations of a sharded collection's tables; the public method returns those of the unsharded module only."""
+    return list(collection._embedding_bag_configs)
+
+
+def set_pooling_of_split_rows(collection: ShardedEmbeddingBagCollection, features: dict[str, list[str]]) -> None:
+    """Name the features that TorchRec divides after the output exchange, by pooling type.
+
+    TorchRec sums in the lookup and divides in the output where rows are split. It forgets grid_shard, and divides the means of
+    all other tables in the collection once more (docs/two_phase.md).
+    """
+    collection._pooling_type_to_rs_features = features
+    collection._has_mean_pooling_callback = bool(features["MEAN"])
