@@ -37,10 +37,39 @@ prepare_app = typer.Typer(
 )
 app.add_typer(prepare_app, name="prepare")
 
+
+def _load_adapters(modules: list[str] | None) -> None:
+    from dlrm_mtl.core.plugins import load_plugins
+
+    load_plugins(modules or [], "--plugin")
+
+
+@prepare_app.callback()
+def _prepare_options(
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="MODULE",
+            callback=_load_adapters,
+            is_eager=True,
+            help="Module that registers adapters of your own; it is run. May be repeated.",
+        ),
+    ] = None,
+) -> None:
+    """Options before the data set."""
+
+
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file, such as configs/kuairand_mmoe.yaml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=3. May be repeated."),
+]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin", metavar="MODULE", help="Module that registers parts of your own; it is run. May be repeated."
+    ),
 ]
 RunPath = Annotated[
     str, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe; path or URI.")
@@ -76,6 +105,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the latest checkpoint in the run's folder, if any.")
     ] = False,
+    plugins: Plugins = None,
 ) -> None:
     """Train a model and evaluate its best checkpoint on the test split.
 
@@ -86,7 +116,7 @@ def train(
     from dlrm_mtl.doctor import check_or_raise
 
     check_or_raise()
-    loaded = load_config(config, overrides)
+    loaded = load_config(config, overrides, plugins)
     from dlrm_mtl.run.show import ShowProgress
     from dlrm_mtl.run.train import run_training
     from dlrm_mtl.training.interruption import Interrupted
@@ -183,10 +213,13 @@ def models(
     ] = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugins: Plugins = None,
 ) -> None:
     """List the multitask architectures; with a configuration, what each would cost in the place of the one it names."""
+    from dlrm_mtl.core.plugins import load_plugins
     from dlrm_mtl.run.show_models import list_models, show_costs
 
+    load_plugins(plugins or [], "--plugin")
     if config is not None:
         show_costs(config, overrides, as_json)
     elif overrides:
@@ -196,12 +229,12 @@ def models(
 
 
 @config_app.command("check")
-def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
+def config_check(file: ConfigFile, overrides: Overrides = None, plugins: Plugins = None) -> None:
     """Check a configuration file, beside its data set's dataset.yaml if that is there, and say what is wrong with it."""
     from dlrm_mtl.config.check import check_against_data_set
     from dlrm_mtl.config.load import load_config
 
-    loaded = load_config(file, overrides)
+    loaded = load_config(file, overrides, plugins)
     check_against_data_set(loaded, str(file))
     tasks = ", ".join(task.name for task in loaded.tasks)
     print(f"{file}: valid; run {loaded.name!r}, tasks {tasks}, {loaded.model.title} on {loaded.data.path}")

@@ -12,9 +12,12 @@ from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.parts import Misfit
 from dlrm_mtl.core.registry import registry
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.spec import DATASET_FILE
+from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.tasks.check import check_labels
 from dlrm_mtl.tasks.products import product_mistake
 from dlrm_mtl.tasks.targets import label_columns
@@ -30,6 +33,7 @@ def check_run(config: RunConfig, place: str) -> None:
         check_growing(config)
         check_negatives_count(config)
         check_items_are_drawn(config)
+        check_watched_metric(config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     check_parts(config, place)
@@ -85,6 +89,20 @@ def check_items_are_drawn(config: RunConfig) -> None:
             )
 
 
+def check_watched_metric(config: RunConfig) -> None:
+    """Refuse a metric for early stopping that no task has.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    watched = config.training.early_stopping.metric
+    known = {
+        f"{name}/{metric}" for task in config.tasks for name in ("mean", task.name) for metric in METRICS[task.kind]
+    }
+    if watched not in known:
+        raise UserError(f"training.early_stopping.metric: there is no metric {watched!r}; {suggest(watched, known)}.")
+
+
 def check_growing(config: RunConfig) -> None:
     """Refuse what has no meaning while the end of the data is not known.
 
@@ -132,6 +150,7 @@ def check_against_data_set(config: RunConfig, place: str) -> None:
         return
     spec = open_dataset(config.data.path).spec
     try:
+        select(spec, config.data, [])
         check_labels(config.tasks, spec)
         check_negatives(spec, config.data, label_columns(config.tasks))
     except UserError as error:

@@ -12,26 +12,86 @@ import yaml
 from dlrm_mtl.config.check import check_run
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.parts import rebuild
+from dlrm_mtl.core.plugins import load_plugins
+from dlrm_mtl.core.registry import registrations
 from dlrm_mtl.core.schema import read_yaml, validate
 from dlrm_mtl.core.yaml_text import parse_yaml
 
+_known = -1
+"""How many parts were registered when the schema was made."""
 
-def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> RunConfig:
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] | None = None, plugins: Sequence[str] | None = None
+) -> RunConfig:
     """Read and validate a configuration.
 
     Args:
         path: the YAML file.
         overrides: ``key.path=value``, in order; values are YAML, list entries are addressed by number.
+        plugins: modules with parts of one's own, beside those that the file names; the result names them all.
 
     Raises:
         UserError: with one sentence per mistake.
     """
-    content = read_yaml(Path(path))
+    content = read_extended(Path(path))
     for override in overrides or []:
         apply_override(content, override)
+    load_plugins(plugins or [], "--plugin")
+    named = content.get("plugins", [])
+    if isinstance(named, list) and all(isinstance(module, str) for module in named):
+        load_plugins(named, f"{path}: plugins")
+        if plugins:
+            content["plugins"] = list(dict.fromkeys([*named, *plugins]))
+    know_all_parts()
     config = validate(RunConfig, content, str(path))
     check_run(config, str(path))
     return config
+
+
+def know_all_parts() -> None:
+    """Let :class:`RunConfig` know the parts that were registered since it was last used."""
+    global _known
+    if _known != registrations():
+        rebuild(RunConfig)
+        _known = registrations()
+
+
+def read_extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a configuration file, merged over the file that its key ``extends`` names.
+
+    Mappings are merged key by key, everything else is replaced; so is the mapping of a part whose ``name`` changes, with the
+    options of the part that it was. The path in ``extends`` is relative to the file that it stands in.
+
+    Args:
+        path: the file.
+        below: the files that extend it.
+
+    Raises:
+        UserError: a file cannot be read, or extends itself.
+    """
+    if path.resolve() in below:
+        chain = " -> ".join(file.name for file in (*below[below.index(path.resolve()) :], path))
+        raise UserError(f"{path}: extends: files extend each other in a circle ({chain}); remove one of these keys.")
+    content = read_yaml(path)
+    other = content.pop("extends", None)
+    if other is None:
+        return content
+    if not isinstance(other, str):
+        raise UserError(f"{path}: extends: {other!r} is not the path of a file; name one, relative to this one.")
+    return _merged(read_extended(path.parent / other, (*below, path.resolve())), content, top=True)
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any], top: bool = False) -> dict[str, Any]:
+    if not top and "name" in own and own["name"] != base.get("name"):
+        return own
+    result = dict(base)
+    for key, value in own.items():
+        inherited = base.get(key)
+        both = isinstance(value, dict) and isinstance(inherited, dict)
+        result[key] = _merged(inherited, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -74,4 +134,10 @@ def dump_config(config: RunConfig) -> str:
 
 def json_schema() -> str:
     """The JSON schema of a configuration file, for editors."""
-    return json.dumps(RunConfig.model_json_schema(), indent=2)
+    know_all_parts()
+    schema = RunConfig.model_json_schema()
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "Another configuration file, relative to this one, whose keys hold where this one does not set them.",
+    }
+    return json.dumps(schema, indent=2)

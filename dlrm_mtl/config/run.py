@@ -23,6 +23,8 @@ class RunConfig(Strict):
     """Name of the run; its folder is runs/NAME unless `--output` says otherwise."""
     seed: int = Field(default=1, ge=0)
     """Determines initial weights, the order of rows and dropout."""
+    plugins: list[str] = Field(default_factory=list)
+    """Modules that register parts of your own, such as `my_package.ranking`; see docs/extending.md. Importing one runs it."""
     data: DataConfig
     """Which rows and columns are read, and in which order."""
     tasks: list[TaskConfig] = Field(min_length=1)

@@ -127,6 +127,12 @@ class Registry:
 
 
 _REGISTRIES: dict[str, Registry] = {}
+_registered = 0
+
+
+def registrations() -> int:
+    """How many parts have been registered so far; a schema made when it was another number does not know all parts."""
+    return _registered
 
 
 def registry(kind: str) -> Registry:
@@ -155,6 +161,8 @@ def register(kind: str, name: str, *, config: type[BaseModel] | None = None, **a
     """
 
     def add(part: PartT) -> PartT:
+        global _registered
+        _registered += 1
         own = part if isinstance(part, type) and hasattr(part, "model_fields") else None
         registry(kind).add(Entry(kind, name, part, config or own, about))
         return part

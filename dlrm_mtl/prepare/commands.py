@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -12,7 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.prepare import ADAPTERS
+from dlrm_mtl.core.plugins import load_plugins
+from dlrm_mtl.core.registry import registry
+from dlrm_mtl.prepare import ADAPTERS, Adapter
 
 FOLDERS = {
     "input": Annotated[Path, typer.Option(help="Folder with the raw files.")],
@@ -26,17 +29,29 @@ class AdapterGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all adapters: what works on anybody's data first."""
-        return sorted(ADAPTERS, key=lambda name: (name != "table", name))
+        return sorted(_adapters(), key=lambda name: (name != "table", name))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of one adapter; raises :class:`UserError` if there is none of that name."""
-        if cmd_name not in ADAPTERS:
+        adapters = _adapters()
+        if cmd_name not in adapters:
             from dlrm_mtl.core.suggest import suggest
 
-            raise UserError(f"prepare: there is no data set {cmd_name!r}; {suggest(cmd_name, ADAPTERS)}.")
+            raise UserError(f"prepare: there is no data set {cmd_name!r}; {suggest(cmd_name, adapters)}.")
         single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-        single.command(cmd_name)(as_command(ADAPTERS[cmd_name].function))
+        single.command(cmd_name)(as_command(adapters[cmd_name]()))
         return typer.main.get_command(single)
+
+
+def _adapters() -> dict[str, Callable[[], Callable[..., str | None]]]:
+    """What gives each adapter's function, by name: those of this package, which it imports, and those of plugins."""
+    load_plugins([], "plugins")
+    found = {name: partial(_function, adapter) for name, adapter in ADAPTERS.items()}
+    return found | {entry.name: partial(_function, entry.part) for entry in registry("adapter")}
+
+
+def _function(adapter: Adapter | Callable[..., str | None]) -> Callable[..., str | None]:
+    return adapter.function if isinstance(adapter, Adapter) else adapter
 
 
 def as_command(adapter: Callable[..., str | None]) -> Callable[..., None]:

@@ -12,18 +12,17 @@ from pathlib import Path
 
 from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
 from dlrm_mtl.checkpoint.state import RunState
+from dlrm_mtl.config.check import check_watched_metric
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
-from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan
-from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
 from dlrm_mtl.run.scalars import MetricsFile, TensorBoard
@@ -157,14 +156,7 @@ def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
     """Check that the tasks have labels, that negatives can be drawn and that the watched metric exists."""
     check_labels(config.tasks, spec)
     check_negatives(spec, config.data, label_columns(config.tasks))
-    watched = config.training.early_stopping.metric
-    known = [
-        f"{name}/{metric}" for task in config.tasks for name in ("mean", task.name) for metric in METRICS[task.kind]
-    ]
-    if watched not in known:
-        raise UserError(
-            f"training.early_stopping.metric: there is no metric {watched!r}; {suggest(watched, set(known))}."
-        )
+    check_watched_metric(config)
 
 
 def data_order(config: RunConfig) -> dict[str, object]:
