@@ -34,7 +34,7 @@ def test_parts_from_outside_prepare_train_evaluate_and_predict(tmp_path: Path, m
     assert "coins: ready" in succeeds("prepare", "--plugin", "my_parts", "coins", "--output", "coins", cwd=tmp_path)
     succeeds("train", config, "--output", "run", cwd=tmp_path, processes=2)
     results = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
-    assert results["head/accuracy"] > 0.6
+    assert results["head/accuracy"] > 0.55
     assert "accuracy" in succeeds("evaluate", "run", "--split", "validation", cwd=tmp_path)
     succeeds("predict", "run", "--input", "coins/test", "--output", "predicted.parquet", cwd=tmp_path)
     assert pq.read_table(tmp_path / "predicted.parquet").column_names == ["head", "win"]

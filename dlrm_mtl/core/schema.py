@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -43,7 +43,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; check the path (it is relative to {Path.cwd()}).") from None
+        beside = [str(path.with_name(other.name)) for other in sorted(path.parent.glob("*.y*ml"))]
+        close = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.8)
+        hint = f"did you mean {close[0]}?" if close else f"check the path (it is relative to {Path.cwd()})."
+        raise UserError(f"{path}: there is no such file; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a readable YAML file.") from None
     return mapping_of(text, path)
@@ -76,10 +79,10 @@ def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str
         location = list(_visible(detail["loc"], content, missing=kind == "missing"))
         path = ".".join(str(part) for part in location) or "(top level)"
         if kind == "extra_forbidden":
-            allowed = _keys_beside(model, detail["loc"])
-            sentences.append(
-                f"{place}: {path}: there is no key {str(location[-1])!r} here; {_suggest(str(location[-1]), allowed)}."
-            )
+            key, allowed = str(location[-1]), _keys_beside(model, detail["loc"])
+            elsewhere = _path_elsewhere(model, key) if not difflib.get_close_matches(key, allowed, n=1) else None
+            hint = f"did you mean {elsewhere}? allowed: {', '.join(allowed)}" if elsewhere else _suggest(key, allowed)
+            sentences.append(f"{place}: {path}: there is no key {key!r} here; {hint}.")
         elif kind == "missing":
             sentences.append(f"{place}: {path}: this key is required; add it.")
         elif kind in ("union_tag_invalid", "literal_error", "enum"):
@@ -112,6 +115,8 @@ def _visible(location: tuple[int | str, ...], content: Any, missing: bool) -> li
         last = position == len(location) - 1
         if isinstance(content, dict) and part not in content and not (last and missing):
             continue
+        if isinstance(content, str) and part == content:  # a part by its bare name, which is the tag
+            continue
         visible.append(part)
         if isinstance(content, dict):
             content = content.get(part)  # type: ignore[arg-type]
@@ -135,6 +140,26 @@ def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> lis
                 following.append(candidate)
         candidates = following or candidates
     return sorted({key for candidate in candidates for key in candidate.model_fields})
+
+
+def _path_elsewhere(model: type[BaseModel], key: str) -> str | None:
+    """The shortest path of a key ``key`` in ``model``, such as training.epochs; None if there is none."""
+    level: list[tuple[tuple[str, ...], type[BaseModel]]] = [((), model)]
+    seen: set[type[BaseModel]] = set()
+    while level:
+        following = []
+        for path, candidate in level:
+            if key in candidate.model_fields:
+                return ".".join((*path, key))
+            seen.add(candidate)
+            for name, field in candidate.model_fields.items():
+                if get_origin(field.annotation) not in (
+                    list,
+                    dict,
+                ):  # their entries have no path without a number or a name
+                    following += [((*path, name), inner) for inner in models_of_field(candidate, name)]
+        level = [(path, candidate) for path, candidate in following if candidate not in seen]
+    return None
 
 
 def _suggest(value: str, allowed: list[str]) -> str:

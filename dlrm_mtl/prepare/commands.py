@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from typer.core import TyperGroup
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.plugins import load_plugins
-from dlrm_mtl.core.registry import registry
 from dlrm_mtl.prepare import ADAPTERS, Adapter
 
 FOLDERS = {
@@ -46,7 +46,15 @@ class AdapterGroup(TyperGroup):
 def _adapters() -> dict[str, Callable[[], Callable[..., str | None]]]:
     """What gives each adapter's function, by name: those of this package, which it imports, and those of plugins."""
     load_plugins([], "plugins")
-    found = {name: partial(_function, adapter) for name, adapter in ADAPTERS.items()}
+    found: dict[str, Callable[[], Callable[..., str | None]]] = {
+        name: partial(_function, adapter) for name, adapter in ADAPTERS.items()
+    }
+    if (
+        "dlrm_mtl.core.registry" not in sys.modules
+    ):  # then no plugin has registered one, and pydantic need not be imported
+        return found
+    from dlrm_mtl.core.registry import registry
+
     return found | {entry.name: partial(_function, entry.part) for entry in registry("adapter")}
 
 
