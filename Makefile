@@ -27,7 +27,7 @@ help:
 	@echo "make train      train configs/kuairand_mmoe.yaml with two processes (ARGS=\"-j 1x1 --set training.epochs=1\")"
 	@echo "make test       run the tests, under 10 minutes on 2 cores (ARGS=\"-k name\")"
 	@echo "make test-all   run the slow tests, too"
-	@echo "make lint       check format, style and types"
+	@echo "make lint       check format, style, types, and that imports run downwards"
 	@echo "make format     put format and imports in order"
 	@echo "make lock       write requirements/*.txt anew from setup.cfg"
 	@echo "make clean      remove .venv and what the tools leave behind"
@@ -68,6 +68,7 @@ lint: setup
 	@.venv/bin/ruff format --check --quiet . || { echo "These files are not formatted: run make format."; .venv/bin/ruff format --check .; exit 1; }
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
+	@.venv/bin/lint-imports >.venv/imports.log || { cat .venv/imports.log; exit 1; }
 
 format: setup
 	@.venv/bin/ruff format .
