@@ -1,7 +1,7 @@
 # All paths are relative, so that a folder whose name holds a space works.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format lock clean
+.PHONY: help setup train test test-all lint format lock wheel clean
 
 # The build that is installed already, or else the one that this machine can use.
 ifndef BUILD
@@ -29,7 +29,8 @@ help:
 	@echo "make test-all   run the slow tests, too"
 	@echo "make lint       check format, style, types, and that imports run downwards"
 	@echo "make format     put format and imports in order"
-	@echo "make lock       write requirements/*.txt anew from setup.cfg"
+	@echo "make lock       write requirements/*.txt anew from setup.cfg (UPGRADE=1: with the newest releases)"
+	@echo "make wheel      build a wheel with the native kernels, and an sdist, into dist/"
 	@echo "make clean      remove .venv and what the tools leave behind"
 
 setup: $(READY)
@@ -76,7 +77,16 @@ format: setup
 
 lock: setup
 	@.venv/bin/python -m pip install --quiet uv==0.13.9
-	@bash requirements/lock.sh
+	@UPGRADE=$(UPGRADE) bash requirements/lock.sh
+
+# auditwheel gives the wheel the oldest manylinux tag that its native library allows.
+wheel: setup
+	@rm -rf build dist
+	@mkdir dist
+	@.venv/bin/python -m build --no-isolation --outdir dist . >dist/log || { cat dist/log; exit 1; }
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/auditwheel --quiet repair --plat auto --wheel-dir dist dist/*-linux_*.whl
+	@rm -rf build dist/log dist/*-linux_*.whl
+	@ls dist
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

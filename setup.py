@@ -1,8 +1,9 @@
 """Builds the native kernels of the sparse update; the metadata is in setup.cfg.
 
 They are a plain shared library without a line of Python or PyTorch in it, so it is built without either's headers and fits
-any version of both. Where there is no compiler, or it fails, the package is installed without the library: the kernels in
-plain PyTorch serve instead, and dlrm_mtl/embeddings/kernels/_native.log tells `dlrm-mtl doctor` why.
+any version of both; one wheel serves every Python. Where there is no compiler, or it fails, the package is installed
+without the library: the kernels in plain PyTorch serve instead, and dlrm_mtl/embeddings/kernels/_native.log tells
+`dlrm-mtl doctor` why.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("dlrm_mtl/embeddings/kernels")
@@ -73,10 +75,18 @@ class BuildNative(build_ext):
         self.compiler.link_shared_object(objects, str(library), target_lang="c++")
 
 
+class PlatformWheel(bdist_wheel):
+    """Names the wheel for its platform and for no version of Python: the library does not use Python's interface."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags of Python, its binary interface and the platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     # Optional: without it, installing from a copy that could not be built would fail after all.
     ext_modules=[
         Extension("dlrm_mtl.embeddings.kernels._native", SOURCES, depends=HEADERS, language="c++", optional=True)
     ],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

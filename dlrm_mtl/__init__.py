@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dlrm_mtl.core.extras import extras_named
+
 if TYPE_CHECKING:
     from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig, TensorInfo, build_balancing, gram_of
     from dlrm_mtl.balancing.gradient_balance import GradientBalance
@@ -193,12 +195,13 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name."""
+    """Import a public name; where an optional package is missing, the ImportError names the extra that has it."""
     for module, names in _MODULES.items():
         for entry in names.split():
             attribute, _, public = entry.partition(":")
             if name == (public or attribute):
-                value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+                with extras_named():
+                    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
                 globals()[name] = value
                 return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

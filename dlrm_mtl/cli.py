@@ -15,6 +15,7 @@ import typer
 
 import dlrm_mtl
 from dlrm_mtl.core.errors import EXIT_CODE, UserError
+from dlrm_mtl.core.extras import extras_named
 from dlrm_mtl.prepare.commands import AdapterGroup
 
 app = typer.Typer(
@@ -112,10 +113,11 @@ def train(
     Alone it uses one process. For several: torchrun --nproc-per-node 2 -m dlrm_mtl train CONFIG, or torchx run
     launchers/train.py:ddp, on one host or many.
     """
-    from dlrm_mtl.config.load import load_config
     from dlrm_mtl.doctor import check_or_raise
 
     check_or_raise()
+    from dlrm_mtl.config.load import load_config
+
     loaded = load_config(config, overrides, plugins)
     from dlrm_mtl.run.show import ShowProgress
     from dlrm_mtl.run.train import run_training
@@ -300,7 +302,8 @@ def main() -> None:
     code = 0
     _show_remarks()
     try:
-        app()
+        with extras_named():
+            app()
     except UserError as error:
         if _speaks() or error.local:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -13,34 +13,16 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
+from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder, PackageNotFoundError, requires
 from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.extras import TESTED
 
 PYTHON = (3, 10)
-EXPECTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx": "0.7.0"}
+EXPECTED = TESTED
 """The releases this package is tested with; a release with the same first two numbers will do."""
-
-NEEDED = (
-    "duckdb",
-    "jinja2",
-    "matplotlib",
-    "numpy",
-    "pyarrow",
-    "pydantic",
-    "pyre-extensions",
-    "PyYAML",
-    "rich",
-    "tensorboard",
-    "tensordict",
-    "torchmetrics",
-    "tqdm",
-    "typer",
-    "typing-extensions",
-)
-"""What else must be there, in the version that pip chose."""
 
 _LOAD = """
 import torch, fbgemm_gpu, torchrec
@@ -49,27 +31,43 @@ assert torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2])).tolis
 """
 
 
-def problems(thorough: bool = False, path: Sequence[str] | None = None, has_gpu: bool | None = None) -> list[str]:
+def needed(extra: str = "all") -> list[str]:
+    """Return the names of the packages that this package's metadata asks for, sorted.
+
+    Args:
+        extra: the extra whose packages are added to those of the core.
+    """
+    try:
+        lines = requires("dlrm-mtl") or []
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return []
+    return sorted({name for name in _requirements(lines, {"", extra}) if name not in EXPECTED}, key=str.lower)
+
+
+def problems(
+    thorough: bool = False, path: Sequence[str] | None = None, has_gpu: bool | None = None, extra: str = "all"
+) -> list[str]:
     """Say what does not fit together.
 
     Args:
         thorough: also load fbgemm and torchrec, in a process of their own because a broken pair can crash.
         path: the folders that hold the installed packages; ``sys.path`` if not given.
         has_gpu: whether this machine has a CUDA device to use; looked up if not given.
+        extra: the extra of this package whose packages must be there.
     """
     path = sys.path if path is None else path
     has_gpu = _has_gpu() if has_gpu is None else has_gpu
     found = _fbgemm(path, has_gpu)
     if sys.version_info < PYTHON:
         found.insert(0, f"Python {platform.python_version()} is too old: use Python 3.10 to 3.13.")
-    for name in ("torch", "torchrec", "torchx"):
+    for name in ("torch", "torchrec", "torchx") if extra == "all" else ("torch", "torchrec"):
         version, expected = _version(name, path), EXPECTED[name]
         command = f"pip install {'--no-deps ' if name == 'torchrec' else ''}{name}=={expected}"
         if version is None:
             found.append(f"{name} is not installed: run {command}")
         elif not _same_release(version, expected):
             found.append(f"{name} {version} is installed where {expected} is expected: run {command}")
-    missing = [name for name in NEEDED if _version(name, path) is None]
+    missing = [name for name in needed(extra) if _version(name, path) is None]
     if missing:
         found.append(f"{', '.join(missing)} not installed: run pip install {' '.join(missing)}")
     if thorough and not found:
@@ -78,8 +76,21 @@ def problems(thorough: bool = False, path: Sequence[str] | None = None, has_gpu:
 
 
 def check_or_raise() -> None:
-    """Raise :class:`UserError` with one line per problem; fast, and silent when all is well."""
-    if found := problems():
+    """Check what training needs; fast, and silent when all is well.
+
+    Raises:
+        UserError: with one line per problem, or one for all packages that are not installed.
+    """
+    missing = [name for name in needed("train") if _version(name, sys.path) is None]
+    no_pair = all(_version(name, sys.path) is None for name in ("torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"))
+    if missing and no_pair:
+        fitting = _fitting_fbgemm(sys.path, _has_gpu())
+        raise UserError(
+            f"training needs torchrec, fbgemm, {', '.join(missing)}, which are not installed: run pip install "
+            f'"dlrm-mtl[train]" && pip install --no-deps torchrec=={EXPECTED["torchrec"]} '
+            f"{fitting}=={EXPECTED['fbgemm-gpu']}"
+        )
+    if found := problems(extra="train"):
         raise UserError("\n".join(found))
 
 
@@ -128,7 +139,7 @@ def _fbgemm(path: Sequence[str], has_gpu: bool) -> list[str]:
     cuda, cpu = _version("fbgemm-gpu", path), _version("fbgemm-gpu-cpu", path)
     torch = _version("torch", path)
     cuda_torch = torch is not None and _is_cuda_build(path)
-    fitting = "fbgemm-gpu" if cuda_torch and has_gpu else "fbgemm-gpu-cpu"
+    fitting = _fitting_fbgemm(path, has_gpu)
     install = f"pip install --no-deps {fitting}=={expected}"
     if cuda and cpu:
         return [
@@ -155,6 +166,10 @@ def _fbgemm(path: Sequence[str], has_gpu: bool) -> list[str]:
     return []
 
 
+def _fitting_fbgemm(path: Sequence[str], has_gpu: bool) -> str:
+    return "fbgemm-gpu" if has_gpu and _is_cuda_build(path) else "fbgemm-gpu-cpu"
+
+
 def _load() -> list[str]:
     done = subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -164,6 +179,23 @@ def _load() -> list[str]:
         f"torch, fbgemm and torchrec are installed but do not load together ({reason}): "
         "run make setup in a fresh clone, or remove the virtual environment and install anew"
     ]
+
+
+def _requirements(lines: Sequence[str], extras: set[str]) -> Iterator[str]:
+    """Yield the names in lines such as ``pyarrow>=20; extra == "reader"``, also through this package's own extras."""
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        of_extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        if (of_extra.group(1) if of_extra else "") not in extras:
+            continue
+        match = re.match(r"\s*([\w.-]+)\s*(?:\[([^]]*)\])?", requirement)
+        if match is None:
+            continue
+        name, of_name = match.groups()
+        if name == "dlrm-mtl":
+            yield from _requirements(lines, {extra.strip() for extra in of_name.split(",")})
+        else:
+            yield name
 
 
 def _distribution(name: str, path: Sequence[str]) -> Distribution | None:

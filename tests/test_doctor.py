@@ -1,14 +1,18 @@
 """The check of the installed set, against folders of real package metadata."""
 
 import configparser
+import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dlrm_mtl import doctor
+from dlrm_mtl.core import extras
+from dlrm_mtl.core.errors import UserError
 
 CPU = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm_gpu-cpu": "1.8.0", "torchx": "0.7.0"}
 CUDA = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx": "0.7.0"}
@@ -16,7 +20,7 @@ CUDA = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx":
 
 def install(folder: Path, versions: dict[str, str | None], cuda: str | None = None) -> list[str]:
     """Make ``folder`` look like a site-packages folder with these packages, plus all others that are needed."""
-    for name, version in {**dict.fromkeys(doctor.NEEDED, "1.0"), **versions}.items():
+    for name, version in {**dict.fromkeys(doctor.needed(), "1.0"), **versions}.items():
         if version is not None:
             info = folder / f"{re.sub('[-.]+', '_', name)}-{version}.dist-info"
             info.mkdir()
@@ -108,6 +112,12 @@ def test_the_check_loads_no_heavy_package() -> None:
     assert done.stdout == "False\n"
 
 
+def setup_cfg(repository: Path) -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(repository / "setup.cfg")
+    return setup
+
+
 def pins(file: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\n]+)", file.read_text(), re.MULTILINE):
@@ -124,13 +134,57 @@ def test_expected_versions_are_those_of_the_lock_files_and_setup_cfg(repository:
     assert "fbgemm-gpu" not in cpu
     assert "fbgemm-gpu-cpu" not in cuda
 
-    setup = configparser.ConfigParser()
-    setup.read(repository / "setup.cfg")
-    wanted = setup["options"]["install_requires"].split()
-    assert set(re.findall(r"^[\w-]+", "\n".join(wanted), re.MULTILINE)) == {"torch", "torchx", *doctor.NEEDED}
-    assert set(setup["options.extras_require"]["cuda"].split()) == {
-        f"{name}=={doctor.EXPECTED[name]}" for name in ("torchrec", "fbgemm-gpu")
-    }
+    extras = setup_cfg(repository)["options.extras_require"]
+    ranges = [*setup_cfg(repository)["options"]["install_requires"].split(), *"".join(extras.values()).split()]
+    for name, version in doctor.EXPECTED.items():
+        release = ".".join(version.split(".")[:2])
+        assert any(re.fullmatch(rf"{name}>={release}(,<[\d.]+)?", line) for line in ranges), name
+
+
+def test_metadata_has_ranges_and_lock_files_have_the_pins(repository: Path) -> None:
+    setup = setup_cfg(repository)
+    lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    assert not [line for line in "\n".join(lines).split() if "==" in line]
+
+
+def test_what_is_needed_is_read_from_the_metadata() -> None:
+    core = doctor.needed("none")
+    assert core == ["numpy", "pydantic", "PyYAML", "rich", "typer", "typing-extensions"]
+    assert set(core) < set(doctor.needed("train")) < set(doctor.needed())
+    assert {"duckdb", "jinja2", "matplotlib", "pyarrow", "tensorboard", "tqdm"} <= set(doctor.needed())
+
+
+def test_every_optional_package_names_an_extra_that_has_it(repository: Path) -> None:
+    listed = setup_cfg(repository)["options.extras_require"]
+    for module, extra in extras.EXTRA_OF.items():
+        names = re.findall(r"^[\w-]+", listed["cuda" if module in extras.PAIR else extra], re.MULTILINE)
+        assert module.replace("_", "-") in names, (module, extra)
+
+
+def test_a_missing_package_ends_in_the_extra_that_has_it() -> None:
+    error = extras.missing_extra("pyarrow.parquet")
+    assert isinstance(error, UserError)
+    assert isinstance(error, ImportError)
+    assert str(error) == 'pyarrow is not installed: run pip install "dlrm-mtl[reader]"'
+    assert str(extras.missing_extra("torchrec")) == (
+        'torchrec is not installed: run pip install "dlrm-mtl[tables]" && pip install --no-deps torchrec==1.8.0 '
+        'fbgemm-gpu-cpu==1.8.0 (with a CUDA GPU: pip install "dlrm-mtl[cuda]")'
+    )
+    assert extras.missing_extra("somebody_elses.module") is None
+    with pytest.raises(ModuleNotFoundError, match="somebody_elses"), extras.extras_named():
+        importlib.import_module("somebody_elses")
+
+
+def test_a_command_ends_in_the_extra_that_has_a_missing_package(
+    call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    for name in [name for name in sys.modules if name.startswith("dlrm_mtl.reports")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert call("data", "describe", tmp_path) == (
+        2,
+        'error: duckdb is not installed: run pip install "dlrm-mtl[prepare]"\n',
+    )
 
 
 @pytest.mark.parametrize("file", ["cpu.txt", "cuda.txt", "dev.txt"])
