@@ -47,7 +47,7 @@ def ddp(
         script_args: further arguments of ``dlrm-mtl train``, after ``--``; write repeated ones as ``--set=a=1 --set=b=2``
         config: the run's YAML file, relative to this folder
         j: [[MIN:]N x]M, the number of hosts and the number of processes on each
-        set: overrides of the configuration, as in ``training.epochs=1,model.towers=[64,32]``
+        set: overrides of the configuration, as in ``training.epochs=1,model.tower.layers=[64,32]``
         output: the run's folder, on storage that all hosts see, or a URI as in ``s3://bucket/runs/a``
         resume: True to go on from the latest checkpoint in the output folder
         name: the job's name

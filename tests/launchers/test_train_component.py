@@ -89,10 +89,10 @@ class TestComponent(ComponentTestCase):
 
 
 def test_a_job_on_this_machine_shows_clean_output_once(folder: Path) -> None:
-    overrides = "training.epochs=1,model.towers=[64,32]"
+    overrides = "training.epochs=1,model.tower.layers=[64,32]"
     arguments = ("--config", "config.yaml", "--set", overrides, "--output", "my $HOME", "--", "--flag", "it's")
     code, out, err = run(folder, "-s", "local_cwd", COMPONENT, *arguments)
-    given = ["train", "config.yaml", "--set", "training.epochs=1", "--set", "model.towers=[64,32]"]
+    given = ["train", "config.yaml", "--set", "training.epochs=1", "--set", "model.tower.layers=[64,32]"]
     given += ["--output", "my $HOME", "--flag", "it's"]
     assert err == [f"train/0 {given} world 2 python {sys.executable}"]
     assert out.startswith("local_cwd://")
