@@ -67,6 +67,8 @@ class TrainingConfig(Strict):
     """Checkpoints that are kept besides the best one."""
     max_skipped_steps: int = Field(default=10, gt=0)
     """A step whose gradient is not finite changes nothing; after this many in a row the run ends."""
+    stop_on_divergence: bool = False
+    """End the run where a task's loss has been ten times its first value for three log entries; otherwise a warning says so."""
     log_every: int = Field(default=10, gt=0)
     """Steps between entries in metrics.jsonl and TensorBoard."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()

@@ -23,6 +23,7 @@ from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.training import events
 from dlrm_mtl.training.averages import Window
 from dlrm_mtl.training.build import build_step
+from dlrm_mtl.training.divergence import DivergenceWatch
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.sharded_model import ShardedModel
@@ -82,6 +83,7 @@ class Trainer:
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
         self.window = Window(self.names, parts.process.device)
+        self.watch = DivergenceWatch(self.names, config.training.stop_on_divergence)
 
     @property
     def finished(self) -> bool:
@@ -95,7 +97,8 @@ class Trainer:
 
         Raises:
             Interrupted: a signal came; the checkpoint ``latest`` holds the state.
-            UserError: a row of the data cannot be used, or too many gradients are not finite.
+            UserError: a row of the data cannot be used, too many gradients are not finite, or the run is to stop on divergence
+                and diverges.
         """
         with self.interruption:
             try:
@@ -169,6 +172,7 @@ class Trainer:
         counts = {"skipped_steps": self.progress.skipped_steps, "clipped_steps": self.progress.clipped_steps}
         more = {"epoch": epoch + 1, "rate_factor": self.optimizers.factor, **counts, **report.scalars()}
         self.tell(events.Log(self.progress.step, epoch, {**values, **more}))
+        self.watch.log(self.progress.step, values)
 
     def validate(self) -> None:
         """Evaluate on the validation split and note whether it is the best so far."""
@@ -185,7 +189,12 @@ class Trainer:
         value = metrics[watched]
         better = lower_is_better(watched)
         best = self.progress.best_value
-        if best is None or math.isnan(best) or (value < best if better else value > best):
+        self.watch.evaluation(self.progress.step, watched, value)
+        if best is None or math.isnan(best):
+            improved = not math.isnan(value)
+        else:
+            improved = value < best if better else value > best
+        if improved:
             self.progress.best_value, self.progress.best_step = value, self.progress.step
             self.progress.evaluations_without_improvement = 0
         else:
