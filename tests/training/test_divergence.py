@@ -54,7 +54,10 @@ def test_a_task_without_rows_and_a_metric_that_says_nothing(caplog: pytest.LogCa
 
 def test_a_run_that_diverges_says_so(tmp_path: Path) -> None:
     dataset = synthetic.write_dataset(tmp_path / "data", rows=1200)
-    rates = {"dense": {"name": "adagrad", "learning_rate": 50.0}, "sparse": {"name": "sgd", "learning_rate": 0.1}}
+    rates = {
+        "dense": {"name": "adam", "learning_rate": 2.0},
+        "sparse": {"name": "rowwise_adagrad", "learning_rate": 5.0},
+    }
     content = synthetic.config(dataset, optimizer=rates, training={"log_every": 1, "stop_on_divergence": True})
     config = commands.write_config(tmp_path / "run.yaml", content)
     done = commands.run("train", config, "--output", tmp_path / "run")
