@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -41,6 +42,17 @@ def test_overrides_are_keys_of_a_configuration(name: str) -> None:
     for given in re.findall(r"--set[ =]((?:[a-z_]+\.)*[a-z_]{2,}=[^\s`\"]+)", (ROOT / name).read_text()):
         overrides = [item.replace("=S", "=1") for item in re.split(r",(?=[a-z_.]+=)", given)]
         load_config(ROOT / "configs/kuairand_mmoe.yaml", overrides)
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    for name in ("configs", "datasets"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert 0 < names["run"].metrics["is_click/auc"] < 1
+    assert names["scores"].num_rows == 29_434
 
 
 def test_the_launchers_help_names_keys_of_a_configuration() -> None:
