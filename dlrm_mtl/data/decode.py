@@ -65,7 +65,9 @@ class Sources:
         self._places = places
         self._ends = np.cumsum([rows for rows, _, _ in places])
         self.rows = int(self._ends[-1])
-        groups = groupby((table for table in tables if table.num_rows), key=lambda table: table.schema.types)
+        # Without what only some writers say of a column: that it holds no null, and metadata.
+        plain = (pa.Table.from_arrays(one.columns, names=one.column_names) for one in tables if one.num_rows)
+        groups = groupby(plain, key=lambda table: table.schema.types)
         # Small row groups are read column by column together: what a column costs does not depend on their number.
         self._tables = [pa.concat_tables(tables) for _, tables in groups]
 
@@ -148,6 +150,8 @@ class BlockBuilder:
     def _list(self, sources: Sources, feature: FeatureSpec, order: NDArray[np.int64] | None) -> Lists:
         id_parts, length_parts = [], []
         for array, first in sources.columns(feature.source):
+            if pt.is_null(array.type):
+                array = array.cast(pa.list_(pa.int32()))
             lengths = _numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
             flat = array.flatten()  # leaves null lists out
             ends = np.cumsum(lengths)

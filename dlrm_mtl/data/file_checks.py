@@ -60,13 +60,18 @@ def check_files(files: Sequence[DataFile], selection: Selection, *, labels_requi
     Raises :class:`UserError` for a missing column, a column of the wrong type, and for a label, an id or a number that the
     footers already show to be wrong. Files without statistics are checked when they are read.
     """
-    layouts = [_check_schema(file, selection, labels_required) for file in files]
+    typed = _typed_in_one(files, selection)
+    layouts = [_check_schema(file, selection, labels_required, typed) for file in files]
     first = layouts[0]
     for file, layout in zip(files, layouts, strict=True):
         if layout != first:
             odd = min((layout.lists ^ first.lists) | (layout.absent ^ first.absent))
+            sources = {feature.name: feature.source for feature in selection.sparse}
+            sources |= {label.name: label.source for label in selection.labels}
+            here, there = (_shown_type(one, sources[odd]) for one in (file, files[0]))
             raise UserError(
-                f"{file.path}: column of {odd!r} differs from that in {files[0].path}; write both in the same way."
+                f"{file.path}: column of {odd!r} differs from that in {files[0].path} ({here} here, {there} there); write both "
+                "in the same way."
             )
         with examining(file.path):
             _check_statistics(file, first)
@@ -103,11 +108,28 @@ def bad_weight(place: str, column: str, value: Any) -> UserError:
     )
 
 
-def _check_schema(file: DataFile, selection: Selection, labels_required: bool) -> Layout:
+def _typed_in_one(files: Sequence[DataFile], selection: Selection) -> dict[str, pa.DataType]:
+    """The types of columns of ids that have no type in some file, as pyarrow writes a column of nothing but nulls."""
+    typed: dict[str, pa.DataType] = {}
+    schemas = [file.schema for file in files]
+    for column in {feature.source for feature in selection.sparse}:
+        types = [schema.field(column).type for schema in schemas if schema.names.count(column) == 1]
+        if any(pt.is_null(type_) for type_ in types):
+            typed[column] = next((type_ for type_ in types if not pt.is_null(type_)), pa.null())
+    return typed
+
+
+def _shown_type(file: DataFile, column: str) -> str:
+    return str(file.schema.field(column).type) if column in file.schema.names else "missing"
+
+
+def _check_schema(file: DataFile, selection: Selection, labels_required: bool, typed: dict[str, pa.DataType]) -> Layout:
     schema = file.schema
     lists = set()
     for feature in selection.sparse:
         type_ = _type(file, schema, feature.source, f"{feature.kind} feature {feature.name!r}")
+        if pt.is_null(type_):
+            type_ = typed.get(feature.source, type_)
         if is_list(type_) and _is_id(type_.value_type):
             lists.add(feature.name)
         elif feature.kind == "sequence" or not _is_id(type_):
@@ -151,9 +173,27 @@ def _expect_number(file: DataFile, column: str, type_: pa.DataType) -> None:
 def _type(file: DataFile, schema: pa.Schema, column: str, reader: str) -> pa.DataType:
     if column not in schema.names:
         raise UserError(
-            f"{file.path}: column {column!r}, which {reader} reads, is missing; {suggest(column, schema.names)}."
+            f"{file.path}: column {column!r}, which {reader} reads, is missing; {_where(file, column)}"
+            f"{suggest(column, schema.names)}."
         )
+    refuse_twice(file, column)
     return schema.field(column).type
+
+
+def refuse_twice(file: DataFile, column: str) -> None:
+    """Raise :class:`UserError` if the file has several columns called ``column``."""
+    if file.schema.names.count(column) > 1:
+        raise UserError(
+            f"{file.path}: there are {file.schema.names.count(column)} columns {column!r}; rename or remove one."
+        )
+
+
+def _where(file: DataFile, column: str) -> str:
+    """Say that a folder such as ``day=1`` has the value, if one does: the reader takes columns from files only."""
+    part = next((part for part in file.path.split("/") if part.startswith(f"{column}=")), None)
+    return (
+        f"the folder {part} is not read as a column: write it into the files, or run `prepare table`; " if part else ""
+    )
 
 
 def _wrong_type(file: DataFile, column: str, type_: pa.DataType, wanted: str) -> UserError:
@@ -179,8 +219,7 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
     if selection.weight is not None:
         checks.setdefault(selection.weight, []).append(_weight_check(selection.weight))
     columns = [file.metadata.schema.column(index) for index in range(file.metadata.num_columns)]
-    # A list's numbers are in a leaf column, such as "tag.list.element".
-    names = [column.path.split(".")[0] if column.max_repetition_level else column.path for column in columns]
+    names = _owners(file, [column.path for column in columns])
     wanted = [(index, checks[name]) for index, name in enumerate(names) if name in checks]
     for group in range(file.metadata.num_row_groups):
         row_group = file.metadata.row_group(group)
@@ -193,6 +232,20 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
             if statistics is not None and statistics.has_min_max and _is_number(statistics.min, statistics.max):
                 for check in column_checks:
                     check(f"{file.path}: row group {group}", statistics.min, statistics.max)
+
+
+def _owners(file: DataFile, leaves: Sequence[str]) -> list[str]:
+    """The column that each leaf of the footer belongs to, such as ``tag`` for ``tag.list.element``; names may have dots."""
+    owners: list[str] = []
+    for name in file.schema.names:
+        start = len(owners)
+        while len(owners) < len(leaves) and (
+            leaves[len(owners)].startswith(f"{name}.") or (len(owners) == start and leaves[len(owners)] == name)
+        ):
+            owners.append(name)
+            if leaves[len(owners) - 1] == name:
+                break
+    return owners if len(owners) == len(leaves) else list(leaves)
 
 
 def _is_number(*values: Any) -> bool:

@@ -15,7 +15,7 @@ from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import DataFile, open_files
 from dlrm_mtl.data.decode import BlockBuilder, Sources
-from dlrm_mtl.data.file_checks import check_files
+from dlrm_mtl.data.file_checks import check_files, refuse_twice
 from dlrm_mtl.data.parquet_guard import unreadable
 from dlrm_mtl.data.prefetch import Prefetcher
 from dlrm_mtl.data.spec import DatasetSpec
@@ -47,11 +47,12 @@ class RowReader:
                     raise UserError(
                         f"{file.path}: column {name!r}, to be carried over, is missing; {suggest(name, first.names)}."
                     )
+                refuse_twice(file, name)
                 if file.schema.field(name).type != first.field(name).type:
                     raise UserError(
                         f"{file.path}: column {name!r} has another type than in {files[0].path}; write both alike."
                     )
-        self.carried_schema = pa.schema([first.field(name) for name in carry])
+        self.carried_schema = pa.schema([pa.field(name, first.field(name).type) for name in carry])
         """Schema of the carried columns."""
         self._files = files
         self._batch_size = batch_size

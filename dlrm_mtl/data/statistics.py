@@ -7,8 +7,11 @@ from typing import Any
 
 import duckdb
 import yaml
+from pyarrow.fs import LocalFileSystem
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.sql import file_literal
+from dlrm_mtl.data.dataset import list_files
 from dlrm_mtl.data.spec import (
     DATASET_FILE,
     DatasetSpec,
@@ -64,8 +67,12 @@ def _one_line(entry: dict[str, Any]) -> str:
 
 
 def _source(folder: Path, split: SplitSpec) -> str:
-    pattern = str(folder / split.folder / "**" / "*.parquet").replace("'", "''")
-    return f"read_parquet('{pattern}', hive_partitioning = false)"
+    """SQL of the rows of a split: those of the files that the reader finds."""
+    place = folder / split.folder
+    paths = list_files(LocalFileSystem(), str(place)) if place.is_dir() else []
+    if not paths:
+        raise UserError(f"{place}: cannot be read (there is no Parquet file); it must hold Parquet files.")
+    return f"read_parquet([{', '.join(file_literal(path) for path in paths)}], hive_partitioning = false)"
 
 
 def _one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

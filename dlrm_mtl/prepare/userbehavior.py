@@ -23,6 +23,7 @@ import duckdb
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.sql import quote
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe
@@ -37,7 +38,6 @@ from dlrm_mtl.prepare.common.duck import (
     refuse_empty,
     workspace,
 )
-from dlrm_mtl.prepare.common.ids import quote
 from dlrm_mtl.prepare.common.io import Progress, output_folder
 from dlrm_mtl.prepare.common.k_core import k_core, part_of_event
 from dlrm_mtl.prepare.common.splits import random_split

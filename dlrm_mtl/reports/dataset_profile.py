@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.sql import file_literal, identifier, in_utc, quote
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec
-from dlrm_mtl.prepare.common.ids import identifier, quote
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float], None]
@@ -227,7 +227,9 @@ def _times(
         typed = type_.startswith(("TIMESTAMP", "DATE"))
         if column in used or not (typed or (TIME_NAME.search(column) and type_ in ("INTEGER", "BIGINT", "UBIGINT"))):
             continue
-        text = f"CAST({identifier(column)} AS VARCHAR)" if typed else identifier(column)
+        zoned = type_.startswith("TIMESTAMP") and ("ZONE" in type_ or "TZ" in type_)
+        value = in_utc(identifier(column)) if zoned else identifier(column)
+        text = f"CAST({value} AS VARCHAR)" if typed else value
         first, last = _row(connection, f"SELECT min({text}), max({text}) FROM {source}")
         shown = (first, last) if typed or first is None else (_as_time(first), _as_time(last))
         if shown[0] is not None and shown[1] is not None:
@@ -364,7 +366,7 @@ def _each(source: str, column: str, listed: bool) -> str:
 
 
 def _source(paths: list[str]) -> str:
-    return f"read_parquet([{', '.join(quote(path) for path in paths)}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(file_literal(path) for path in paths)}], hive_partitioning = false)"
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_ids, hash_sql, identifier
+from dlrm_mtl.core.sql import identifier
+from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_ids, hash_sql
 
 ODD = [
     "",

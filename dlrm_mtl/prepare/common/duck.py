@@ -20,7 +20,7 @@ import typer
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.memory import memory_bytes
-from dlrm_mtl.prepare.common.ids import quote
+from dlrm_mtl.core.sql import file_literal
 from dlrm_mtl.prepare.common.io import connect_on_disk
 
 Memory = Annotated[
@@ -103,19 +103,24 @@ def insert_csv(
     types = ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items())
     for path in paths:
         source = (
-            f"read_csv({quote(str(path))}, columns = {{{types}}}, auto_detect = false, strict_mode = true, "
+            f"read_csv({file_literal(path)}, columns = {{{types}}}, auto_detect = false, strict_mode = true, "
             f"nullstr = '', {options})"
         )
         try:
             connection.execute(f"CREATE TABLE IF NOT EXISTS {table} AS SELECT {selected} FROM {source} LIMIT 0")
             connection.execute(f"INSERT INTO {table} SELECT {selected} FROM {source}")
         except duckdb.Error as error:
-            if isinstance(error, (duckdb.OutOfMemoryException, duckdb.IOException)) and path.name not in str(error):
+            if isinstance(error, (duckdb.OutOfMemoryException, duckdb.IOException)) and not _about(path, error):
                 raise  # not the file's fault
             problem = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[:2] if line.strip())
             raise UserError(
                 f"{path}: cannot be read as expected ({problem}); correct the line or download the file again."
             ) from None
+
+
+def _about(path: Path, error: Exception) -> bool:
+    """Return whether DuckDB's error names the file, whose name it may have got as :func:`file_literal`."""
+    return any(name in str(error) for name in (path.name, file_literal(path.name)[1:-1].rpartition("/")[2]))
 
 
 def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:

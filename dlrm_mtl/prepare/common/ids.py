@@ -24,6 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 from numpy.typing import NDArray
 
+from dlrm_mtl.core.sql import quote
+
 HASH_BITS = 60
 """Bits of the hash."""
 
@@ -99,16 +101,6 @@ def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...
     """The only row of a query's result."""
     (row,) = connection.execute(query).fetchall()
     return tuple(row)
-
-
-def quote(text: str) -> str:
-    """``text`` as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    """``name`` as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _check_size(size: int) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.prepare.common.ids import quote
+from dlrm_mtl.core.sql import file_literal, quote
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, 0 to 1."""
@@ -102,7 +102,7 @@ def load_csv(connection: duckdb.DuckDBPyConnection, table: str, path: Path, colu
     """
     selected = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
     try:
-        source = f"read_csv({quote(str(path))}, header = true, all_varchar = true, nullstr = '')"
+        source = f"read_csv({file_literal(path)}, header = true, all_varchar = true, nullstr = '')"
         connection.execute(f"CREATE TABLE {table} AS SELECT {selected} FROM {source}")
     except duckdb.Error as error:
         problem = str(error).splitlines()[0].rstrip(".")

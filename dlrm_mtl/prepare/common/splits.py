@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import duckdb
 
-from dlrm_mtl.prepare.common.ids import HASH_BITS, hash_text_sql, one_row, quote
+from dlrm_mtl.core.sql import quote
+from dlrm_mtl.prepare.common.ids import HASH_BITS, hash_text_sql, one_row
 
 
 def random_split(key: str, shares: Mapping[str, float], *, seed: int = 0) -> str:

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.randomness import bits
+from dlrm_mtl.core.sql import file_literal
 from dlrm_mtl.data.negatives.drawn_rows import NegativeSampler
 from dlrm_mtl.data.negatives.known_pairs import KnownPairs
 from dlrm_mtl.prepare.common.duck import SPLITS, SplitWriter, one_row, scratch, stream
-from dlrm_mtl.prepare.common.ids import quote
 from dlrm_mtl.prepare.common.io import Progress
 
 Ids = NDArray[np.int64]
@@ -173,7 +173,7 @@ def write_rows(
             test.write(factory.make(rows, 2))
     connection.execute("DROP TABLE rows")
     progress("shuffling", 0.8)
-    source = f"read_parquet({quote(str(unordered))})"
+    source = f"read_parquet({file_literal(unordered)})"
     with SplitWriter(folder / SPLITS[0], factory.schema, plain=MANY_VALUED) as writer:
         for batch in stream(connection, f'SELECT * FROM {source} ORDER BY "order", user_id, item_id'):
             writer.write(batch)

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 
+from dlrm_mtl.core.sql import quote
 from dlrm_mtl.prepare.common.duck import SplitWriter, one_row, stream
-from dlrm_mtl.prepare.common.ids import hash_sql, quote
+from dlrm_mtl.prepare.common.ids import hash_sql
 
 MinCount = Annotated[int, typer.Option(min=1, help="Values that training has fewer times get id 0, unknown.")]
 HashSize = Annotated[

@@ -13,9 +13,10 @@ import pyarrow as pa
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.sql import quote
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe
-from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_text_sql, one_row, quote
+from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_text_sql, one_row
 from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder
 from dlrm_mtl.prepare.common.splits import random_split, time_cuts, time_split
 from dlrm_mtl.prepare.movielens.files import Layout, find_layout, load

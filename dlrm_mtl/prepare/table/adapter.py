@@ -10,15 +10,15 @@ import typer
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import read_yaml, validate
+from dlrm_mtl.core.sql import identifier, quote
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe, write_spec
-from dlrm_mtl.prepare.common.ids import identifier, quote
 from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder
 from dlrm_mtl.prepare.table.description import FileSplit, TableDescription, TimeSplit, UserSplit
 from dlrm_mtl.prepare.table.files import Table, files_of_splits, find_files, load
 from dlrm_mtl.prepare.table.ids import Ids, number_values, write_vocabularies
 from dlrm_mtl.prepare.table.splits import create_splits
-from dlrm_mtl.prepare.table.values import dense, label, verify
+from dlrm_mtl.prepare.table.values import dense, id_checks, label, verify
 
 ROW_GROUP_ROWS = 65536
 
@@ -108,6 +108,8 @@ def prepare_table(
             if feature.kind == "dense":
                 columns[feature.name], found = dense(table, feature)
                 checks += found
+            else:
+                checks += id_checks(table, feature)
         for config in description.labels:
             columns[config.name], found = label(table, config)
             checks += found
@@ -188,6 +190,7 @@ def _specification(description: TableDescription, ids: Ids, counts: dict[str, in
 def _skipped(table: Table) -> list[str]:
     return [
         f"remark: {path}: {count} malformed {'line was' if count == 1 else 'lines were'} skipped, the first is line {first}"
+        + (f"; {table.behind[path]:,} of them lie behind a quote that is not closed" if table.behind.get(path) else "")
         for path, (count, first) in table.skipped.items()
     ]
 

@@ -18,9 +18,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.sql import file_literal, identifier, in_utc, quote
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.dataset import open_files
-from dlrm_mtl.prepare.common.ids import identifier, one_row, quote
+from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.table.description import SourceConfig
 
 HEADER_BYTES = 4_000_000
@@ -47,6 +48,8 @@ class Table:
     """For each file, the number of the first row after it."""
     skipped: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """For each file with malformed lines that were skipped: how many, and the number of the first."""
+    behind: dict[Path, int] = field(default_factory=dict)
+    """How many of the skipped lines lie behind a quote that another malformed line opens."""
 
     @property
     def rows(self) -> int:
@@ -212,7 +215,7 @@ def _load_csv(table: Table, path: Path, source: SourceConfig, wanted: list[str] 
     skip = source.malformed == "skip"
     readable = path if source.is_utf8 else _decoded(path, source, table.work / "decoded.csv")
     options = csv_options(source, columns, readable) + (", store_rejects = true" if skip else "")
-    scan = f"read_csv({quote(str(readable))}, {options})"
+    scan = f"read_csv({file_literal(readable)}, {options})"
     until = "" if limit is None else f" LIMIT {limit}"
     try:
         table.connection.execute(f"INSERT INTO rows SELECT {selected} FROM {scan}{until}")
@@ -222,11 +225,13 @@ def _load_csv(table: Table, path: Path, source: SourceConfig, wanted: list[str] 
             ).fetchall()
             table.connection.execute("DROP TABLE reject_errors; DROP TABLE reject_scans")
             if count:
-                table.skipped[path] = (count, first)
+                lost = count if limit is not None else _lost_lines(table, readable, source, scan, columns)
+                table.skipped[path] = (max(count, lost), first)
+                table.behind[path] = max(0, lost - count)
     except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.InvalidTypeException) as error:
         raise _malformed(path, str(error), source) from None
     except duckdb.IOException as error:
-        if "GZIP" not in str(error).upper() and str(readable) not in str(error):
+        if "GZIP" not in str(error).upper() and not about(readable, error):
             raise
         raise UserError(f"{path}: cannot be read ({_first_line(error)}); it may be truncated or damaged.") from None
 
@@ -254,15 +259,19 @@ def _load_parquet(table: Table, path: Path, source: SourceConfig, wanted: list[s
     (file,) = open_files(fs.LocalFileSystem(), str(path))
     names = [str(name) for name in file.schema.names]
     chosen = _chosen(table, path, names, wanted)
+    twice = next((name for name in chosen if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: there are {names.count(twice)} columns {twice!r}; rename or remove one.")
     lower = [name.lower() for name in names]
     same = next((name for name in chosen if lower.count(name.lower()) > 1), None)
     if same is not None:
         raise UserError(f"{path}: two columns are called {same!r} but for capitals; rename one of them.")
-    scan = f"read_parquet({quote(str(path))}, hive_partitioning = false)"
+    scan = f"read_parquet({file_literal(path)}, hive_partitioning = false)"
     columns = ", ".join(identifier(name) for name in (table.types or chosen))
     try:
         described = table.connection.execute(f"DESCRIBE SELECT {columns} FROM {scan}").fetchall()
-        types = {name: str(row[1]) for name, row in zip(table.types or chosen, described, strict=True)}
+        found = {name: str(row[1]) for name, row in zip(table.types or chosen, described, strict=True)}
+        types = {name: _loaded_type(type_) for name, type_ in found.items()}
         if not table.types:
             table.types = types
             declared = ", ".join(f"{table.column(name)} {type_}" for name, type_ in types.items())
@@ -272,21 +281,54 @@ def _load_parquet(table: Table, path: Path, source: SourceConfig, wanted: list[s
                 raise UserError(
                     f"{path}: column {name!r} has type {type_}, and {table.types[name]} in {table.files[0]}; write both alike."
                 )
-        nulls = ", ".join(quote(text) for text in source.nulls)
-        selected = ", ".join(
-            f"CASE WHEN {identifier(name)} NOT IN ({nulls}) THEN {identifier(name)} END"
-            if type_ == "VARCHAR" and nulls
-            else identifier(name)
-            for name, type_ in types.items()
-        )
+        selected = ", ".join(_loaded(identifier(name), type_, source.nulls) for name, type_ in found.items())
         until = "" if limit is None else f" LIMIT {limit}"
         table.connection.execute(f"INSERT INTO rows SELECT {selected} FROM {scan}{until}")
     except (duckdb.Error, pa.ArrowException) as error:
-        if isinstance(error, duckdb.IOException) and str(path) not in str(error):
+        if isinstance(error, duckdb.IOException) and not about(path, error):
             raise
         raise UserError(
             f"{path}: cannot be read as Parquet ({_first_line(error)}); it may be truncated or damaged: write it again."
         ) from None
+
+
+def _loaded_type(type_: str) -> str:
+    """The type that a column of a Parquet file has in the table: times with a time zone become times in UTC."""
+    return "TIMESTAMP" if type_.startswith("TIMESTAMP") and ("ZONE" in type_ or "TZ" in type_) else type_
+
+
+def _loaded(column: str, type_: str, nulls: Sequence[str]) -> str:
+    """SQL of a column as it is loaded: NaN and the texts ``nulls`` are null, and times are in UTC."""
+    if type_ == "VARCHAR" and nulls:
+        return f"CASE WHEN {column} NOT IN ({', '.join(quote(text) for text in nulls)}) THEN {column} END"
+    if type_ in ("FLOAT", "DOUBLE"):
+        # Not by isnan: DuckDB takes it for false where a footer's statistics, which leave NaN out, are finite.
+        return f"CASE WHEN isfinite({column}) OR isinf({column}) THEN {column} END"
+    if type_ in ("FLOAT[]", "DOUBLE[]"):
+        return f"list_filter({column}, lambda x: isfinite(x) OR isinf(x))"
+    return in_utc(column) if _loaded_type(type_) != type_ else column
+
+
+def about(path: Path, error: Exception) -> bool:
+    """Return whether DuckDB's error names the file ``path``, which it got as :func:`file_literal`."""
+    return any(name in str(error) for name in (str(path), file_literal(path)[1:-1].replace("''", "'")))
+
+
+def _lost_lines(table: Table, path: Path, source: SourceConfig, scan: str, columns: Sequence[str]) -> int:
+    """How many lines of a CSV file are in no row: all that are not empty, less the header and those of the rows."""
+    lines = 0
+    with open_raw(path) as stream:
+        rest = b""
+        while piece := stream.read(HEADER_BYTES):
+            *whole, rest = (rest + piece.replace(b"\r", b"\n")).split(b"\n")
+            lines += sum(1 for line in whole if line)
+        ending = 1 if rest else 0
+    within = " + ".join(rf"len(regexp_extract_all(coalesce({column}, ''), '[\r\n]+'))" for column in columns)
+    rows, more = one_row(
+        table.connection,
+        f"SELECT count(*), coalesce(sum({within}), 0) FROM {scan.replace('store_rejects', 'ignore_errors')}",
+    )
+    return lines + ending - int(source.header) - int(rows) - int(more)
 
 
 def _chosen(table: Table, path: Path, names: list[str], wanted: list[str] | None) -> list[str]:

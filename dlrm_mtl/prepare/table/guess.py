@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.prepare.common.ids import one_row, quote
+from dlrm_mtl.core.sql import quote
+from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.table.files import Table, open_raw
 from dlrm_mtl.prepare.table.values import is_list, number
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_sql, quote
+from dlrm_mtl.core.sql import quote
+from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_sql
 from dlrm_mtl.prepare.table.description import FeatureConfig, FrequencyConfig, HashConfig
 from dlrm_mtl.prepare.table.files import Table
-from dlrm_mtl.prepare.table.values import elements, has_lists, text
+from dlrm_mtl.prepare.table.values import elements, has_lists, id_text
 
 CHUNK_ROWS = 250_000
 """Lists are taken apart and put together again for so many rows at a time."""
@@ -40,7 +41,7 @@ def number_values(
     for position, feature in enumerate(features):
         progress(feature.name, position / max(len(features), 1))
         listed = has_lists(table, feature)
-        values = elements(table, feature, nulls) if listed else text(table, feature.source)
+        values = elements(table, feature, nulls) if listed else id_text(table, feature.source)
         owner = next(f for f in features if f.name == (feature.vocabulary_of or feature.name))
         vocabulary = owner.vocabulary or FrequencyConfig()
         if isinstance(vocabulary, HashConfig):
@@ -75,7 +76,7 @@ def write_vocabularies(table: Table, ids: Ids, path: Path) -> None:
 
 def _training_values(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
     listed = has_lists(table, feature)
-    value = f"unnest({elements(table, feature, nulls)})" if listed else text(table, feature.source)
+    value = f"unnest({elements(table, feature, nulls)})" if listed else id_text(table, feature.source)
     return f"SELECT {value} AS value FROM rows POSITIONAL JOIN splits WHERE split = 'train'"
 
 

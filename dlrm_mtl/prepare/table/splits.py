@@ -6,15 +6,14 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-import duckdb
-
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.sql import quote, text_time
 from dlrm_mtl.core.suggest import suggest
-from dlrm_mtl.prepare.common.ids import one_row, quote
+from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.common.splits import random_split, range_split, time_cuts, time_split
 from dlrm_mtl.prepare.table.description import FileSplit, RandomSplit, TableDescription, TimeSplit, UserSplit
 from dlrm_mtl.prepare.table.files import Table
-from dlrm_mtl.prepare.table.values import Check, number, text, verify
+from dlrm_mtl.prepare.table.values import Check, id_text, number, verify
 
 
 def create_splits(table: Table, description: TableDescription, files: Mapping[Path, str]) -> dict[str, int]:
@@ -27,7 +26,7 @@ def create_splits(table: Table, description: TableDescription, files: Mapping[Pa
         expression = random_split("rowid", split.shares, seed=split.seed)
     elif isinstance(split, UserSplit):
         _known(table, split.column)
-        expression = random_split(f"coalesce({text(table, split.column)}, '')", split.shares, seed=split.seed)
+        expression = random_split(f"coalesce({id_text(table, split.column)}, '')", split.shares, seed=split.seed)
     elif isinstance(split, FileSplit):
         expression = range_split(
             "rowid", [(files[path], end) for path, end in zip(table.files, table.ends, strict=True)]
@@ -51,14 +50,13 @@ def _by_time(table: Table, split: TimeSplit) -> str:
     cuts = {}
     type_ = _type(table, time)
     for name, cut in (split.cuts or {}).items():
-        try:
-            row = one_row(table.connection, f"SELECT CAST(CAST({quote(cut)} AS {type_}) AS VARCHAR)")
-        except duckdb.Error:
+        read = f"TRY_CAST({quote(cut)} AS {type_})" if type_ == "DOUBLE" else text_time(quote(cut))
+        row = one_row(table.connection, f"SELECT CAST({read} AS VARCHAR)")
+        if row[0] is None:
             kind = "number" if type_ == "DOUBLE" else "date"
             raise UserError(
                 f"split.cuts.{name}: {cut!r} is no {kind}, as the times in column {split.column!r} are; correct it."
-            ) from None
-        assert row is not None
+            )
         cuts[name] = f"CAST({quote(str(row[0]))} AS {type_})"
     for (earlier, one), (later, other) in itertools.pairwise(cuts.items()):
         row = one_row(table.connection, f"SELECT {one} < {other}")
@@ -81,7 +79,7 @@ def _time(table: Table, split: TimeSplit) -> str:
         time = number(table, split.column)
         row = one_row(table.connection, f"SELECT count({time}) * 2 < count({column}) FROM rows")
         if row[0]:
-            time = f"TRY_CAST(trim({column}) AS TIMESTAMP)"
+            time = text_time(f"trim({column})")
     finite = f"({time} IS NULL OR NOT isfinite({time}))"
     problem = "which is no time that split.column needs: a number, or a date such as 2024-01-31 or 2024-01-31 18:30:00"
     verify(table, [Check(finite, split.column, problem)])

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.prepare.common.ids import one_row, quote
+from dlrm_mtl.core.sql import quote
+from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.table.conditions import parse_condition
 from dlrm_mtl.prepare.table.description import FeatureConfig, LabelConfig
 from dlrm_mtl.prepare.table.files import Table
+
+EXACT = {"FLOAT": 2**24, "DOUBLE": 2**53}
+"""From these numbers on, a floating-point number stands for several integers."""
 
 LARGEST = 3.4e38
 """The reader works in float32."""
@@ -41,6 +45,47 @@ def text(table: Table, name: str) -> str:
     return f"CAST({table.column(name)} AS VARCHAR)"
 
 
+def id_text(table: Table, name: str) -> str:
+    """A column as text by which ids are compared: 17 where the column holds the integer 17, the double 17.0 or the text 17.0.
+
+    Texts of whole numbers count as numbers only where all of the column's are: pandas writes integers so beside missing values.
+    """
+    column, type_ = table.column(name), table.types[name]
+    if type_ == "VARCHAR":
+        row = one_row(
+            table.connection,
+            rf"SELECT coalesce(bool_and(regexp_full_match({column}, '-?\d+(\.0)?')), false) FROM rows",
+        )
+        return f"regexp_replace({column}, '[.]0$', '')" if row[0] else column
+    return _by_value(column, type_)
+
+
+def _by_value(value: str, type_: str) -> str:
+    if type_ in ("FLOAT", "DOUBLE"):
+        whole = f"{value} = floor({value}) AND abs({value}) < {EXACT[type_]}"
+        return f"CASE WHEN {whole} THEN CAST(CAST({value} AS BIGINT) AS VARCHAR) ELSE CAST({value} AS VARCHAR) END"
+    if type_.startswith("DECIMAL") and not type_.endswith(",0)"):
+        return f"rtrim(rtrim(CAST({value} AS VARCHAR), '0'), '.')"
+    return f"CAST({value} AS VARCHAR)"
+
+
+def id_checks(table: Table, feature: FeatureConfig) -> list[Check]:
+    """What no value of a sparse or sequence feature may be: a double that stands for several integers."""
+    type_ = table.types[feature.source]
+    plain = type_.split("[")[0]
+    if plain not in EXACT:
+        return []
+    column = table.column(feature.source)
+    bad = f"abs({column}) >= {EXACT[plain]} AND isfinite({column})"
+    if is_list(type_):
+        bad = f"len(list_filter({column}, lambda x: abs(x) >= {EXACT[plain]} AND isfinite(x))) > 0"
+    problem = (
+        f"which {feature.kind} feature {feature.name!r} cannot tell from its neighbours: numbers of type {plain} from "
+        f"{EXACT[plain]} on stand for several ids; write ids as integers or texts"
+    )
+    return [Check(bad, feature.source, problem)]
+
+
 def number(table: Table, name: str) -> str:
     """A column as DOUBLE; times count in seconds since 1970, and what is no number is null."""
     column, type_ = table.column(name), table.types[name]
@@ -55,7 +100,8 @@ def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
     """A column as a list of texts, cut to its greatest length; null stays null."""
     column = table.column(feature.source)
     if is_list(table.types[feature.source]):
-        column = f"CAST({column} AS VARCHAR[])"
+        type_ = table.types[feature.source].split("[")[0]
+        column = f"list_transform({column}, lambda x: {_by_value('x', type_)})"
     else:
         column = f"string_split({text(table, feature.source)}, {quote(str(feature.separator))})"
     absent = ", ".join(quote(null) for null in {"", *nulls})
