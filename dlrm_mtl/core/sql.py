@@ -34,5 +34,6 @@ ZONE = r":[0-9.]*\d\s*(Z|z|[+-]\d\d(:?\d\d)?|\s[A-Za-z][A-Za-z_/+-]*)\s*$"
 def text_time(text: str) -> str:
     """SQL of a text as TIMESTAMP: in UTC where it says an offset, as it stands where not; null where it is no time."""
     zoned = f"regexp_matches({text}, {quote(ZONE)})"
-    utc = f"make_timestamp(epoch_us(TRY_CAST({text} AS TIMESTAMPTZ)))"
+    closed = rf"regexp_replace({text}, '\s+([+-]\d[\d:]*)\s*$', '\1')"  # DuckDB reads no blank before an offset
+    utc = f"make_timestamp(epoch_us(TRY_CAST({closed} AS TIMESTAMPTZ)))"
     return f"CASE WHEN {zoned} THEN {utc} ELSE TRY_CAST({text} AS TIMESTAMP) END"

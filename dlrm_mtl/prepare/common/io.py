@@ -35,6 +35,10 @@ def connect_on_disk(work: Path, memory: str | None = None, threads: int | None =
         memory: how much DuckDB may use, such as 4GB; default: 80% of the machine's.
         threads: default: all cores.
     """
+    if "?" in str(work):
+        raise UserError(
+            f"{work.parent}: DuckDB can keep no database below a folder with ? in its name; name another output."
+        )
     config: dict[str, str | bool | int | float | list[str]] = {
         "temp_directory": str(work / "spilled"),
         "preserve_insertion_order": True,
@@ -61,6 +65,11 @@ def find_inputs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def plain_name(output: Path) -> str:
+    """The name of ``output`` for a folder beside it: short, and without what DuckDB does not take in a database's path."""
+    return output.name.replace("?", "_")[:40]
+
+
 @contextmanager
 def output_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes ``output`` when the block ends well, and is removed when it does not.
@@ -71,7 +80,7 @@ def output_folder(output: Path) -> Iterator[Path]:
         raise UserError(f"{output}: already exists and is not an empty folder; name another one or remove it.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f".{plain_name(output)}.partial-", dir=output.parent))
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); name a folder you may write to.") from None
     try:

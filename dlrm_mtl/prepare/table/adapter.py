@@ -13,7 +13,7 @@ from dlrm_mtl.core.schema import read_yaml, validate
 from dlrm_mtl.core.sql import identifier, quote
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe, write_spec
-from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder
+from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder, plain_name
 from dlrm_mtl.prepare.table.description import FileSplit, TableDescription, TimeSplit, UserSplit
 from dlrm_mtl.prepare.table.files import Table, files_of_splits, find_files, load
 from dlrm_mtl.prepare.table.ids import Ids, number_values, write_vocabularies
@@ -91,7 +91,7 @@ def prepare_table(
         files = list(splits_of_files)
     with (
         output_folder(output) as folder,
-        tempfile.TemporaryDirectory(prefix=f".{output.name}.work-", dir=output.parent) as work,
+        tempfile.TemporaryDirectory(prefix=f".{plain_name(output)}.work-", dir=output.parent) as work,
         connect_on_disk(Path(work), memory, threads) as connection,
     ):
         table = load(

@@ -81,7 +81,7 @@ def _compose(path: Path, source: dict[str, object], columns: Sequence[Column], r
     time = max(times, key=lambda column: column.distinct, default=None)
     stem = re.sub(r"\W+", "_", path.name.split(".")[0]).strip("_") or "table"
     lines = [
-        f"# Drafted from the first {rows:,} rows of {path.name}. Look it over: kinds are guesses.",
+        f"# Drafted from the first {rows:,} rows of {' '.join(path.name.split())}. Look it over: kinds are guesses.",
         "# Every key is described in docs/prepare.md.",
         f"name: {_yaml(stem)}",
     ]

@@ -126,7 +126,7 @@ def test_time_zones(tmp_path: Path, zone: str, times: pa.Array, test_rows: int) 
     prepare_table([tmp_path / "log.parquet"], tmp_path / "again", described(features=hashed, split=cuts))
     assert read_all(tmp_path / "again")["test"] == test_rows
     first = str(times[0]) if pa.types.is_string(times.type) else "2024-03-01 00:00:00"
-    ids = pq.read_table(tmp_path / "out").column("user").to_pylist()
+    ids = pq.read_table(tmp_path / "out" / "train").column("user").to_pylist()
     assert hash_ids([first], 100000, feature="user")[0] in ids
 
 
