@@ -107,6 +107,12 @@ def train(
         bool, typer.Option("--resume", help="Go on from the latest checkpoint in the run's folder, if any.")
     ] = False,
     plugins: Plugins = None,
+    fallback: Annotated[
+        bool,
+        typer.Option(
+            "--fallback", help="With --resume: where the latest checkpoint is damaged, take the newest good one."
+        ),
+    ] = False,
 ) -> None:
     """Train a model and evaluate its best checkpoint on the test split.
 
@@ -125,7 +131,7 @@ def train(
 
     folder = output or f"runs/{loaded.name}"
     try:
-        run_training(loaded, folder, resume, [ShowProgress()])
+        run_training(loaded, folder, resume, [ShowProgress()], fallback=fallback)
     except Interrupted as stopped:
         if _speaks():
             print(f"{stopped}; resume from it with the run's folder {folder} as --output, and --resume", flush=True)

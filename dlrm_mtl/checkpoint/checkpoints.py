@@ -1,159 +1,313 @@
-"""Checkpoints: written under a temporary name, renamed when complete, loadable under another plan."""
+"""The checkpoints of a run: saved whole or not at all, checked when they are loaded, loadable under another plan."""
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import re
-import shutil
-from pathlib import Path
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from dlrm_mtl.checkpoint.remote_reader import StoreReader
-from dlrm_mtl.checkpoint.state import CHECKPOINTS, STATE_FILE, RunState, read_state
+from dlrm_mtl.checkpoint.format import INDEX_FILE, Index, parse_index, parse_state_text, sha256, state_text
+from dlrm_mtl.checkpoint.format_1 import METADATA_FILE, OldReader, read_metadata
+from dlrm_mtl.checkpoint.reader import Reader, targets
+from dlrm_mtl.checkpoint.state import CHECKPOINTS, REMEDY, STATE_FILE, RunState
 from dlrm_mtl.checkpoint.tensors import Checkpointed, flatten
+from dlrm_mtl.checkpoint.writer import write_tensors
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.processes import first_process_only, gather_objects, local_rank, on_every_process
-from dlrm_mtl.storage.remote_folder import Mirror
+from dlrm_mtl.core.processes import first_process_only, gather_objects, on_every_process
+from dlrm_mtl.storage.output import write_whole
+from dlrm_mtl.storage.run_store import RunStore
 
-FORMAT = 1
-FILE_BYTES = 32 << 30
-"""Bytes from which on a process writes another file: S3 takes 10,000 parts of a file, which Arrow makes 10 MiB each."""
-POINTERS = (f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
-"""The files, in a run's folder, that name a checkpoint."""
+POINTERS = ("best", "latest")
+"""The files that name a checkpoint."""
+IDENTITY_FILE = f"{CHECKPOINTS}/run.json"
+"""The file that identifies the run: a checkpoint of another run is refused."""
+_STEP = re.compile(r"step_\d{8,}")
+
+logger = logging.getLogger(__name__)
+
+
+class DamageError(UserError):
+    """A file of a checkpoint is missing, cannot be read, or is not as it was written."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A complete checkpoint whose state and index have been read and checked."""
+
+    name: str
+    state: RunState
+    index: Index
+    reader: Reader | OldReader
 
 
 class Checkpoints:
     """The checkpoints of one run: ``step_N`` folders, and the files ``latest`` and ``best`` that name one of them.
 
     Args:
-        folder: where they lie; without ``mirror`` all processes share it.
+        store: of the run.
         keep: how many are kept besides the best one.
-        mirror: where they belong, if that is an object store; in ``folder``, one of each host, lies no more than the checkpoint
-            that is being written, then, and the files that name one.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, mirror: Mirror | None = None) -> None:
-        self.folder = folder
+    def __init__(self, store: RunStore, keep: int = 2) -> None:
+        self.store = store
         self.keep = keep
-        self.mirror = mirror
+        self.place = f"{store.place}/{CHECKPOINTS}"
+        self._whole: set[str] = set()
 
-    def path(self, name: str) -> Path:
-        """The folder of checkpoint ``latest``, ``best`` or ``step_N``, there or on the store; to be called on every process.
+    def names(self) -> list[str]:
+        """The complete checkpoints, oldest first; for one process."""
+        there = self.store.files(CHECKPOINTS)
+        found = {name.split("/")[1] for name in there if re.fullmatch(rf"{CHECKPOINTS}/step_\d+/{STATE_FILE}", name)}
+        return sorted(name for name in found if _STEP.fullmatch(name))
+
+    def path(self, name: str) -> str:
+        """The name ``step_N`` of the checkpoint ``latest``, ``best`` or ``step_N``; to be called on every process.
+
+        Where the pointer ``latest`` is missing or broken, it is the newest complete checkpoint, with a remark.
 
         Raises:
             UserError: there is no such checkpoint.
         """
-        pointer = self.folder / name
-        if name in ("latest", "best") and pointer.is_file():
-            pointer = self.folder / pointer.read_text(encoding="utf-8").strip()
-        if self._progress(pointer.name) is None:
-            names = self.mirror.children(CHECKPOINTS) if self.mirror else sorted(p.name for p in self.folder.glob("*"))
-            there = ", ".join(name for name in names if not name.endswith(".tmp"))
-            raise UserError(f"{self.folder}: there is no checkpoint {name!r}; there is {there or 'none at all yet'}.")
-        return pointer
+        return first_process_only(lambda: self._path(name))
 
-    def _progress(self, name: str) -> str | None:
-        """The progress.json of ``step_N``; None if that is not complete, or not there."""
-        if self.mirror is None:
-            file = self.folder / name / STATE_FILE
-            return file.read_text(encoding="utf-8") if file.is_file() else None
-        content = self.mirror.read_for_all(f"{CHECKPOINTS}/{name}/{STATE_FILE}")
-        return None if content is None else content.decode()
+    def _path(self, name: str) -> str:
+        step = name
+        if name in POINTERS:
+            text = self.store.read(f"{CHECKPOINTS}/{name}")
+            step = name if text is None else text.decode(errors="replace").strip()
+            if "/" in step or "\\" in step or step.startswith("."):
+                raise UserError(
+                    f"{self.place}/{name}: names {step!r}, which lies outside of this folder; write the name of a checkpoint "
+                    "there, such as step_00000100."
+                )
+        complete = self.names()
+        if step in complete:
+            return step
+        if name == "latest" and not (_STEP.fullmatch(step) and step in self.store.names(CHECKPOINTS)) and complete:
+            said = "is missing" if step == name else f"names {step!r}, which is not there"
+            logger.warning("%s/latest: %s; taking the newest complete checkpoint, %s", self.place, said, complete[-1])
+            return complete[-1]
+        if name in POINTERS and step != name and step in self.store.names(CHECKPOINTS):
+            raise UserError(
+                f"{self.place}/{step}/{STATE_FILE}: is missing, so this checkpoint is not complete"
+                f"{self._advice([other for other in complete if other != step])}"
+            )
+        there = ", ".join(other for other in self.store.names(CHECKPOINTS) if not other.endswith(".tmp"))
+        raise UserError(f"{self.place}: there is no checkpoint {name!r}; there is {there or 'none at all yet'}.")
 
     def exists(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
-        return (self.folder / "latest").is_file()
+        """Whether there is a checkpoint to resume from; to be called on every process."""
+        return first_process_only(lambda: self.store.read(f"{CHECKPOINTS}/latest") is not None or bool(self.names()))
 
-    def save(self, content: Checkpointed, progress: RunState) -> None:
+    def has_best(self) -> bool:
+        """Whether one of the checkpoints is known to be the best; to be called on every process."""
+        return self.store.read_for_all(f"{CHECKPOINTS}/best") is not None
+
+    def save(self, content: Checkpointed, state: RunState) -> None:
         """Write ``step_N``; to be called on every process. A checkpoint either exists as a whole or not at all."""
-        name, description = _name(progress.step), json.dumps({"format": FORMAT, **progress.as_dict()}, indent=1)
-        target, temporary = self.folder / name, self.folder / f"{name}.tmp"
-        if self._writes_here():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob("*.tmp"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        dist.barrier()
-        mirror = self.mirror
-        if self._progress(name) is None:
-            state = content.tensors()
-            dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, thread_count=_files(state)))
-            if self._writes_here():
-                _write(temporary / STATE_FILE, description)
-                os.rename(temporary, target)
-            if mirror is not None:
-                mirror.upload_checkpoint(f"{CHECKPOINTS}/{name}", STATE_FILE)
-                if self._writes_here():
-                    shutil.rmtree(target)
-        elif mirror is None and self._writes_here():
-            _write(target / STATE_FILE, description)
-        if mirror is not None:
-            first_process_only(lambda: mirror.write(f"{CHECKPOINTS}/{name}/{STATE_FILE}", description))
-        self.settle(progress)
-
-    def settle(self, progress: RunState) -> None:
-        """Let ``best`` and ``latest`` name the checkpoints of ``progress``, and remove those that count no more.
-
-        To be called on every process, when the checkpoint of ``progress`` is complete, or when a run goes on from there.
-        """
-        # The best one first: killed in between, a run goes on from the checkpoint before and comes to this one again.
-        best = None if progress.best_step is None else _name(progress.best_step)
-        latest = _name(progress.step)
-        if self._writes_here():
-            if best is None:
-                (self.folder / "best").unlink(missing_ok=True)
-            else:
-                _write(self.folder / "best", best)
-            _write(self.folder / "latest", latest)
-            for name in _superfluous(os.listdir(self.folder), best, latest, self.keep):
-                shutil.rmtree(self.folder / name)
-        mirror = self.mirror
-        if mirror is not None:
-            first_process_only(lambda: self._settle_remote(mirror, best, latest))
-        dist.barrier()
-
-    def _settle_remote(self, mirror: Mirror, best: str | None, latest: str) -> None:
-        mirror.publish()
-        if best is None:
-            mirror.remove(f"{CHECKPOINTS}/best")
+        name = step_name(state.step)
+        folder = f"{CHECKPOINTS}/{name}"
+        if name in self._whole:  # of this step, with another state: as after the last evaluation
+            first_process_only(lambda: self._rewrite_state(folder, state))
         else:
-            mirror.write(f"{CHECKPOINTS}/best", best)
-        mirror.write(f"{CHECKPOINTS}/latest", latest)
-        for name in _superfluous(mirror.children(CHECKPOINTS), best, latest, self.keep):
-            mirror.remove(f"{CHECKPOINTS}/{name}")
+            run = first_process_only(self._identify)
+            path = self.store.begin_folder(folder)
+            index = write_tensors(path, flatten(content.tensors()), run, state.step, dist.get_rank())
+            text = index.model_dump_json()
+            if dist.get_rank() == 0:
+                write_whole(path / INDEX_FILE, text)
+            self.store.publish_folder(folder, STATE_FILE, state_text(state, run, sha256(text.encode())))
+            self._whole.add(name)
+        self.settle(state)
 
-    def _writes_here(self) -> bool:
-        """Whether this process does for the folder what only one process may do."""
-        return (local_rank() if self.mirror else dist.get_rank()) == 0
+    def _rewrite_state(self, folder: str, state: RunState) -> None:
+        old = self.store.read(f"{folder}/{STATE_FILE}") or b""
+        format, run, index, _ = parse_state_text(old, f"{self.store.place}/{folder}/{STATE_FILE}")
+        text = json.dumps({"format": 1, **state.as_dict()}, indent=1) if format == 1 else state_text(state, run, index)
+        self.store.write(f"{folder}/{STATE_FILE}", text)
 
-    def load(self, name: str, content: Checkpointed) -> RunState:
+    def _identify(self) -> str:
+        """The identity of the run; drawn if it has none."""
+        found = self._identity()
+        if found is None:
+            found = uuid.uuid4().hex
+            self.store.write(IDENTITY_FILE, json.dumps({"run": found}))
+        return found
+
+    def _identity(self) -> str | None:
+        content = self.store.read(IDENTITY_FILE)
+        if content is None:
+            return None
+        try:
+            run = json.loads(content)["run"]
+        except (ValueError, KeyError, TypeError):
+            run = None
+        if not isinstance(run, str):
+            raise UserError(
+                f"{self.store.place}/{IDENTITY_FILE}: does not hold the identity of a run; remove it if the folder's "
+                "checkpoints are known to be its own."
+            )
+        return run
+
+    def settle(self, state: RunState) -> None:
+        """Let ``best`` and ``latest`` name the checkpoints of ``state``, and remove those that count no more.
+
+        To be called on every process, when the checkpoint of ``state`` is complete, or when a run goes on from there.
+        """
+
+        def settle() -> None:
+            # The best one first: killed in between, a run goes on from the checkpoint before and comes to this one again.
+            best = None if state.best_step is None else step_name(state.best_step)
+            latest = step_name(state.step)
+            self.store.publish()
+            if best is None:
+                self.store.remove(f"{CHECKPOINTS}/best")
+            else:
+                self.store.write(f"{CHECKPOINTS}/best", best)
+            self.store.write(f"{CHECKPOINTS}/latest", latest)
+            for name in _superfluous(self.store.names(CHECKPOINTS), best, latest, self.keep):
+                self.store.remove(f"{CHECKPOINTS}/{name}")
+
+        first_process_only(settle)
+
+    def load(self, name: str, content: Checkpointed, fallback: bool = False) -> RunState:
         """Load a checkpoint into the tensors of ``content``; to be called on every process.
 
+        Args:
+            name: ``latest``, ``best`` or ``step_N``.
+            content: whose tensors are filled.
+            fallback: whether to take an older checkpoint, with a remark, where this one is damaged.
+
         Raises:
-            UserError: there is no such checkpoint, or it belongs to another model or optimizer.
+            UserError: there is no such checkpoint, it is damaged, or it belongs to another model or optimizer.
         """
-        path = self.path(name)
         content.prepare_load()
-        wanted = content.tensors()
-        reader = StoreReader(self.mirror, f"{CHECKPOINTS}/{path.name}") if self.mirror else dcp.FileSystemReader(path)
-        _check_fits(wanted, path, reader)
-        try:
-            dcp.load(wanted, storage_reader=reader)
-        except dcp.CheckpointException as failure:
-            for error, _ in failure.failures.values():
-                if isinstance(error, UserError):
-                    raise UserError(str(error)) from None
-            raise
-        state = read_state(self._progress(path.name) or "", FORMAT, f"{path}/{STATE_FILE}")
+        tensors = flatten(content.tensors())
+        step = self._first_choice(name, fallback)
+        while True:
+            try:
+                state = self._load(step, tensors)
+                break
+            except DamageError as error:
+                older = self._older(step) if fallback else None
+                if older is None:
+                    raise
+                self._say_fallback(error, older)
+                step = older
+        self._whole.add(step)
         content.loaded(state)
         return state
 
+    def _load(self, name: str, tensors: dict[str, Any]) -> RunState:
+        with self._damage(name):
+            opened = self._parse(name, *first_process_only(lambda: self._texts(name)))
+        _check_fits(tensors, f"{self.place}/{opened.name}", opened.index)
+        with self._damage(name):
+            on_every_process(lambda: opened.reader.fill(targets(tensors)))
+        return opened.state
 
-def _name(step: int) -> str:
+    def _first_choice(self, name: str, fallback: bool) -> str:
+        try:
+            return self.path(name)
+        except UserError:
+            newest = first_process_only(lambda: next(reversed(self.names()), None))
+            if not fallback or newest is None:
+                raise
+            return newest
+
+    def _older(self, step: str) -> str | None:
+        def find() -> str | None:
+            return next((name for name in reversed(self.names()) if name < step), None)
+
+        return first_process_only(find)
+
+    def _say_fallback(self, error: UserError, older: str) -> None:
+        if dist.get_rank() == 0:
+            logger.warning("%s", error)
+            logger.warning("%s: going back to %s", self.place, older)
+
+    def _texts(self, name: str) -> tuple[bytes, bytes | None, str | None]:
+        folder = f"{CHECKPOINTS}/{name}"
+        state = self.store.read(f"{folder}/{STATE_FILE}")
+        if state is None:
+            raise UserError(f"{self.place}/{name}/{STATE_FILE}: is missing; {REMEDY}.")
+        file = METADATA_FILE if parse_state_text(state, f"{self.place}/{name}/{STATE_FILE}")[0] == 1 else INDEX_FILE
+        return state, self.store.read(f"{folder}/{file}"), self._identity()
+
+    def _parse(self, name: str, state_bytes: bytes, index_bytes: bytes | None, identity: str | None) -> Opened:
+        place, folder = f"{self.place}/{name}", f"{CHECKPOINTS}/{name}"
+        format, run, expected, state = parse_state_text(state_bytes, f"{place}/{STATE_FILE}")
+        if step_name(state.step) != name:
+            raise UserError(f"{place}/{STATE_FILE}: is of step {state.step}, not of this checkpoint; {REMEDY}.")
+        if format == 1:
+            old = read_metadata(index_bytes, place, state.step)
+            return Opened(name, state, old, OldReader(self.store, folder, old))
+        if identity is not None and run != identity:
+            raise UserError(f"{place}/{STATE_FILE}: is of another run than the one in {IDENTITY_FILE}; {REMEDY}.")
+        if index_bytes is None:
+            raise UserError(f"{place}/{INDEX_FILE}: is missing; {REMEDY}.")
+        if sha256(index_bytes) != expected:
+            raise UserError(
+                f"{place}/{INDEX_FILE}: does not have the checksum that {STATE_FILE} names, or is of another step or run; "
+                f"{REMEDY}."
+            )
+        index = parse_index(index_bytes, f"{place}/{INDEX_FILE}")
+        return Opened(name, state, index, Reader(self.store, folder, index))
+
+    def open(self, name: str) -> Opened:
+        """The state and the index of the complete checkpoint ``step_N``; for one process.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return self._parse(name, *self._texts(name))
+
+    def verify(self, name: str) -> Opened:
+        """Check every byte of the checkpoint ``step_N``; for one process; raises :class:`UserError` where one is damaged."""
+        opened = self.open(name)
+        if opened.index.format > 1:
+            sizes = self.store.files(f"{CHECKPOINTS}/{name}")
+            for file, stored in opened.index.files.items():
+                found = sizes.get(f"{CHECKPOINTS}/{name}/{file}")
+                if found != stored.size:
+                    there = "is missing" if found is None else f"has {found:,} bytes instead of {stored.size:,}"
+                    raise UserError(f"{self.place}/{name}/{file}: {there}; {REMEDY}.")
+        opened.reader.verify()
+        return opened
+
+    @contextmanager
+    def _damage(self, name: str) -> Iterator[None]:
+        """Adds to an error, the same on all processes, which checkpoint to use instead of ``name``."""
+        try:
+            yield
+        except UserError as error:
+            advice = first_process_only(lambda: self._advice([one for one in self.names() if one != name]))
+            raise DamageError(f"{str(error).rstrip('.')}{advice}") from None
+
+    def _advice(self, others: list[str]) -> str:
+        """The end of a sentence: the newest good one of ``others``."""
+        good = next((name for name in reversed(others) if self._good(name)), None)
+        if good is None:
+            return "; there is no other good checkpoint of this run."
+        return f"; the newest good one is {good}: use it with --checkpoint {good}, or go on from it with --resume --fallback."
+
+    def _good(self, name: str) -> bool:
+        try:
+            self.verify(name)
+        except UserError:
+            return False
+        return True
+
+
+def step_name(step: int) -> str:
+    """The name of the checkpoint after ``step`` steps."""
     return f"step_{step:08d}"
 
 
@@ -164,57 +318,27 @@ def _superfluous(there: list[str], best: str | None, latest: str, keep: int) -> 
     return until[:-keep] + steps[len(until) :]
 
 
-def _check_fits(wanted: dict[str, Any], path: Path, reader: dcp.StorageReader) -> None:
-    found: list[Metadata] = []
-
-    def read() -> None:
-        try:
-            found.append(reader.read_metadata())
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{path}: this checkpoint cannot be read ({error}); resume from another one.") from None
-
-    on_every_process(read)
-    stored = found[0].state_dict_metadata
-    sizes = {key: tuple(value.size) for key, value in stored.items() if isinstance(value, TensorStorageMetadata)}
+def _check_fits(wanted: dict[str, Any], place: str, index: Index) -> None:
+    """Check that the checkpoint holds the tensors ``wanted``, in their sizes, and no others beside them."""
+    sizes = {name: tensor.shape for name, tensor in index.tensors.items()}
     flat: dict[str, tuple[int, ...]] = {}
-    for names in gather_objects({key: tuple(value.size()) for key, value in flatten(wanted).items()}):
+    for names in gather_objects({key: tuple(value.size()) for key, value in wanted.items()}):
         flat.update(names)  # a process knows the optimizer state of its own shards only
     for key, size in flat.items():
         if key not in sizes:
             raise UserError(
-                f"{path}: this is a checkpoint of another model or optimizer: it holds no {key}; "
+                f"{place}: this is a checkpoint of another model or optimizer: it holds no {key}; "
                 "use the configuration that lies in its run's folder."
             )
         if sizes[key] != size:
             raise UserError(
-                f"{path}: this is a checkpoint of another model or sharding: its {key} has the size {list(sizes[key])} "
+                f"{place}: this is a checkpoint of another model or sharding: its {key} has the size {list(sizes[key])} "
                 f"and the configuration wants {list(size)}; use the configuration that lies in its run's folder."
             )
     parts = {key.split(".")[0] for key in flat}
     extra = sorted(key for key in sizes if key.split(".")[0] in parts and key not in flat)
     if extra:
         raise UserError(
-            f"{path}: this is a checkpoint of another model: it holds {extra[0]}, which the configuration does not have; "
+            f"{place}: this is a checkpoint of another model: it holds {extra[0]}, which the configuration does not have; "
             "use the configuration that lies in its run's folder."
         )
-
-
-def _files(state: dict[str, Any]) -> int:
-    """The number of files for what this process has of ``state``; a shard of a table is never cut."""
-    here = 0
-    for value in flatten(state).values():
-        shards = value.local_shards() if hasattr(value, "local_shards") else None
-        here += value.nbytes if shards is None else sum(shard.tensor.nbytes for shard in shards)
-    return 1 + here // FILE_BYTES
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a small file so that it is seen either before or after, never in between."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

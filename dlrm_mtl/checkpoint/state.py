@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,8 @@ CHECKPOINTS = "checkpoints"
 """The folder of checkpoints in a run's folder."""
 STATE_FILE = "progress.json"
 """Of a checkpoint; without it, the checkpoint is not complete."""
+REMEDY = "the file was changed or is damaged: use another checkpoint"
+"""The end of sentences about a file of a checkpoint that is not as it was written."""
 
 
 @dataclass(config=ConfigDict(extra="forbid", strict=True))
@@ -79,26 +80,3 @@ def parse_state(content: Any, place: str) -> RunState:
         if getattr(state, name) < 0:
             raise UserError(f"{place}: {name}: {getattr(state, name)} is negative; {REMEDY}.")
     return state
-
-
-REMEDY = "the file was changed or is damaged: use another checkpoint"
-"""What to do about a file of a checkpoint that is not as it was written."""
-
-
-def read_state(text: str, format: int, place: str) -> RunState:
-    """The run state in the text of a ``progress.json`` of the given ``format``; ``place`` is named in errors.
-
-    Raises:
-        UserError: it is of another format, or cannot be read.
-    """
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{place}: is not JSON ({error}); {REMEDY}.") from None
-    found = content.pop("format", None) if isinstance(content, dict) else None
-    if found != format:
-        raise UserError(
-            f"{place}: this checkpoint has the format {found!r} and this version of dlrm-mtl reads {format}; use the version "
-            "that wrote it, or another checkpoint."
-        )
-    return parse_state(content, place)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.parquet_guard import examining, unreadable
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec
 from dlrm_mtl.storage.filesystems import first_line, is_local, locate
-
-_LOG = logging.getLogger(__name__)
+from dlrm_mtl.storage.retry import retry
 
 FOOTER_THREADS = 16
 """Footers are read in parallel: remote storage answers slowly, but many at once."""
@@ -192,15 +189,8 @@ def read_again(
         UserError: ``place`` cannot be read; what ``mistake`` makes of the last error.
     """
     pauses = () if is_local(filesystem) else PAUSES
-    for pause in (*pauses, None):
-        try:
-            return read()
-        except (OSError, pa.ArrowException) as error:
-            if pause is None or isinstance(error, (FileNotFoundError, PermissionError)):
-                raise mistake(place, error) from None
-            _LOG.warning("%s: cannot be read (%s); trying again in %g s", place, first_line(error), pause)
-            time.sleep(pause)
-    raise AssertionError
+    permanent = (FileNotFoundError, PermissionError)
+    return retry(read, place, pauses, lambda error: mistake(place, error), permanent=permanent)
 
 
 def read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import read_yaml
 from dlrm_mtl.metrics import ALL_METRICS
-from dlrm_mtl.run.folder import RunFolder
+from dlrm_mtl.run.folder import RunFiles
 
 Floats = NDArray[np.float64]
 
@@ -132,9 +132,9 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[RecordedRun]:
 
 def _runs_in(path: Path) -> list[Path]:
     """The folder of a run itself, or the runs directly in it."""
-    if RunFolder(path).config.is_file() or not path.is_dir():
+    if RunFiles(path).config.is_file() or not path.is_dir():
         return [path]
-    return sorted(inner for inner in path.iterdir() if RunFolder(inner).config.is_file()) or [path]
+    return sorted(inner for inner in path.iterdir() if RunFiles(inner).config.is_file()) or [path]
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -157,7 +157,7 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_run(path: Path, label: str) -> RecordedRun:
-    folder = RunFolder(path)
+    folder = RunFiles(path)
     if not folder.config.is_file():
         raise UserError(
             f"{path}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml, or a folder "

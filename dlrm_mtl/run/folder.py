@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from dlrm_mtl.checkpoint.state import CHECKPOINTS
 from dlrm_mtl.core.errors import UserError
 
 if TYPE_CHECKING:  # configurations need PyTorch, which whoever only reads a folder does not
     from dlrm_mtl.config.run import RunConfig
-    from dlrm_mtl.storage.remote_folder import Mirror
+    from dlrm_mtl.storage.run_store import RunStore
+
+_LEFT = re.compile(r"step_\d+(\.tmp)?|(latest|best|run\.json)(\.tmp)?")
+"""Names of files and folders below ``checkpoints/`` that this program writes."""
 
 
-class RunFolder:
-    """``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``results.json`` of a run.
-
-    ``profile/`` is there, too, if steps are traced.
+class RunFiles:
+    """The files of a run by their names.
 
     Args:
-        path: where they lie.
-        mirror: their copy on an object store, if it is there that the run belongs; ``path`` is a staging folder then.
+        path: the folder in which they lie.
     """
 
-    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.mirror = mirror
-        self.place = mirror.uri if mirror else str(path)
-        """What the user calls it."""
         self.config = path / "config.yaml"
         self.plan = path / "plan.json"
         self.metrics = path / "metrics.jsonl"
@@ -39,41 +38,68 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.results = path / "results.json"
 
-    def check(self, resume: bool) -> None:
-        """Check, before anything is written, that a run may use this folder.
+
+class RunFolder(RunFiles):
+    """The folder of a run that trains or is used, on this machine or on an object store.
+
+    Args:
+        store: where the files lie; processes work in its local folder.
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        super().__init__(store.local)
+        self.store = store
+        self.place = store.place
+        """The path or URI that the user gave."""
+
+    def check(self, resume: bool, restarted: bool = False) -> bool:
+        """Check, before anything is written, that a run may use this folder; return whether it goes on with a run there.
+
+        Args:
+            resume: whether the user asked for it.
+            restarted: whether a launcher has started the same command again, after a failure.
 
         Raises:
-            UserError: it cannot be written to, or holds another run and ``resume`` is false.
+            UserError: the folder cannot be written to, holds something else than a run, or a run that is not to be continued.
         """
-        there = self.mirror.check_writable() if self.mirror else self._check_writable()
+        there = self.store.check_writable()
         if there and self.config.name not in there:
             raise UserError(f"{self.place}: this folder holds other files; name a new or empty one with --output.")
-        if there and not resume:
+        if there and not resume and (not restarted or self.results.name in there):
             raise UserError(
                 f"{self.place}: this folder already holds a run; continue it with --resume, or name another with --output."
             )
+        if there:
+            self._check_own()
+        return resume or restarted
 
-    def _check_writable(self) -> list[str]:
-        existing = self.path
-        while not existing.exists():
-            existing = existing.parent
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"{self.path}: this output folder cannot be written to; name another one with --output.")
-        return os.listdir(self.path) if self.path.is_dir() else []
+    def _check_own(self) -> None:
+        """A resumed run may remove things, so the folder must be one that this program wrote."""
+        try:
+            content = yaml.safe_load(self.store.read(self.config.name) or b"")
+        except (yaml.YAMLError, RecursionError):
+            content = None
+        if not isinstance(content, dict) or not {"data", "tasks"} <= content.keys():
+            raise UserError(
+                f"{self.place}: its {self.config.name} is not the configuration of a run of dlrm-mtl, so nothing here is "
+                "touched; name another folder with --output."
+            )
 
     def clear(self) -> None:
-        """Remove what a run leaves here before its first checkpoint is complete."""
-        for path in (self.checkpoints, self.tensorboard):
-            shutil.rmtree(path, ignore_errors=True)
-        self.metrics.unlink(missing_ok=True)
-        if self.mirror is not None:
-            for path in (self.checkpoints, self.tensorboard, self.metrics):
-                self.mirror.remove(path.name)
+        """Remove what a run leaves here before its first checkpoint is complete, and nothing else."""
+        for name in self.store.names(CHECKPOINTS):
+            if _LEFT.fullmatch(name):
+                self.store.remove(f"{CHECKPOINTS}/{name}")
+        for path in (self.tensorboard, self.metrics):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            self.store.remove(path.name)
 
     def publish(self) -> None:
-        """Bring the copy on an object store, if there is one, up to date, except for checkpoints; for the first process."""
-        if self.mirror is not None:
-            self.mirror.publish()
+        """Bring an object store, if the run is on one, up to date, except for checkpoints; for the first process."""
+        self.store.publish()
 
     def create(self, config: RunConfig) -> None:
         """Create the folder and write the resolved configuration into it."""

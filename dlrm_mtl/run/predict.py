@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 from dlrm_mtl.config.load import load_config
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
@@ -46,13 +46,12 @@ def trained_run(place: str | Path, overrides: list[str] | None = None) -> Iterat
         UserError: there is no run in the folder ``place`` (path or URI).
     """
     with run_folder(place) as folder:
-        if folder.mirror is not None:
-            folder.mirror.restore(folder.config.name, *POINTERS)
+        folder.store.restore(folder.config.name)
         if not folder.config.is_file():
             raise UserError(
                 f"{place}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml."
             )
-        yield Checkpoints(folder.checkpoints, mirror=folder.mirror), load_config(folder.config, overrides)
+        yield Checkpoints(folder.store), load_config(folder.config, overrides)
 
 
 def evaluate_run(

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.training.events import CheckpointStart, End, Evaluation, Listener, Log, Start
 
 if TYPE_CHECKING:
@@ -107,6 +108,4 @@ def _drop_after(path: Path, step: int) -> None:
         except ValueError:
             pass  # the last line of a run that was killed while writing it
     if kept != lines:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, "".join(kept))

@@ -17,7 +17,8 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import local_rank, on_every_process
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.storage.filesystems import is_local, locate
-from dlrm_mtl.storage.remote_folder import Mirror
+from dlrm_mtl.storage.remote_folder import RemoteStore
+from dlrm_mtl.storage.run_store import LocalStore
 
 
 @contextmanager
@@ -31,17 +32,17 @@ def run_folder(place: str | Path) -> Iterator[RunFolder]:
     """
     filesystem, root = locate(place)
     if is_local(filesystem):
-        yield RunFolder(Path(root))
+        yield RunFolder(LocalStore(Path(root)))
         return
     with _staging_folder() as local:
-        mirror = Mirror(str(place), filesystem, root, local)
+        store = RemoteStore(str(place), filesystem, root, local)
         try:
-            yield RunFolder(local, mirror)
+            yield RunFolder(store)
         except Exception as error:
             if dist.get_rank() == 0:
-                mirror.publish_last_words()
+                store.publish_after_error()
             if isinstance(error, UserError):  # the user knows the run by its URI
-                raise UserError(str(error).replace(str(local), mirror.uri), local=error.local) from None
+                raise UserError(str(error).replace(str(local), store.place), local=error.local) from None
             raise
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.check import check_watched_metric
 from dlrm_mtl.config.run import RunConfig
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_training(
-    config: RunConfig, output: str | Path, resume: bool, listeners: Sequence[Listener] = ()
+    config: RunConfig, output: str | Path, resume: bool, listeners: Sequence[Listener] = (), fallback: bool = False
 ) -> dict[str, float] | None:
     """Train ``config`` and evaluate its best checkpoint on the test split; to be called on every process.
 
@@ -51,6 +51,7 @@ def run_training(
         config: what to do.
         output: the run's folder, path or URI.
         resume: go on from the latest checkpoint in it, if there is one.
+        fallback: where the latest checkpoint is damaged, go on from the newest good one.
         listeners: hear of what happens, besides those that write metrics.jsonl, TensorBoard's files and a trace.
 
     Returns:
@@ -64,23 +65,24 @@ def run_training(
     check_tasks(config, dataset.spec)
     with process_group() as process, run_folder(output) as folder:
         # After a failure a launcher starts all processes again with the same command: then the run goes on.
-        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        checkpoints = Checkpoints(folder.checkpoints, config.training.keep_checkpoints, folder.mirror)
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints)
         train_data = None if config.data.growing else training_loader(config, dataset.split("train"), process)
         validation_data = (
             make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
         )
-        first_process_only(lambda: folder.check(resume))
-        if resume and folder.mirror is not None:
-            folder.mirror.restore(folder.metrics.name, *POINTERS)
+        resume = first_process_only(lambda: folder.check(resume, restarted))
+        if resume:
+            folder.store.restore(folder.metrics.name)
         model = build_model(config, dataset.spec, process)
         steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else None
         optimizers = build_optimizers(config, model, steps or 1)
         progress = RunState(data=data_order(config))
         if resume and checkpoints.exists():
-            progress = checkpoints.load("latest", RunTensors(model, optimizers))
+            progress = checkpoints.load("latest", RunTensors(model, optimizers), fallback)
             check_same_data(progress, config, folder)
-            checkpoints.settle(progress)
+            if not fallback:  # which keeps the damaged one
+                checkpoints.settle(progress)
         first_process_only(lambda: prepare_folder(folder, config, model, progress))
         before = progress.step
         rows = train_data.rows if train_data else None
@@ -198,7 +200,7 @@ def conclude(
     listeners: Listeners,
 ) -> dict[str, float] | None:
     """Evaluate a checkpoint on the test split: the best one; the latest without a validation split, or if data are growing."""
-    name = "best" if (folder.checkpoints / "best").is_file() and not config.data.growing else "latest"
+    name = "best" if checkpoints.has_best() and not config.data.growing else "latest"
     progress = checkpoints.load(name, RunTensors(model))
     spent = clock(progress.seconds)
     say(process, f"trained for {spent}; evaluating the checkpoint after step {progress.step} ({name})")

@@ -19,6 +19,27 @@ PIECE = 16 << 20
 """Bytes that are read at a time from an object that this process has to copy."""
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small local file so that it is seen either before or after, never in between, also after a loss of power."""
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a local folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def output_file(place: str | Path, option: str = "--output") -> Iterator[pa.NativeFile]:
     """Open a new file (path or URI) for writing; it gets its name when the block ends, and is removed after an exception.

@@ -6,8 +6,8 @@ host that wrote them; only when the store has all of them does a pointer name it
 
 from __future__ import annotations
 
-import sys
-import time
+import logging
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,19 +20,21 @@ from pyarrow import fs
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import first_process_only, local_rank, on_every_process
 from dlrm_mtl.storage.filesystems import first_line
+from dlrm_mtl.storage.retry import retry
+from dlrm_mtl.storage.run_store import THREADS, Range, RunStore, first_parts
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before a failed transfer is repeated; the client of the storage has its own retries below this."""
-THREADS = 8
-"""Files that are transferred at a time. Arrow itself uploads the parts of a large file in parallel."""
 PROBE = ".writable"
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Part = TypeVar("Part")
 
 
-class Mirror:
-    """The remote copy of one run folder. Names are paths relative to it, such as ``checkpoints/latest``.
+class RemoteStore(RunStore):
+    """A run on an object store; every host works in a staging folder.
 
     Transfers that fail are repeated, with a remark, and then end in a :class:`UserError`.
 
@@ -40,27 +42,22 @@ class Mirror:
         uri: what the user calls it.
         filesystem: the store.
         root: the folder's path in ``filesystem``.
-        local: the folder of this host that is mirrored.
-        apart: the folder in it that is not mirrored as a whole.
+        local: the staging folder of this host.
+        apart: the folder in it that :meth:`publish` leaves alone.
     """
 
     def __init__(self, uri: str, filesystem: fs.FileSystem, root: str, local: Path, apart: str = "checkpoints") -> None:
-        self.uri = uri.rstrip("/")
+        super().__init__(uri.rstrip("/"), local)
         self.filesystem = filesystem
         self.root = root
-        self.local = local
         self.apart = apart
         self._published: dict[str, tuple[int, int]] = {}
-        self._reached = False
-        self._lost = False
-
-    def children(self, folder: str) -> list[str]:
-        """The names of files and of folders that are not empty directly in ``folder``."""
-        return _first(name[len(folder) + 1 :] for name in self.files(folder))
+        self.ever_succeeded = False
+        self.gave_up = False
 
     def files(self, folder: str) -> dict[str, int]:
         """The files in ``folder`` and below, with their sizes in bytes."""
-        return self._again("read", folder, lambda: self._files(folder))
+        return self._retry("read", folder, lambda: self._files(folder))
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file; None if there is none."""
@@ -72,17 +69,17 @@ class Mirror:
             except FileNotFoundError:
                 return None
 
-        return self._again("read", name, read)
+        return self._retry("read", name, read)
 
     def read_for_all(self, name: str) -> bytes | None:
         """The same, read by the first process; to be called on every process."""
         content = first_process_only(lambda: self.read(name))
-        self._reached = True
+        self.ever_succeeded = True
         return content
 
     def write(self, name: str, content: str) -> None:
         """Write a small file; on an object store it is seen either before or after, never in between."""
-        self._again("written", name, lambda: self._write(name, content))
+        self._retry("written", name, lambda: self._write(name, content))
 
     def remove(self, name: str) -> None:
         """Remove a file or folder, if it is there."""
@@ -99,7 +96,7 @@ class Mirror:
             elif kind == fs.FileType.File:
                 self.filesystem.delete_file(path)
 
-        self._again("removed", name, remove)
+        self._retry("removed", name, remove)
 
     def check_writable(self) -> list[str]:
         """The names in the run folder, after a file was written there and removed; nothing is repeated here.
@@ -108,13 +105,13 @@ class Mirror:
             UserError: one of the three cannot be done.
         """
         try:
-            names = _first(self._files(""))
+            names = first_parts(self._files(""))
             self._write(PROBE, "")
             self.filesystem.delete_file(self._path(PROBE))
-            self._reached = True
+            self.ever_succeeded = True
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"{self.uri}: this output folder cannot be written to ({first_line(error)}); check the name, the credentials "
+                f"{self.place}: this output folder cannot be written to ({first_line(error)}); check the name, the credentials "
                 "and their permissions, or name another one with --output."
             ) from None
         return [name for name in names if name != PROBE]
@@ -137,54 +134,70 @@ class Mirror:
             state = path.stat()
             if path.is_file() and not name.startswith(f"{self.apart}/"):
                 changed[name] = (state.st_size, state.st_mtime_ns)
-        self._upload(name for name, state in changed.items() if self._published.get(name) != state)
+        names = [name for name, state in changed.items() if self._published.get(name) != state]
+        self._transfer("written", names, "", lambda name: self._copy(self.local / name, name))
         self._published.update(changed)
 
-    def publish_last_words(self) -> None:
+    def publish_after_error(self) -> None:
         """The same for a run that ends with an error, which no other error may hide."""
-        if self._lost or not self._published:
+        if self.gave_up or not self._published:
             return
         try:
             self.publish()
         except UserError as error:
-            print(error, file=sys.stderr, flush=True)
+            logger.warning("%s", error)
 
-    def upload_checkpoint(self, folder: str, last: str) -> None:
-        """Upload the files in ``folder`` that this host has, except ``last``; to be called on every process.
+    def writes_here(self) -> bool:
+        return local_rank() == 0
 
-        Returns when the store has the files of all hosts, checked by their sizes. Until its file ``last`` is written, too, the
-        folder does not count as complete.
-
-        Raises:
-            UserError: on all processes, if one of them could not.
-        """
-        there = first_process_only(lambda: self.files(folder))
+    def publish_folder(self, name: str, last: str, content: str) -> None:
+        """The store has the files of all hosts, checked by their sizes, before it gets ``last``."""
 
         def upload() -> dict[str, int]:
             if local_rank() != 0:
                 return {}
-            paths = [path for path in (self.local / folder).iterdir() if path.name != last]
-            here = {f"{folder}/{path.name}": path.stat().st_size for path in paths}
-            self._upload((file for file, size in here.items() if there.get(file) != size), folder)
+            staged = self.local / f"{name}.tmp"
+            here = {f"{name}/{path.name}": path.stat().st_size for path in sorted(staged.iterdir())}
+
+            def copy(file: str) -> None:
+                self._copy(staged / file.rpartition("/")[2], file)
+
+            self._transfer("written", here, name, copy)
             return here
 
         def compare() -> None:
-            there = self.files(folder)
+            there = self.files(name)
             for file, size in (pair for part in parts for pair in part.items()):
                 if there.get(file) != size:
                     raise UserError(
-                        f"{self.uri}/{file}: has {there.get(file, 0):,} bytes after its upload, where {size:,} were written; "
-                        "check that no other run writes there, and go on with --resume."
+                        f"{self.place}/{file}: has {there.get(file, 0):,} bytes after its upload, where {size:,} were "
+                        "written; check that no other run writes there, and go on with --resume."
                     )
+            self.write(f"{name}/{last}", content)
 
+        first_process_only(lambda: self.remove(name) if self.files(name) else None)  # of an attempt that was killed
         parts = on_every_process(upload)
         first_process_only(compare)
+        if local_rank() == 0:
+            shutil.rmtree(self.local / f"{name}.tmp")
 
-    def open(self, name: str) -> pa.NativeFile:
-        """Open a file for reading here and there; an error is the caller's, see :meth:`transfer`."""
-        return self.filesystem.open_input_file(self._path(name))
+    def _attempts(self, groups: list[list[Range]]) -> None:
+        self._transfer("read", groups, groups[0][0].name.rpartition("/")[0], self._read_group)
 
-    def transfer(self, done: str, parts: Iterable[Part], place: str, copy: Callable[[Part], None]) -> None:
+    def _read_group(self, group: list[Range]) -> None:
+        name, start, stop = group[0].name, group[0].start, max(each.stop for each in group)
+        buffer = bytearray(stop - start)
+        with self.filesystem.open_input_file(self._path(name)) as file:
+            if file.size() < stop:
+                raise OSError(f"{name.rpartition('/')[2]} ends after {file.size():,} bytes, before {stop:,}")
+            with file.get_stream(start, stop - start) as stream:
+                count = stream.readinto(buffer)
+        if count != stop - start:
+            raise OSError(f"{name}: {count:,} bytes came where {stop - start:,} were asked for")
+        for each in group:
+            each.use(memoryview(buffer)[each.start - start : each.stop - start])
+
+    def _transfer(self, done: str, parts: Iterable[Part], place: str, copy: Callable[[Part], None]) -> None:
         """Call ``copy`` with each of ``parts``, several at a time, and again with those that failed.
 
         Args:
@@ -214,46 +227,35 @@ class Mirror:
                     raise error
 
         if left:
-            self._again(done, place, attempts)
+            self._retry(done, place, attempts)
 
-    def _upload(self, names: Iterable[str], place: str = "") -> None:
-        def copy(name: str) -> None:
-            fs.copy_files(
-                str(self.local / name),
-                self._path(name),
-                source_filesystem=fs.LocalFileSystem(),
-                destination_filesystem=self.filesystem,
-            )
+    def _copy(self, source: Path, name: str) -> None:
+        fs.copy_files(
+            str(source),
+            self._path(name),
+            source_filesystem=fs.LocalFileSystem(),
+            destination_filesystem=self.filesystem,
+        )
 
-        self.transfer("written", names, place, copy)
-
-    def _again(self, done: str, name: str, action: Callable[[], T]) -> T:
+    def _retry(self, done: str, name: str, action: Callable[[], T]) -> T:
         """The result of ``action``, by which ``name`` is to be ``done``; repeated after an error, see :data:`PAUSES`.
 
-        What has never worked is not repeated: the name or the credentials will be wrong.
+        An action is not repeated where none has ever worked: the name or the credentials will be wrong.
         """
-        place = f"{self.uri}/{name}".rstrip("/")
-        for pause in (*(PAUSES if self._reached else ()), None):
-            try:
-                result = action()
-                self._reached = True
-                return result
-            except FileNotFoundError as error:
-                raise UserError(f"{place}: has been removed meanwhile ({first_line(error)}); try again.") from None
-            except (OSError, pa.ArrowException) as error:
-                if pause is None:
-                    self._lost = True
-                    raise UserError(
-                        f"{place}: cannot be {done} ({first_line(error)}); check the storage, the credentials and their "
-                        "permissions, and try again; a training run goes on from the last checkpoint there with --resume."
-                    ) from None
-                print(
-                    f"{place}: cannot be {done} ({first_line(error)}); trying again in {pause:g} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                time.sleep(pause)
-        raise AssertionError
+        place = f"{self.place}/{name}".rstrip("/")
+
+        def mistake(error: Exception) -> UserError:
+            if isinstance(error, FileNotFoundError):
+                return UserError(f"{place}: has been removed meanwhile ({first_line(error)}); try again.")
+            self.gave_up = True
+            return UserError(
+                f"{place}: cannot be {done} ({first_line(error)}); check the storage, the credentials and their "
+                "permissions, and try again; a training run goes on from the last checkpoint there with --resume."
+            )
+
+        result = retry(action, place, PAUSES if self.ever_succeeded else (), mistake, done=done)
+        self.ever_succeeded = True
+        return result
 
     def _write(self, name: str, content: str) -> None:
         with self.filesystem.open_output_stream(self._path(name)) as stream:
@@ -267,7 +269,3 @@ class Mirror:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")
-
-
-def _first(paths: Iterable[str]) -> list[str]:
-    return sorted({path.split("/", 1)[0] for path in paths})

@@ -33,6 +33,7 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import RunParts, Trainer
     from dlrm_mtl.training.tensors import RunTensors
@@ -46,19 +47,19 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
     optimizers = build_optimizers(config, model, 4)
     progress = RunState()
     if load:
-        progress = Checkpoints(runs / load).load("latest", RunTensors(model, optimizers))
+        progress = Checkpoints(LocalStore(runs / load)).load("latest", RunTensors(model, optimizers))
         assert progress.step == progress.steps_applied == optimizers.sparse.steps == 3
         for local in optimizers.sparse.tables:  # parts that hold later columns are no parts of the checkpoint
             assert (next(iter(local.states.values())) > 0).any()
     else:
         loader = make_loader(config, dataset, "train", process)
-        trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(runs), progress))
+        trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(LocalStore(runs)), progress))
         with loader.epoch(0) as batches:
             for _ in range(3):
                 trainer.step([next(batches)], progress.step, 0)
                 progress.step += 1
         progress.steps_applied = optimizers.sparse.steps
-    Checkpoints(runs / f"{plan}-{process.world_size}").save(RunTensors(model, optimizers), progress)
+    Checkpoints(LocalStore(runs / f"{plan}-{process.world_size}")).save(RunTensors(model, optimizers), progress)
     tensors = {f"weights/{name}": whole(value) for name, value in model.table_weights().items()}
     for name, state in optimizers.table_state().items():
         tensors.update({f"{key}/{name}": whole(value) for key, value in state.items()})
@@ -73,14 +74,21 @@ def test_what_an_attempt_that_was_killed_has_left_is_no_reason_to_remove_the_lat
     from dlrm_mtl.checkpoint.checkpoints import Checkpoints
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import process_group
+    from dlrm_mtl.storage.run_store import LocalStore
 
     for step in (5, 10, 20, 30):
-        (tmp_path / f"step_{step:08d}").mkdir()
+        (tmp_path / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step_{step:08d}" / "progress.json").touch()
     with process_group():
-        Checkpoints(tmp_path, keep=1).settle(RunState(step=20, best_step=5))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "latest", "step_00000005", "step_00000020"]
-    assert (tmp_path / "latest").read_text() == "step_00000020"
-    assert (tmp_path / "best").read_text() == "step_00000005"
+        Checkpoints(LocalStore(tmp_path), keep=1).settle(RunState(step=20, best_step=5))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "best",
+        "latest",
+        "step_00000005",
+        "step_00000020",
+    ]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000020"
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step_00000005"
 
 
 @pytest.mark.parametrize("optimizer", ["clippy_rowwise_adagrad", "rowwise_adam"])

@@ -18,6 +18,7 @@ import torch
 from pyarrow import fs
 
 from dlrm_mtl.storage import remote_folder as mirror_module
+from dlrm_mtl.storage import retry as retry_module
 from tests import commands, s3, synthetic
 from tests.commands import kill_tree, losses, start, write_config
 from tests.embeddings.two_phase_model import whole
@@ -97,7 +98,7 @@ def test_a_run_is_killed_and_goes_on_elsewhere(
     # What a kill in the middle of an upload leaves.
     step = pointer(bucket, "latest")
     name, cut = f"{RUN}/checkpoints/step_{step:08d}", f"{RUN}/checkpoints/step_99999999"
-    bucket.copy_file(f"{name}/__0_0.distcp", f"{cut}/__0_0.distcp")
+    bucket.copy_file(f"{name}/rank_00000_0.safetensors", f"{cut}/rank_00000_0.safetensors")
 
     second = machine("second")
     code, printed = call("evaluate", f"s3://{RUN}", "--checkpoint", "step_99999999")
@@ -215,7 +216,7 @@ def host(rank: int, data: Path, environment: dict[str, str], temporary: Path, fa
     """A process that is alone on its host: save, or load, a checkpoint on the store; what is in the model."""
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.errors import UserError
@@ -234,27 +235,25 @@ def host(rank: int, data: Path, environment: dict[str, str], temporary: Path, fa
     optimizers = build_optimizers(config, model, 4)
     result: dict[str, Any] = {"sentence": None}
     with run_folder(f"s3://{RUN}") as folder:
-        assert folder.mirror is not None
-        checkpoints = Checkpoints(folder.checkpoints, 1, folder.mirror)
+        checkpoints = Checkpoints(folder.store, 1)
         if writing:
             optimizers.allocate()
             checkpoints.save(RunTensors(model, optimizers), RunState(step=1))
-            assert {path.name for path in folder.checkpoints.iterdir()} == {"latest"}
+            assert not list(folder.checkpoints.iterdir())
             mirror_module.PAUSES = (0.0,)
             if failing and rank == 1:  # the second host's credentials have run out
-                folder.mirror.filesystem = fs.S3FileSystem(
+                folder.store.filesystem = fs.S3FileSystem(
                     endpoint_override=environment["AWS_ENDPOINT_URL"],
                     access_key="a",
                     secret_key="b",
                     region="us-east-1",
                 )
-                folder.mirror.root = "nobucket/runs/a"
+                folder.store.root = "nobucket/runs/a"
             try:
                 checkpoints.save(RunTensors(model, optimizers), RunState(step=2))
             except UserError as error:
                 result["sentence"] = str(error)
         else:
-            folder.mirror.restore(*POINTERS)
             assert checkpoints.load("latest", RunTensors(model, optimizers)).step == (1 if failing else 2)
     tables = {name: whole(value) for name, value in model.table_weights().items()}
     result["model"] = {**tables, **{name: value.clone() for name, value in model.dense_weights().items()}}
@@ -281,9 +280,13 @@ def test_hosts_that_share_no_folder(bucket: fs.S3FileSystem, dataset: Path, tmp_
 
 
 def test_an_interruption_of_the_store_is_waited_for(
-    bucket: fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bucket: fs.S3FileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run = mirror_module.Mirror("s3://bucket/a", bucket, "bucket/a", tmp_path)
+    run = mirror_module.RemoteStore("s3://bucket/a", bucket, "bucket/a", tmp_path)
     (tmp_path / "metrics.jsonl").write_text("one\n")
     run.publish()
     pauses: list[float] = []
@@ -293,14 +296,14 @@ def test_an_interruption_of_the_store_is_waited_for(
         if len(pauses) == 3:
             bucket.create_dir("bucket")
 
-    monkeypatch.setattr(mirror_module.time, "sleep", pause)
+    monkeypatch.setattr(retry_module.time, "sleep", pause)
     bucket.delete_dir_contents("bucket")
     urlopen(Request(f"{os.environ['AWS_ENDPOINT_URL']}/bucket", method="DELETE"))
     (tmp_path / "metrics.jsonl").write_text("one\ntwo\n")
     (tmp_path / "results.json").write_text("{}")
     run.publish()
     assert pauses == [1, 2, 4]
-    assert capfd.readouterr().err.count("s3://bucket/a: cannot be written (") == 3
+    assert (capfd.readouterr().err + caplog.text).count("s3://bucket/a: cannot be written (") == 3
     assert s3.files(bucket, "bucket/a") == ["metrics.jsonl", "results.json"]
     assert s3.text(bucket, "bucket/a/metrics.jsonl") == "one\ntwo\n"
 

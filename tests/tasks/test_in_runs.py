@@ -63,6 +63,7 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import RunParts, Trainer
 
@@ -72,7 +73,7 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), RunState()))
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(LocalStore(folder)), RunState()))
     values = []
     for batch in loader.epoch(0):
         parts, _ = trainer.step([batch], trainer.progress.step, 0)

@@ -33,6 +33,7 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.tasks.weighting import DynamicWeightAverage, UncertaintyWeighting
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import RunParts, Trainer
@@ -49,7 +50,7 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
         model = build_model(config, data.spec, process)
         optimizers = build_optimizers(config, model, STEPS)
         loader = make_loader(config, data, "train", process)
-        folder = Checkpoints(checkpoints / name)
+        folder = Checkpoints(LocalStore(checkpoints / name))
         progress = folder.load("latest", RunTensors(model, optimizers)) if resume else RunState()
         trainer = Trainer(RunParts(config, process, model, optimizers, loader, folder, progress))
         model.module.train()

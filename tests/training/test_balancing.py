@@ -257,6 +257,7 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers, build_step
     from dlrm_mtl.training.tensors import RunTensors
 
@@ -266,7 +267,7 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
         config = configuration(folder, METHODS[method], {"default": "row_wise"})
         states = []
         for stop in (None, 2):
-            saved = Checkpoints(checkpoints / method)
+            saved = Checkpoints(LocalStore(checkpoints / method))
             model = build_model(config, dataset.spec, process)
             optimizers = build_optimizers(config, model, STEPS)
             step = build_step(config, process, model, optimizers)

@@ -56,6 +56,7 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loaders import make_loader
     from dlrm_mtl.training.loop import RunParts, Trainer
@@ -67,7 +68,7 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), RunState()))
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(LocalStore(folder)), RunState()))
     assert trainer.steps_per_epoch < STEPS
     model.module.train()
     values: list[list[float]] = []

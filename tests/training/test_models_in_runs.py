@@ -75,6 +75,7 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import Trainer
     from dlrm_mtl.training.tensors import RunTensors
@@ -88,7 +89,7 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     config = RunConfig.model_validate(synthetic.config(folder, sharding=PLANS[plan], optimizer=rate, **CASES[case]))
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
-    checkpoints, progress = Checkpoints(runs / case), RunState()
+    checkpoints, progress = Checkpoints(LocalStore(runs / case)), RunState()
     if load:
         progress = checkpoints.load("latest", RunTensors(model, optimizers))
     loader = make_loader(config, dataset, "train", process)

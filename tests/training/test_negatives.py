@@ -20,6 +20,7 @@ from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.dataset import Split, open_dataset
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.train import check_same_data, data_order
+from dlrm_mtl.storage.run_store import LocalStore
 from dlrm_mtl.tasks.check import starting_logits
 from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.loaders import make_loader, training_loader
@@ -82,7 +83,7 @@ def trained(
         model = build_model(config, dataset.spec, process)
         loader = training_loader(config, dataset.split("train"), process)
         optimizers = build_optimizers(config, model, STEPS)
-        checkpoints = Checkpoints(runs / name)
+        checkpoints = Checkpoints(LocalStore(runs / name))
         progress = checkpoints.load("latest", RunTensors(model, optimizers)) if resume else RunState()
         Trainer(RunParts(config, process, model, optimizers, loader, checkpoints, progress)).train()
         result[name] = {key: value.clone() for key, value in model.dense_weights().items()}
@@ -171,8 +172,8 @@ def test_evaluation_draws_nothing(shop: Path) -> None:
 def test_other_negatives_do_not_resume(shop: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(content(shop, NEGATIVES["popularity"]))
     progress = RunState(data=json.loads(json.dumps(data_order(config))))
-    check_same_data(progress, config, RunFolder(tmp_path))
+    check_same_data(progress, config, RunFolder(LocalStore(tmp_path)))
     for other in (None, NEGATIVES["in_batch"]):
         changed = RunConfig.model_validate(content(shop, other))
         with pytest.raises(UserError, match=r"data\.negatives was .* other rows would be drawn; set it back"):
-            check_same_data(progress, changed, RunFolder(tmp_path))
+            check_same_data(progress, changed, RunFolder(LocalStore(tmp_path)))

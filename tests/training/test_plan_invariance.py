@@ -42,6 +42,7 @@ def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
     from dlrm_mtl.training.loop import RunParts, Trainer
 
@@ -51,7 +52,7 @@ def first_losses(rank: int, folder: Path, **changes: object) -> list[list[float]
     model = build_model(config, dataset.spec, process)
     optimizers = build_optimizers(config, model, STEPS)
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(folder), RunState()))
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, Checkpoints(LocalStore(folder)), RunState()))
     model.module.train()
     values: list[list[float]] = []
     while len(values) < STEPS:

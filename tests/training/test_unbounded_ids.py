@@ -98,15 +98,16 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
 def visit(rank: int, data: Path, runs: Path, plan: str, load: bool) -> dict[str, Any]:
     """Take 12 steps, with a checkpoint after step 6, or those from the checkpoint on."""
     from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.tensors import RunTensors
 
     run = Run(rank, data, FEW, plan)
     if load:
-        run.progress = Checkpoints(runs).load("latest", RunTensors(run.model, run.optimizers))
+        run.progress = Checkpoints(LocalStore(runs)).load("latest", RunTensors(run.model, run.optimizers))
         assert run.progress.step == 6
     else:
         run.train(6)
-        Checkpoints(runs).save(RunTensors(run.model, run.optimizers), run.progress)
+        Checkpoints(LocalStore(runs)).save(RunTensors(run.model, run.optimizers), run.progress)
     run.train(12)
     before = run.tensors()
     metrics = run.evaluate()
@@ -264,14 +265,15 @@ def test_runs_learn(tmp_path: Path) -> None:
 def other_rows(rank: int, data: Path, runs: Path) -> None:
     from dlrm_mtl.checkpoint.checkpoints import Checkpoints
     from dlrm_mtl.core.errors import UserError
+    from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.tensors import RunTensors
 
     run = Run(rank, data, FEW, "table_wise")
     run.train(1)
-    Checkpoints(runs).save(RunTensors(run.model, run.optimizers), run.progress)
+    Checkpoints(LocalStore(runs)).save(RunTensors(run.model, run.optimizers), run.progress)
     other = Run(rank, data, {**FEW, "user": 55}, "table_wise")
     with pytest.raises(UserError, match=r"has the size \[41.*\] and the configuration wants \[55"):
-        Checkpoints(runs).load("latest", RunTensors(other.model, other.optimizers))
+        Checkpoints(LocalStore(runs)).load("latest", RunTensors(other.model, other.optimizers))
 
 
 def test_a_checkpoint_with_another_number_of_rows(tmp_path: Path) -> None:

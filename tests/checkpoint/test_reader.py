@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 import yaml
 from pyarrow import fs
 from torch import Tensor
 
-from dlrm_mtl.checkpoint import checkpoints as checkpoint
-from dlrm_mtl.checkpoint import remote_reader as store_reader
-from dlrm_mtl.checkpoint.remote_reader import StoreReader
+from dlrm_mtl.checkpoint import format, reader, writer
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.storage import remote_folder as mirror_module
-from dlrm_mtl.storage.remote_folder import Mirror
+from dlrm_mtl.storage import run_store
+from dlrm_mtl.storage.remote_folder import RemoteStore
+from dlrm_mtl.storage.run_store import LocalStore, RunStore
 from tests import s3, synthetic
 from tests.embeddings.two_phase_model import whole
 from tests.processes import run_processes
@@ -53,7 +55,7 @@ def visit(
 
     import torch.distributed as dist
 
-    from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints
+    from dlrm_mtl.checkpoint.checkpoints import Checkpoints
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
@@ -65,17 +67,17 @@ def visit(
     os.environ.update(environments[rank], LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     tempfile.tempdir = str(temporary)
     for name, size in sizes.items():
-        setattr(checkpoint if name == "FILE_BYTES" else store_reader, name, size)
+        for module in (writer, reader, format, run_store):
+            if hasattr(module, name):
+                setattr(module, name, size)
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     sharding = {"default": plan, "processes_per_host": 2} if plan == "grid_shard" else {"default": plan}
     config = RunConfig.model_validate(synthetic.config(data, seed=4 if load else 3, sharding=sharding))
     model = build_model(config, open_dataset(str(data)).spec, process)
     optimizers = build_optimizers(config, model, 4)
     with run_folder(f"s3://{RUN}") as folder:
-        assert folder.mirror is not None
-        checkpoints = Checkpoints(folder.checkpoints, 1, folder.mirror)
+        checkpoints = Checkpoints(folder.store, 1)
         if load:
-            folder.mirror.restore(*POINTERS)
             assert checkpoints.load("latest", RunTensors(model, optimizers)).step == 1
         else:
             optimizers.allocate()
@@ -128,59 +130,106 @@ def test_any_plan_loads_under_any_other(bucket: fs.S3FileSystem, tmp_path: Path)
     environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
     arguments = [data, [environment] * 4, tmp_path]
     written = run_processes(4, visit, *arguments, "grid_shard", False, {"FILE_BYTES": 3000})[0]["model"]
-    assert {"__0_0.distcp", "__0_1.distcp", "__3_1.distcp"} <= {name.split("/")[-1] for name in s3.files(bucket, RUN)}
-    small = {"WHOLE": 1400, "ENDS": 700, "PIECE": 700, "GAP": 30, "ROUND": 3}
+    names = {name.split("/")[-1] for name in s3.files(bucket, RUN)}
+    assert {f"rank_{name}.safetensors" for name in ("00000_0", "00000_1", "00003_1")} <= names
+    small = {"PIECE": 700, "GAP": 30, "GROUPS": 3}
     for plan, processes in (("row_wise", 3), ("column_wise", 4), ("table_wise", 1)):
         read = run_processes(processes, visit, *arguments, plan, True, small)[0]["model"]
         assert same(read, written), plan
 
 
-def test_tensors_of_all_kinds(bucket: fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Tensors:
+    """Tensors that every process holds whole, as a thing to save."""
+
+    def __init__(self, tensors: dict[str, Any]) -> None:
+        self.content = tensors
+
+    def prepare_load(self) -> None: ...
+
+    def tensors(self) -> dict[str, Any]:
+        return self.content
+
+    def loaded(self, state: RunState) -> None: ...
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
+    if request.param == "local":
+        return LocalStore(tmp_path)
+    return RemoteStore("s3://bucket/a", request.getfixturevalue("bucket"), "bucket/a", tmp_path)
+
+
+def test_tensors_of_all_kinds(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     state: dict[str, Any] = {
         "matrix": torch.randn(500, 30),
         "columns_first": torch.randn(30, 500).t(),
         "bfloat16": torch.randn(300, 7).bfloat16(),
         "bool": torch.rand(5000) < 0.5,
         "wide": torch.randn(2, 4000),
+        "deep": torch.randn(20, 3, 5),
         "number": torch.tensor(3.0),
         "empty": torch.empty(0, 4),
         "long": torch.arange(4000),
-        "text": "no tensor " * 1000,
     }
-    for name, size in {"WHOLE": 1400, "ENDS": 700, "PIECE": 1001, "GAP": 30}.items():
-        monkeypatch.setattr(store_reader, name, size)
+    monkeypatch.setattr(format, "BLOCK", 256)
+    monkeypatch.setattr(reader, "BLOCK", 256)
+    monkeypatch.setattr(reader, "PIECE", 1001)
+    monkeypatch.setattr(run_store, "PIECE", 1001)
+    monkeypatch.setattr(run_store, "GAP", 30)
+    monkeypatch.setattr(writer, "PIECE", 512)
     with process_group():
-        dcp.save(state, checkpoint_id=tmp_path / "c")
-        s3.upload(tmp_path / "c", bucket, "bucket/c")
-        found = {key: torch.zeros_like(value) if isinstance(value, Tensor) else "" for key, value in state.items()}
-        mirror = Mirror("s3://bucket", bucket, "bucket", tmp_path)
-        dcp.load(found, storage_reader=StoreReader(mirror, "c"))
+        checkpoints = Checkpoints(store)
+        checkpoints.save(Tensors({"a": state}), RunState(step=4))
+        found = {key: torch.zeros_like(value) for key, value in state.items()}
+        assert checkpoints.load("latest", Tensors({"a": found})) == RunState(step=4)
+        checkpoints.verify("step_00000004")
     for key, value in state.items():
-        assert torch.equal(found[key], value) if isinstance(value, Tensor) else found[key] == value, key
+        assert torch.equal(found[key], value), key
+
+
+def test_other_programs_read_the_files(tmp_path: Path) -> None:
+    """The layout of safetensors, read by its definition: a length, a header, and numbers at its offsets."""
+    matrix = torch.randn(50, 3)
+    with process_group():
+        Checkpoints(LocalStore(tmp_path)).save(Tensors({"a": {"matrix": matrix}}), RunState(step=4))
+    content = (tmp_path / "checkpoints/step_00000004/rank_00000_0.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first, last = header["a.matrix"]["data_offsets"]
+    assert header["a.matrix"] == {"dtype": "F32", "shape": [50, 3], "data_offsets": [0, 600]}
+    assert content[8 + length + first : 8 + length + last] == matrix.numpy().tobytes()
+    assert header["__metadata__"]["step"] == "4"
+    assert max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__") == (
+        len(content) - 8 - length
+    )
 
 
 def test_what_is_cut_short_or_gone_is_one_sentence(
-    bucket: fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bucket: fs.S3FileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(mirror_module, "PAUSES", (0.0, 0.0))
-    mirror = Mirror("s3://bucket", bucket, "bucket", tmp_path)
+    store = RemoteStore("s3://bucket", bucket, "bucket", tmp_path)
+    place, file = "bucket/checkpoints/step_00000001", "rank_00000_0.safetensors"
 
     def load() -> str:
-        with process_group(), pytest.raises(dcp.CheckpointException) as raised:
-            dcp.load({"matrix": torch.zeros(1000, 1000)}, storage_reader=StoreReader(mirror, "c"))
-        (error, _), *_ = raised.value.failures.values()
-        assert isinstance(error, UserError)
-        return str(error)
+        with process_group(), pytest.raises(UserError) as raised:
+            Checkpoints(store).load("latest", Tensors({"matrix": torch.zeros(1000, 1000)}))
+        return str(raised.value)
 
     with process_group():
-        dcp.save({"matrix": torch.randn(1000, 1000)}, checkpoint_id=tmp_path / "c")
-    file = next((tmp_path / "c").glob("*.distcp"))
-    os.truncate(file, 3_000_000)
-    s3.upload(tmp_path / "c", bucket, "bucket/c")
-    assert load().startswith(f"s3://bucket/c: cannot be read ({file.name} ends after 3,000,000 bytes, before 4,0")
-    assert capfd.readouterr().err.count("trying again in 0 s") == 2
-    bucket.delete_file(f"bucket/c/{file.name}")
-    assert load().startswith("s3://bucket/c: has been removed meanwhile (")
-    bucket.delete_dir("bucket/c")
-    with pytest.raises(UserError, match=r"s3://bucket/c: has no \.metadata; resume from another checkpoint"):
-        StoreReader(mirror, "c").read_metadata()
+        Checkpoints(store).save(Tensors({"matrix": torch.randn(1000, 1000)}), RunState(step=1))
+    with bucket.open_input_file(f"{place}/{file}") as source:
+        content = source.read()
+    with bucket.open_output_stream(f"{place}/{file}") as target:
+        target.write(content[:3_000_000])
+    capfd.readouterr()
+    assert load().startswith(f"s3://{place}: cannot be read ({file} ends after 3,000,000 bytes, before 4,0")
+    assert (capfd.readouterr().err + caplog.text).count("trying again in 0 s") == 2
+    bucket.delete_file(f"{place}/{file}")
+    assert load().startswith(f"s3://{place}: has been removed meanwhile (")
+    bucket.delete_file(f"{place}/index.json")
+    assert f"s3://{place}/index.json: is missing" in load()

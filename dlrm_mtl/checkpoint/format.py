@@ -1,0 +1,209 @@
+"""Checkpoint format 2: raw tensors in safetensors files, an index in JSON, and a checksum of every byte.
+
+A checkpoint ``step_N/`` holds
+
+- ``rank_*.safetensors``, written by one process each. A stored part of a tensor, a *chunk*, is cut into blocks of
+  :data:`BLOCK` bytes; their CRC-32 sums are the file's last tensor, :data:`SUMS` (one uint32 a block).
+- ``index.json``: which chunks make up a tensor and where they lie, with the SHA-256 of each chunk's sums and
+  of each file's header.
+- ``progress.json``: the run's state, the SHA-256 of ``index.json``, and one of itself. It is written last.
+
+So a process that reads a few rows checks the blocks that hold them, and no byte of a checkpoint is used without a checksum
+that leads to ``progress.json``. The run's identity and the step are in every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from dlrm_mtl.checkpoint.state import REMEDY, RunState, parse_state
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import Strict
+
+FORMAT = 2
+INDEX_FILE = "index.json"
+BLOCK = 64 << 10
+"""Bytes of a chunk that have a checksum of their own."""
+SUMS = "block_checksums"
+"""Name of the tensor of checksums in a file."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Element types by the names that safetensors gives them."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class Chunk(Strict):
+    """A part of a tensor in a file."""
+
+    file: str
+    offset: tuple[int, ...]
+    """Where it begins in the whole tensor."""
+    shape: tuple[int, ...]
+    start: int
+    """Of its bytes in the file."""
+    stop: int
+    sums: int
+    """Where the checksums of its blocks begin in the file."""
+    sha256: str
+    """Of these checksums."""
+
+
+class StoredTensor(Strict):
+    """A whole tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: list[Chunk]
+
+
+class StoredFile(Strict):
+    """A file of chunks."""
+
+    size: int
+    header: int
+    """Bytes before the first chunk."""
+    sha256: str
+    """Of these bytes."""
+
+
+class Index(Strict):
+    """The content of ``index.json``."""
+
+    format: int
+    run: str
+    """Identity of the run, drawn at its first checkpoint."""
+    step: int
+    files: dict[str, StoredFile]
+    tensors: dict[str, StoredTensor]
+
+
+def sha256(content: bytes | memoryview) -> str:
+    """The checksum of small things, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def blocks(size: int) -> int:
+    """The number of blocks of a chunk of ``size`` bytes."""
+    return -(-size // BLOCK)
+
+
+def block_sums(content: memoryview) -> bytes:
+    """The checksums of the blocks of ``content``, which begins with a block: uint32, little-endian."""
+    return b"".join(
+        zlib.crc32(content[start : start + BLOCK]).to_bytes(4, "little") for start in range(0, len(content), BLOCK)
+    )
+
+
+def state_text(state: RunState, run: str, index: str) -> str:
+    """The text of ``progress.json`` for a checkpoint whose ``index.json`` has the SHA-256 ``index``."""
+    content = {"format": FORMAT, "run": run, "index": index, **state.as_dict()}
+    return json.dumps({**content, "sha256": sha256(json.dumps(content).encode())}, indent=1)
+
+
+def parse_state_text(text: bytes, place: str) -> tuple[int, str, str, RunState]:
+    """The format, the run's identity, the SHA-256 of the index and the state in a ``progress.json``.
+
+    The second and the third are empty in format 1, which has no checksums.
+
+    Raises:
+        UserError: it is of an unknown format, or not as it was written.
+    """
+    content = _json(text, place)
+    format = content.pop("format", None)
+    if format == 1:
+        return 1, "", "", parse_state(content, place)
+    if format != FORMAT or isinstance(format, bool):
+        newer = "a newer version of dlrm-mtl wrote it" if isinstance(format, int) and format > FORMAT else REMEDY
+        raise UserError(
+            f"{place}: this checkpoint has the format {format!r} and this version of dlrm-mtl reads 1 and {FORMAT}; {newer}."
+        )
+    expected = content.pop("sha256", None)
+    if sha256(json.dumps({"format": format, **content}).encode()) != expected:
+        raise UserError(f"{place}: does not have its checksum; {REMEDY}.")
+    run, index = content.pop("run", None), content.pop("index", None)
+    if not isinstance(run, str) or not isinstance(index, str):
+        raise UserError(f"{place}: lacks the identity of the run or of the index; {REMEDY}.")
+    return FORMAT, run, index, parse_state(content, place)
+
+
+def parse_index(text: bytes, place: str) -> Index:
+    """Validate the content of an ``index.json``; raises :class:`UserError` where it does not hold together."""
+    try:
+        index = Index.model_validate(_json(text, place))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{place}: {where}: {first['msg']}; {REMEDY}.") from None
+    check_index(index, place)
+    return index
+
+
+def check_index(index: Index, place: str) -> None:
+    """Check that chunks lie in their files and tensors; raises :class:`UserError`."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{place}: {what}; {REMEDY}.")
+
+    for name in index.files:
+        if not _FILE_NAME.fullmatch(name):
+            raise refuse(f"{name!r} is no name of a file in this folder")
+    for name, tensor in index.tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise refuse(f"{name} has the unknown type {tensor.dtype!r}")
+        for chunk in tensor.chunks:
+            file = index.files.get(chunk.file)
+            size = math.prod(chunk.shape) * DTYPES[tensor.dtype].itemsize
+            inside = len(chunk.shape) == len(chunk.offset) == len(tensor.shape) and all(
+                first >= 0 and count >= 0 and first + count <= whole
+                for first, count, whole in zip(chunk.offset, chunk.shape, tensor.shape, strict=True)
+            )
+            fits = file is not None and 0 <= chunk.start <= chunk.stop <= file.size and chunk.stop - chunk.start == size
+            if not inside or not fits or file is None or chunk.sums + 4 * blocks(size) > file.size:
+                raise refuse(f"a part of {name} lies outside of it or of the file {chunk.file}")
+
+
+def header(entries: dict[str, tuple[str, Iterable[int], int]], run: str, step: int) -> bytes:
+    """The header of a safetensors file, with the bytes of its length.
+
+    Args:
+        entries: by name, the type, the shape and the number of bytes, in the order of the file.
+        run: identity of the run.
+        step: of the checkpoint.
+    """
+    content: dict[str, Any] = {"__metadata__": {"format": "pt", "run": run, "step": str(step)}}
+    at = 0
+    for name, (dtype, shape, size) in entries.items():
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _json(text: bytes, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: is not JSON ({str(error)[:200]}); {REMEDY}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: holds no mapping; {REMEDY}.")
+    return content

@@ -1,0 +1,186 @@
+"""Writing the tensors of a checkpoint: every process its own shards, in format 2."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlrm_mtl.checkpoint.format import (
+    DTYPES,
+    FORMAT,
+    SUMS,
+    Chunk,
+    Index,
+    StoredFile,
+    StoredTensor,
+    block_sums,
+    blocks,
+    check_index,
+    header,
+    sha256,
+)
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import gather_objects, on_every_process
+from dlrm_mtl.storage.output import sync_folder
+
+FILE_BYTES = 32 << 30
+"""Bytes from which on a process writes another file: S3 takes 10,000 parts of a file, which Arrow makes 10 MiB each."""
+PIECE = 4 << 20
+"""Bytes that are copied, summed and written at a time; a multiple of a block."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass
+class Part:
+    """A part of the tensor ``name`` that this process writes."""
+
+    name: str
+    tensor: Tensor
+    offset: tuple[int, ...]
+    whole: tuple[int, ...]
+    """Shape of the whole tensor."""
+
+    @property
+    def key(self) -> str:
+        """The name of the part in its file, such as ``tables.item[100,0]`` for the one from row 100 on."""
+        shape = tuple(self.tensor.shape)
+        return self.name if shape == self.whole else f"{self.name}[{','.join(map(str, self.offset))}]"
+
+
+def own_parts(tensors: dict[str, Any], rank: int) -> list[Part]:
+    """The parts of ``tensors`` that the process ``rank`` writes; to be called on every process.
+
+    A process writes its shards. Of tensors that several processes hold whole, each writes some, about the same number of bytes.
+    """
+    parts, whole = [], {}
+    for name, value in tensors.items():
+        if not hasattr(value, "local_shards"):  # a ShardedTensor is a Tensor, too
+            whole[name] = value
+            continue
+        size = tuple(value.metadata().size)
+        for shard in value.local_shards():
+            if shard.tensor.numel():
+                parts.append(Part(name, shard.tensor, tuple(shard.metadata.shard_offsets), size))
+    load: dict[int, int] = {}
+    sizes: dict[str, int] = {}
+    holders: dict[str, list[int]] = {}
+    for holder, held in enumerate(gather_objects({name: value.nbytes for name, value in whole.items()})):
+        load[holder] = 0
+        sizes.update(held)
+        for name in held:
+            holders.setdefault(name, []).append(holder)
+    for name in sorted(holders, key=lambda name: (-sizes[name], name)):
+        writer = min(holders[name], key=lambda holder: (load[holder], holder))
+        load[writer] += sizes[name]
+        if writer == rank:
+            tensor = whole[name]
+            parts.append(Part(name, tensor, (0,) * tensor.dim(), tuple(tensor.shape)))
+    return parts
+
+
+def write_tensors(folder: Path, tensors: dict[str, Any], run: str, step: int, rank: int) -> Index:
+    """Write this process's parts of ``tensors`` into ``folder``; to be called on every process.
+
+    Args:
+        folder: the same on all processes of a host.
+        tensors: live tensors by name, see :func:`~dlrm_mtl.checkpoint.tensors.flatten`.
+        run: identity of the run.
+        step: of the checkpoint.
+        rank: of this process.
+
+    Returns:
+        The index of all files of all processes.
+
+    Raises:
+        UserError: a file cannot be written, on all processes.
+    """
+    parts = own_parts(tensors, rank)
+    files: list[list[Part]] = [[]]
+    size = 0
+    for part in parts:
+        if files[-1] and size + part.tensor.nbytes > FILE_BYTES:
+            files.append([])
+            size = 0
+        files[-1].append(part)
+        size += part.tensor.nbytes
+
+    def write() -> Index:
+        index = Index(format=FORMAT, run=run, step=step, files={}, tensors={})
+        for number, some in enumerate(files):
+            name = f"rank_{rank:05d}_{number}.safetensors"
+            try:
+                _write_file(folder / name, some, index)
+            except OSError as error:
+                raise UserError(
+                    f"{folder.with_suffix('')}: cannot be written ({error.strerror}); make room, or correct the permissions; "
+                    "the checkpoint before is whole, go on from it with --resume."
+                ) from None
+        sync_folder(folder)
+        return index
+
+    whole = Index(format=FORMAT, run=run, step=step, files={}, tensors={})
+    for index in on_every_process(write):
+        whole.files.update(index.files)
+        for name, tensor in index.tensors.items():
+            known = whole.tensors.setdefault(name, StoredTensor(dtype=tensor.dtype, shape=tensor.shape, chunks=[]))
+            known.chunks.extend(tensor.chunks)
+    check_index(whole, str(folder))
+    return whole
+
+
+def _write_file(path: Path, parts: list[Part], index: Index) -> None:
+    """Write one file, and enter it and its chunks into ``index``."""
+    entries: dict[str, tuple[str, Any, int]] = {}
+    for part in parts:
+        entries[part.key] = (_NAMES[part.tensor.dtype], part.tensor.shape, part.tensor.nbytes)
+    total = sum(blocks(part.tensor.nbytes) for part in parts)
+    entries[SUMS] = ("U32", (total,), 4 * total)
+    head = header(entries, index.run, index.step)
+    at = len(head)
+    sums_at = at + sum(part.tensor.nbytes for part in parts)
+    size = sums_at + 4 * total
+    sums: list[bytes] = []
+    with open(path, "wb", buffering=0) as file:
+        _write_all(file, head)
+        for part in parts:
+            own = b"".join(_write_pieces(file, part.tensor))
+            shape = tuple(part.tensor.shape)
+            chunk = Chunk(
+                file=path.name,
+                offset=part.offset,
+                shape=shape,
+                start=at,
+                stop=at + part.tensor.nbytes,
+                sums=sums_at,
+                sha256=sha256(own),
+            )
+            dtype = _NAMES[part.tensor.dtype]
+            stored = index.tensors.setdefault(part.name, StoredTensor(dtype=dtype, shape=part.whole, chunks=[]))
+            stored.chunks.append(chunk)
+            sums.append(own)
+            at, sums_at = chunk.stop, sums_at + len(own)
+        _write_all(file, b"".join(sums))
+        os.fsync(file.fileno())
+    index.files[path.name] = StoredFile(size=size, header=len(head), sha256=sha256(head))
+
+
+def _write_pieces(file: Any, tensor: Tensor) -> list[bytes]:
+    """Write the bytes of ``tensor``, row by row, and return the checksums of their blocks; no more than a piece is copied."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    sums = []
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE].cpu().numpy().data
+        sums.append(block_sums(piece))
+        _write_all(file, piece)
+    return sums
+
+
+def _write_all(file: Any, content: bytes | memoryview) -> None:
+    left = memoryview(content)
+    while len(left):
+        left = left[file.write(left) :]

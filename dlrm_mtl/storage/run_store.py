@@ -1,0 +1,256 @@
+"""The files of one run, in a folder of this machine or on an object store, behind one interface.
+
+Names are paths relative to the run's folder, such as ``checkpoints/latest``. Processes work in :attr:`RunStore.local`: the
+run's folder itself, or a staging folder of each host whose content is published.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import first_process_only
+from dlrm_mtl.storage.filesystems import first_line
+from dlrm_mtl.storage.output import sync_folder, write_whole
+
+THREADS = 8
+"""Requests at a time. Arrow itself uploads the parts of a large file in parallel."""
+PIECE = 16 << 20
+"""Bytes that one request asks for at most, unless a single range is larger."""
+GAP = 64 << 10
+"""Bytes between two ranges that are read and thrown away, at most, where this saves a request."""
+GROUPS = 16 * THREADS
+"""Requests after which their failures are counted from zero again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """Bytes ``start`` to ``stop`` of the file ``name``, and the function that gets them, in any thread, at least once."""
+
+    name: str
+    start: int
+    stop: int
+    use: Callable[[memoryview], None]
+
+
+class RunStore(ABC):
+    """The files of one run.
+
+    Args:
+        place: what the user calls the folder: a path or a URI.
+        local: the folder of this machine in which processes work.
+    """
+
+    def __init__(self, place: str, local: Path) -> None:
+        self.place = place
+        self.local = local
+
+    @abstractmethod
+    def files(self, folder: str) -> dict[str, int]:
+        """The files in ``folder`` and below, with their sizes in bytes."""
+
+    def names(self, folder: str) -> list[str]:
+        """The names of files, and of folders that hold files, directly in ``folder``."""
+        skipped = len(folder) + 1 if folder else 0
+        return first_parts(name[skipped:] for name in self.files(folder))
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """The content of a small file; None if there is none."""
+
+    def read_for_all(self, name: str) -> bytes | None:
+        """The same, read by the first process; to be called on every process."""
+        return first_process_only(lambda: self.read(name))
+
+    @abstractmethod
+    def write(self, name: str, content: str) -> None:
+        """Write a small file; it is seen either before or after, never in between."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, if it is there."""
+
+    @abstractmethod
+    def check_writable(self) -> list[str]:
+        """The names in the run's folder, after checking that files can be written there.
+
+        Raises:
+            UserError: they cannot.
+        """
+
+    @abstractmethod
+    def restore(self, *names: str) -> None:
+        """Bring the small files ``names``, as far as they exist, to :attr:`local`; to be called on every process."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Publish what has changed in :attr:`local`, except for checkpoints; for the first process."""
+
+    @abstractmethod
+    def writes_here(self) -> bool:
+        """Whether this process does for :attr:`local` what only one process may do."""
+
+    def begin_folder(self, name: str) -> Path:
+        """An empty folder to write in what will be the folder ``name``; to be called on every process."""
+        temporary = self.local / f"{name}.tmp"
+        if self.writes_here():
+            for left in temporary.parent.glob("*.tmp"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            temporary.mkdir(parents=True)
+        dist.barrier()
+        return temporary
+
+    @abstractmethod
+    def publish_folder(self, name: str, last: str, content: str) -> None:
+        """Publish what processes wrote since :meth:`begin_folder`; to be called on every process.
+
+        Args:
+            name: the folder.
+            last: the file in it that says that it is complete; it appears with, or after, all others.
+            content: of that file.
+
+        Raises:
+            UserError: on all processes, if it could not be published.
+        """
+
+    @abstractmethod
+    def _read_group(self, group: list[Range]) -> None:
+        """Read the neighbouring ranges ``group`` of one file in one request."""
+
+    @abstractmethod
+    def _attempts(self, groups: list[list[Range]]) -> None:
+        """Read all ``groups``, several at a time."""
+
+    def read_ranges(self, ranges: Iterable[Range]) -> None:
+        """Read ``ranges``, several requests at a time, and hand them to their functions.
+
+        Raises:
+            UserError: one of them cannot be read, or is not there.
+        """
+        groups = neighbours(ranges)
+        for first in range(0, len(groups), GROUPS):
+            self._attempts(groups[first : first + GROUPS])
+
+
+class LocalStore(RunStore):
+    """A run in a folder of this machine, or of a file system that all hosts share."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), path)
+
+    def files(self, folder: str) -> dict[str, int]:
+        root = self.local / folder
+        return {
+            path.relative_to(self.local).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()
+        }
+
+    def names(self, folder: str) -> list[str]:
+        root = self.local / folder
+        return sorted(os.listdir(root)) if root.is_dir() else []
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.local / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._unreadable(name, error) from None
+
+    def write(self, name: str, content: str) -> None:
+        write_whole(self.local / name, content)
+
+    def remove(self, name: str) -> None:
+        path = self.local / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def check_writable(self) -> list[str]:
+        existing = self.local
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{self.place}: this output folder cannot be written to; name another one with --output.")
+        return os.listdir(self.local) if self.local.is_dir() else []
+
+    def restore(self, *names: str) -> None:
+        """Nothing to do: all processes see the folder."""
+
+    def publish(self) -> None:
+        """Nothing to do: the folder is the run's."""
+
+    def writes_here(self) -> bool:
+        return dist.get_rank() == 0
+
+    def publish_folder(self, name: str, last: str, content: str) -> None:
+        def publish() -> None:
+            temporary, target = self.local / f"{name}.tmp", self.local / name
+            try:
+                write_whole(temporary / last, content)
+                if target.exists():  # an attempt that was killed has left it incomplete
+                    self.remove(name)
+                os.rename(temporary, target)
+                sync_folder(target.parent)
+            except OSError as error:
+                raise UserError(
+                    f"{target}: cannot be written ({error.strerror}); make room, and go on with --resume from the "
+                    "checkpoint before."
+                ) from None
+
+        dist.barrier()
+        first_process_only(publish)
+
+    def _read_group(self, group: list[Range]) -> None:
+        start, stop = group[0].start, max(each.stop for each in group)
+        buffer = bytearray(stop - start)
+        try:
+            with open(self.local / group[0].name, "rb", buffering=0) as file:
+                file.seek(start)
+                count = 0
+                while count < len(buffer) and (more := file.readinto(memoryview(buffer)[count:])):
+                    count += more
+        except OSError as error:
+            raise self._unreadable(group[0].name, error) from None
+        if count < len(buffer):
+            raise UserError(
+                f"{self.place}/{group[0].name}: ends after {start + count:,} bytes, before {stop:,}; it was cut short."
+            )
+        for each in group:
+            each.use(memoryview(buffer)[each.start - start : each.stop - start])
+
+    def _attempts(self, groups: list[list[Range]]) -> None:
+        with ThreadPoolExecutor(min(4, len(groups))) as pool:
+            for _ in pool.map(self._read_group, groups):
+                pass
+
+    def _unreadable(self, name: str, error: OSError) -> UserError:
+        return UserError(f"{self.place}/{name}: cannot be read ({error.strerror or first_line(error)}).")
+
+
+def neighbours(ranges: Iterable[Range]) -> list[list[Range]]:
+    """The ranges that one request reads together."""
+    groups: list[list[Range]] = []
+    stop = 0
+    for one in sorted(ranges, key=lambda one: (one.name, one.start)):
+        group = groups[-1] if groups else None
+        if group and group[0].name == one.name and one.start - stop <= GAP and one.stop - group[0].start <= PIECE:
+            group.append(one)
+            stop = max(stop, one.stop)
+        else:
+            groups.append([one])
+            stop = one.stop
+    return groups
+
+
+def first_parts(paths: Iterable[str]) -> list[str]:
+    """The first parts of relative paths, sorted, each once."""
+    return sorted({path.split("/", 1)[0] for path in paths})
