@@ -1,7 +1,7 @@
 # All paths are relative, so that a folder whose name holds a space works.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format lock wheel clean
+.PHONY: docs help setup train test test-all lint format lock wheel clean
 
 # The build that is installed already, or else the one that this machine can use.
 ifndef BUILD
@@ -29,6 +29,7 @@ help:
 	@echo "make test-all   run the slow tests, too"
 	@echo "make lint       check format, style, types, and that imports run downwards"
 	@echo "make format     put format and imports in order"
+	@echo "make docs       build the documentation as a site into build/site"
 	@echo "make lock       write requirements/*.txt anew from setup.cfg (UPGRADE=1: with the newest releases)"
 	@echo "make wheel      build a wheel with the native kernels, and an sdist, into dist/"
 	@echo "make clean      remove .venv and what the tools leave behind"
@@ -74,6 +75,10 @@ lint: setup
 format: setup
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
+
+docs: setup
+	@.venv/bin/python -c "import material" 2>/dev/null || .venv/bin/python -m pip install --quiet --no-deps -r requirements/docs.txt
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv/bin/mkdocs build --quiet && echo "build/site/index.html: open it in a browser"
 
 lock: setup
 	@.venv/bin/python -m pip install --quiet uv==0.13.9
