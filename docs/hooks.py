@@ -48,7 +48,7 @@ def configuration() -> str:
         lines += [f"## {heading}", "", *_text(section.get("description", "")), ""]
         lines += ["| key | type | default | |", "| --- | --- | --- | --- |"]
         for key, value in section["properties"].items():
-            default = _cell(repr(value["default"])) if "default" in value else "required"
+            default = "required" if key in section.get("required", []) else _cell(repr(value.get("default", "none")))
             lines.append(
                 f"| `{key}` | {_type(value)} | {default} | {_cell(value.get('description', ''), code=False)} |"
             )
