@@ -33,7 +33,8 @@ def check_run(config: RunConfig, place: str) -> None:
         check_growing(config)
         check_negatives_count(config)
         check_items_are_drawn(config)
-        check_watched_metric(config)
+        if config.data.negatives is None:  # else the data set's labels come first, which decide on the tasks
+            check_watched_metric(config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     check_parts(config, place)
@@ -153,5 +154,6 @@ def check_against_data_set(config: RunConfig, place: str) -> None:
         select(spec, config.data, [])
         check_labels(config.tasks, spec)
         check_negatives(spec, config.data, label_columns(config.tasks))
+        check_watched_metric(config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None

@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     package = folder / "dlrm_mtl"
     package.mkdir(parents=True)
     (package / "core").mkdir()
-    for name in ("__init__.py", "launcher.py", "core/__init__.py", "core/errors.py"):
+    for name in ("__init__.py", "launcher.py", "core/__init__.py", "core/errors.py", "core/extras.py"):
         shutil.copy(ROOT / "dlrm_mtl" / name, package / name)
     (package / "__main__.py").write_text(STAND_IN)
     (folder / "config.yaml").write_text("name: test\n")
