@@ -33,8 +33,12 @@ LIVE_SECONDS = 0.5
 
 
 def console() -> Console:
-    """The console that everything is shown on; where there is no terminal it is wide enough for every table."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """The console that everything is shown on; where there is no terminal it is wide enough for every table.
+
+    Brackets and colons in texts are shown as they are: names of tasks and features are data, not markup.
+    """
+    terminal = sys.stdout.isatty()
+    return Console(width=None if terminal else 140, highlight=False, soft_wrap=not terminal, markup=False, emoji=False)
 
 
 _bars: list[Bar] = []
@@ -68,7 +72,11 @@ class Bar:
         self._live: Progress | None = None
         self._width = 0
         if shown and sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(20),
+                TextColumn("{task.fields[text]}", markup=False),
+            )
             self._live = Progress(*columns, console=console(), transient=brief)
             self._task = self._live.add_task(label, total=total, completed=done, text="")
             if not brief:
