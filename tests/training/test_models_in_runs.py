@@ -74,10 +74,10 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
-    from dlrm_mtl.training.loop import Trainer
+    from dlrm_mtl.training.loaders import make_loader
+    from dlrm_mtl.training.loop import RunParts, Trainer
     from dlrm_mtl.training.tensors import RunTensors
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
@@ -93,7 +93,7 @@ def train(rank: int, folder: Path, runs: Path, case: str, plan: str, load: bool)
     if load:
         progress = checkpoints.load("latest", RunTensors(model, optimizers))
     loader = make_loader(config, dataset, "train", process)
-    trainer = Trainer(config, process, model, optimizers, loader, None, checkpoints, None, progress)
+    trainer = Trainer(RunParts(config, process, model, optimizers, loader, checkpoints, progress))
     model.module.train()
     values = []
     with loader.epoch(0, progress.step) as batches:
