@@ -273,7 +273,7 @@ def data_describe(
 
 def _speaks() -> bool:
     """Whether this process prints what all processes of its host have to say."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class _Remarks(logging.Handler):
@@ -284,7 +284,7 @@ class _Remarks(logging.Handler):
         text = self.format(record)
         if record.levelno >= logging.WARNING:
             print(text, file=sys.stderr, flush=True)
-        elif int(os.environ.get("RANK", 0)) == 0:
+        elif os.environ.get("RANK", "0") == "0":
             console = sys.modules.get("dlrm_mtl.console")  # without it there is no bar
             say = console.say if console else functools.partial(print, flush=True)
             say(text)

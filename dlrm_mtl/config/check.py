@@ -16,7 +16,7 @@ from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.negatives.check import check_negatives
-from dlrm_mtl.data.spec import DATASET_FILE
+from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec
 from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.tasks.check import check_labels
 from dlrm_mtl.tasks.products import product_mistake
@@ -152,8 +152,17 @@ def check_against_data_set(config: RunConfig, place: str) -> None:
     spec = open_dataset(config.data.path).spec
     try:
         select(spec, config.data, [])
-        check_labels(config.tasks, spec)
-        check_negatives(spec, config.data, label_columns(config.tasks))
-        check_watched_metric(config)
+        check_tasks(config, spec)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
+
+
+def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
+    """Check that the tasks have labels, that negatives can be drawn and that the watched metric exists.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    check_labels(config.tasks, spec)
+    check_negatives(spec, config.data, label_columns(config.tasks))
+    check_watched_metric(config)

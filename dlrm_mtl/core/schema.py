@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.parts import models_of_field
+from dlrm_mtl.core.suggest import closest, did_you_mean
 from dlrm_mtl.core.yaml_text import parse_yaml
 
 
@@ -35,6 +35,9 @@ class PartConfig(Strict):
             ...
 
 
+LearningRate = Annotated[float, Field(gt=0)]
+"""The step size of an optimizer."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -44,8 +47,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         beside = [str(path.with_name(other.name)) for other in sorted(path.parent.glob("*.y*ml"))]
-        close = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.8)
-        hint = f"did you mean {close[0]}?" if close else f"check the path (it is relative to {Path.cwd()})."
+        close = closest(str(path), beside, cutoff=0.8)
+        hint = f"did you mean {close}?" if close else f"check the path (it is relative to {Path.cwd()})."
         raise UserError(f"{path}: there is no such file; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a readable YAML file.") from None
@@ -80,7 +83,7 @@ def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str
         path = ".".join(str(part) for part in location) or "(top level)"
         if kind == "extra_forbidden":
             key, allowed = str(location[-1]), _keys_beside(model, detail["loc"])
-            elsewhere = _path_elsewhere(model, key) if not difflib.get_close_matches(key, allowed, n=1) else None
+            elsewhere = _path_elsewhere(model, key) if closest(key, allowed) is None else None
             hint = f"did you mean {elsewhere}? allowed: {', '.join(allowed)}" if elsewhere else _suggest(key, allowed)
             sentences.append(f"{place}: {path}: there is no key {key!r} here; {hint}.")
         elif kind == "missing":
@@ -163,9 +166,7 @@ def _path_elsewhere(model: type[BaseModel], key: str) -> str | None:
 
 
 def _suggest(value: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(value, allowed, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(allowed)}"
+    return f"{did_you_mean(value, allowed)}allowed: {', '.join(allowed)}"
 
 
 def _short(value: Any, limit: int = 80) -> str:

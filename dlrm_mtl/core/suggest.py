@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+
+def closest(name: str, allowed: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """Return the one of ``allowed`` that ``name`` is a likely misspelling of; None if there is none."""
+    return next(iter(difflib.get_close_matches(name, allowed, n=1, cutoff=cutoff)), None)
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """Return "did you mean 'x'? there are: x, y" for a name that is not among ``allowed``."""
     known = sorted(allowed)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}there are: {', '.join(known) if known else 'none'}"
+    return f"{did_you_mean(name, known)}there are: {', '.join(known) if known else 'none'}"
+
+
+def did_you_mean(name: str, allowed: Sequence[str]) -> str:
+    """Return "did you mean 'x'? ", or nothing where no name is close."""
+    close = closest(name, allowed)
+    return f"did you mean {close!r}? " if close else ""

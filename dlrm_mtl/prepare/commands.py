@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,8 @@ from typer.core import TyperGroup
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.plugins import load_plugins
+from dlrm_mtl.core.registry import registry
+from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.prepare import ADAPTERS, Adapter
 
 FOLDERS = {
@@ -35,8 +36,6 @@ class AdapterGroup(TyperGroup):
         """The command of one adapter; raises :class:`UserError` if there is none of that name."""
         adapters = _adapters()
         if cmd_name not in adapters:
-            from dlrm_mtl.core.suggest import suggest
-
             raise UserError(f"prepare: there is no data set {cmd_name!r}; {suggest(cmd_name, adapters)}.")
         single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
         single.command(cmd_name)(as_command(adapters[cmd_name]()))
@@ -49,12 +48,6 @@ def _adapters() -> dict[str, Callable[[], Callable[..., str | None]]]:
     found: dict[str, Callable[[], Callable[..., str | None]]] = {
         name: partial(_function, adapter) for name, adapter in ADAPTERS.items()
     }
-    if (
-        "dlrm_mtl.core.registry" not in sys.modules
-    ):  # then no plugin has registered one, and pydantic need not be imported
-        return found
-    from dlrm_mtl.core.registry import registry
-
     return found | {entry.name: partial(_function, entry.part) for entry in registry("adapter")}
 
 

@@ -50,9 +50,7 @@ def metric_tables(
     tables = []
     for name in names:
         metric = ALL_METRICS[name]
-        keys = dict.fromkeys(key for run in runs for key in values(run, split))
-        tasks = [key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] == name]
-        tasks.sort(key=lambda task: task == "mean")
+        tasks = _tasks_with(runs, split, name)
         if not tasks:
             continue
         caption = f"{SPLITS[split]}: {metric.heading}"
@@ -80,9 +78,7 @@ def paired_tables(groups: Sequence[Group], split: str, names: Iterable[str]) -> 
     tables = []
     for name in names:
         metric = ALL_METRICS[name]
-        keys = dict.fromkeys(key for group in groups for run in group.runs for key in values(run, split))
-        tasks = [key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] == name]
-        tasks.sort(key=lambda task: task == "mean")
+        tasks = _tasks_with([run for group in groups for run in group.runs], split, name)
         rows: list[list[str | Cell]] = []
         for group in others:
             found = [_paired(group, baseline, split, f"{task}/{name}") for task in tasks]
@@ -95,6 +91,13 @@ def paired_tables(groups: Sequence[Group], split: str, names: Iterable[str]) -> 
             )
             tables.append(PageTable(("runs", "common seeds", *tasks), rows, caption=caption))
     return tables
+
+
+def _tasks_with(runs: Sequence[RecordedRun], split: str, name: str) -> list[str]:
+    """The tasks that have the metric ``name`` on a split in any run; the mean over tasks comes last."""
+    keys = dict.fromkeys(key for run in runs for key in values(run, split))
+    tasks = [key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] == name]
+    return sorted(tasks, key=lambda task: task == "mean")
 
 
 def _paired(group: Group, baseline: Group, split: str, key: str) -> Paired | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import read_yaml
 from dlrm_mtl.metrics import ALL_METRICS
-from dlrm_mtl.run.folder import RunFiles
+from dlrm_mtl.run.folder import NO_RUN, RunFiles
 
 Floats = NDArray[np.float64]
 
@@ -159,10 +159,7 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
 def _read_run(path: Path, label: str) -> RecordedRun:
     folder = RunFiles(path)
     if not folder.config.is_file():
-        raise UserError(
-            f"{path}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml, or a folder "
-            "of such folders."
-        )
+        raise UserError(f"{path}: {NO_RUN}, or a folder of such folders.")
     return RecordedRun(
         label, path, flatten(read_yaml(folder.config)), _read_entries(folder.metrics), _read_results(folder.results)
     )

@@ -23,6 +23,7 @@ from dlrm_mtl.config.load import load_config
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import join, process_group
+from dlrm_mtl.run.folder import NO_RUN
 from dlrm_mtl.run.predict import Predictor, evaluate_run, predict_run, trained_run
 from dlrm_mtl.run.show import ShowProgress
 from dlrm_mtl.run.train import run_training
@@ -43,9 +44,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = str(folder)
         if self._read("config.yaml") is None:
-            raise UserError(
-                f"{folder}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml."
-            )
+            raise UserError(f"{folder}: {NO_RUN}.")
 
     @cached_property
     def config(self) -> RunConfig:

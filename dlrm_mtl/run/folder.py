@@ -8,15 +8,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dlrm_mtl.checkpoint.state import CHECKPOINTS
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.yaml_text import parse_yaml
+from dlrm_mtl.storage.output import write_whole
 
 if TYPE_CHECKING:  # configurations need PyTorch, which whoever only reads a folder does not
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.storage.run_store import RunStore
 
+NO_RUN = "there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml"
+"""The sentence, behind the place, about a folder without a run."""
 _LEFT = re.compile(r"step_\d+(\.tmp)?|(latest|best|run\.json)(\.tmp)?")
 """Names of files and folders below ``checkpoints/`` that this program writes."""
 
@@ -76,8 +78,8 @@ class RunFolder(RunFiles):
     def _check_own(self) -> None:
         """A resumed run may remove things, so the folder must be one that this program wrote."""
         try:
-            content = yaml.safe_load(self.store.read(self.config.name) or b"")
-        except (yaml.YAMLError, RecursionError):
+            content = parse_yaml((self.store.read(self.config.name) or b"").decode())
+        except ValueError:
             content = None
         if not isinstance(content, dict) or not {"data", "tasks"} <= content.keys():
             raise UserError(
@@ -106,11 +108,10 @@ class RunFolder(RunFiles):
         from dlrm_mtl.config.load import dump_config
 
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(dump_config(config), encoding="utf-8")
+            write_whole(self.config, dump_config(config))
         except OSError as error:
             raise UserError(f"{self.path}: this output folder cannot be written to ({error.strerror}).") from None
 
     def write_plan(self, plan: list[dict[str, Any]]) -> None:
         """Write where each table lives."""
-        self.plan.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        write_whole(self.plan, json.dumps(plan, indent=1))

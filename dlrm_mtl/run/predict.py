@@ -16,6 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+from dlrm_mtl.config.check import check_tasks
 from dlrm_mtl.config.load import load_config
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
@@ -23,9 +24,10 @@ from dlrm_mtl.core.processes import Process, first_process_only, on_every_proces
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.row_reader import iterate_rows
+from dlrm_mtl.run.folder import NO_RUN
 from dlrm_mtl.run.show import ShowProgress
 from dlrm_mtl.run.staging import run_folder
-from dlrm_mtl.run.train import check_tasks, evaluate_split, report_unknown_ids
+from dlrm_mtl.run.train import evaluate_split, report_unknown_ids
 from dlrm_mtl.storage.output import output_file
 from dlrm_mtl.tasks.targets import predictions
 from dlrm_mtl.training.build import build_model
@@ -48,9 +50,7 @@ def trained_run(place: str | Path, overrides: list[str] | None = None) -> Iterat
     with run_folder(place) as folder:
         folder.store.restore(folder.config.name)
         if not folder.config.is_file():
-            raise UserError(
-                f"{place}: there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml."
-            )
+            raise UserError(f"{place}: {NO_RUN}.")
         yield Checkpoints(folder.store), load_config(folder.config, overrides)
 
 

@@ -12,23 +12,20 @@ from pathlib import Path
 
 from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 from dlrm_mtl.checkpoint.state import RunState
-from dlrm_mtl.config.check import check_watched_metric
+from dlrm_mtl.config.check import check_tasks
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.data.dataset import Dataset, open_dataset
-from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.reader import BatchLoader
-from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
 from dlrm_mtl.run.scalars import MetricsFile, TensorBoard
 from dlrm_mtl.run.staging import run_folder
-from dlrm_mtl.tasks.check import check_labels
-from dlrm_mtl.tasks.targets import label_columns
+from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.training import events
 from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.evaluation import evaluate
@@ -154,13 +151,6 @@ def say(process: Process, text: str) -> None:
         logger.info("%s", text)
 
 
-def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:
-    """Check that the tasks have labels, that negatives can be drawn and that the watched metric exists."""
-    check_labels(config.tasks, spec)
-    check_negatives(spec, config.data, label_columns(config.tasks))
-    check_watched_metric(config)
-
-
 def data_order(config: RunConfig) -> dict[str, object]:
     """What the order of training rows depends on."""
     keys = ("batch_size", "lanes", "shuffle", "block_rows")
@@ -208,7 +198,7 @@ def conclude(
     if "test" in dataset.spec.splits:
         metrics = evaluate_split(config, dataset, model, process, "test", listeners, progress.step)
     if process.is_main and metrics is not None:
-        folder.results.write_text(json.dumps({"step": progress.step, "test": metrics}, indent=1), encoding="utf-8")
+        write_whole(folder.results, json.dumps({"step": progress.step, "test": metrics}, indent=1))
     first_process_only(folder.publish)
     return metrics
 

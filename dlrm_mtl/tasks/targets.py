@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dlrm_mtl.core.batch_random import BatchRandom
 from dlrm_mtl.tasks.config import TaskConfig
 
 SAMPLING_LAYER = 1 << 32
 """Numbers the draws of negative sampling, beside those of the dropout layers."""
-
-
-class Draws(Protocol):
-    """A source of random numbers that belong to a row of a global batch, whatever process holds it."""
-
-    def uniform(self, layer: int, rows: int, width: int, device: torch.device) -> Tensor:
-        """Numbers in [0, 1) of shape [rows, width], see :class:`~dlrm_mtl.models.dropout.BatchRandom`."""
-        ...
 
 
 def label_columns(tasks: Sequence[TaskConfig]) -> list[str]:
@@ -72,7 +64,7 @@ class Targets:
                 counted[:, task] *= (labels[:, mask] == 1.0) & (weights[:, mask] > 0.0)
         return own, counted
 
-    def sampled(self, labels: Tensor, weights: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def sampled(self, labels: Tensor, weights: Tensor, draws: BatchRandom) -> tuple[Tensor, Tensor]:
         """For training: also drop negatives of the tasks that want only a share of them, each task on its own.
 
         Ranking tasks learn from positives only: what these are compared with is drawn by the model.

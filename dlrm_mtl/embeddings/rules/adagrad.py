@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dlrm_mtl.core.registry import register
-from dlrm_mtl.embeddings.rules.base import LearningRate, StateSpec, TableRule, TouchedRows
+from dlrm_mtl.core.schema import LearningRate
+from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
 
 
 @register("table_optimizer", "adagrad", order=50)

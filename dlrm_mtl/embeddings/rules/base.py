@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.schema import LearningRate, PartConfig
 from dlrm_mtl.embeddings.kernels.layout import Update
-
-LearningRate = Annotated[float, Field(gt=0)]
 
 TINY = 2.0**-126
 """The smallest normal float32: without it under the root, an empty accumulator beside a gradient whose square underflows
@@ -47,14 +44,13 @@ class TouchedRows:
     """By name: [U] for state per row, [U, D] for state per element."""
 
 
-class TableRule(Strict):
+class TableRule(PartConfig):
     """An update rule for embedding tables; its instances are configurations.
 
     The update must not depend on where rows and columns lie: it may use the row's own numbers, ``mean_squares``, and the
     number of the step.
     """
 
-    name: str
     learning_rate: LearningRate
     """Step size."""
 

@@ -8,14 +8,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dlrm_mtl.core.clippy_defaults import INITIAL_ACCUMULATOR, LAMBDA_ABS, LAMBDA_REL
+from dlrm_mtl.core.clippy_limits import ClippyLimits
 from dlrm_mtl.core.registry import register
+from dlrm_mtl.core.schema import LearningRate
 from dlrm_mtl.embeddings.kernels.layout import Update
-from dlrm_mtl.embeddings.rules.base import TINY, LearningRate, StateSpec, TableRule, TouchedRows
+from dlrm_mtl.embeddings.rules.base import TINY, StateSpec, TableRule, TouchedRows
 
 
 @register("table_optimizer", "clippy_rowwise_adagrad", order=10)
-class ClippyRowWiseAdagrad(TableRule):
+class ClippyRowWiseAdagrad(ClippyLimits, TableRule):
     """Row-wise AdaGrad that limits how far any coordinate moves in a step: Clippy, for tables.
 
     Algorithm 1 of arXiv 2302.09178 with one accumulator per row: a <- a + mean(g^2);  r = g / sqrt(a + eps);
@@ -25,14 +26,6 @@ class ClippyRowWiseAdagrad(TableRule):
     name: Literal["clippy_rowwise_adagrad"] = "clippy_rowwise_adagrad"
     learning_rate: LearningRate = 0.1
     """Step size."""
-    lambda_rel: float = Field(default=LAMBDA_REL, ge=0)
-    """A coordinate w moves at most lambda_rel |w| + lambda_abs in a step."""
-    lambda_abs: float = Field(default=LAMBDA_ABS, ge=0)
-    """See lambda_rel."""
-    initial_accumulator_value: float = Field(default=INITIAL_ACCUMULATOR, ge=0)
-    """What the accumulators start from."""
-    accumulator: Literal["standard", "delayed"] = "standard"
-    """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
     eps: float = Field(default=0.0, ge=0)
     """Added to the accumulator under the root."""
     scope: Literal["table", "row"] = "table"

@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dlrm_mtl.core.registry import register
+from dlrm_mtl.core.schema import LearningRate
 from dlrm_mtl.embeddings.kernels.layout import Update
-from dlrm_mtl.embeddings.rules.base import TINY, LearningRate, StateSpec, TableRule, TouchedRows
+from dlrm_mtl.embeddings.rules.base import TINY, StateSpec, TableRule, TouchedRows
 
 
 @register("table_optimizer", "rowwise_adagrad", order=20)

@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from dlrm_mtl.core.registry import register
+from dlrm_mtl.core.schema import LearningRate
 from dlrm_mtl.embeddings.kernels.layout import Update
-from dlrm_mtl.embeddings.rules.base import LearningRate, TableRule, TouchedRows
+from dlrm_mtl.embeddings.rules.base import TableRule, TouchedRows
 
 
 @register("table_optimizer", "sgd", order=40)

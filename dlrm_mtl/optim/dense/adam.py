@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import nn
 
 from dlrm_mtl.core.registry import register
-from dlrm_mtl.optim.dense.base import DenseOptimizerConfig, LearningRate
+from dlrm_mtl.core.schema import LearningRate
+from dlrm_mtl.optim.dense.base import DenseOptimizerConfig
 
 
 @register("dense_optimizer", "adam", order=10)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from dlrm_mtl.core.parts import Part
 from dlrm_mtl.core.schema import PartConfig
-
-LearningRate = Annotated[float, Field(gt=0)]
 
 
 class DenseOptimizerConfig(PartConfig):

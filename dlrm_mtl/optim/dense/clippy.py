@@ -8,27 +8,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from dlrm_mtl.core.clippy_defaults import INITIAL_ACCUMULATOR, LAMBDA_ABS, LAMBDA_REL
+from dlrm_mtl.core.clippy_limits import ClippyLimits
 from dlrm_mtl.core.registry import register
+from dlrm_mtl.core.schema import LearningRate
 from dlrm_mtl.optim.clippy import ClippyOptions
-from dlrm_mtl.optim.dense.base import DenseOptimizerConfig, LearningRate
+from dlrm_mtl.optim.dense.base import DenseOptimizerConfig
 
 
 @register("dense_optimizer", "clippy_adagrad", order=30)
-class ClippyAdagradConfig(DenseOptimizerConfig):
+class ClippyAdagradConfig(ClippyLimits, DenseOptimizerConfig):
     """AdaGrad that limits how far any coordinate moves in a step: Clippy, one factor per tensor."""
 
     name: Literal["clippy_adagrad"] = "clippy_adagrad"
     learning_rate: LearningRate = 0.1
     """Step size; above lambda_abs, or nothing is ever clipped with the standard accumulator."""
-    lambda_rel: float = Field(default=LAMBDA_REL, ge=0)
-    """A coordinate w moves at most lambda_rel |w| + lambda_abs in a step."""
-    lambda_abs: float = Field(default=LAMBDA_ABS, ge=0)
-    """See lambda_rel."""
-    initial_accumulator_value: float = Field(default=INITIAL_ACCUMULATOR, ge=0)
-    """What the accumulators start from."""
-    accumulator: Literal["standard", "delayed"] = "standard"
-    """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
     eps: float = Field(default=0.0, ge=0)
     """Added to the root of the accumulator, or under it (eps_inside)."""
     eps_inside: bool = False

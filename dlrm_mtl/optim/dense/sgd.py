@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dlrm_mtl.core.registry import register
-from dlrm_mtl.optim.dense.base import DenseOptimizerConfig, LearningRate
+from dlrm_mtl.core.schema import LearningRate
+from dlrm_mtl.optim.dense.base import DenseOptimizerConfig
 
 
 @register("dense_optimizer", "sgd", order=40)

@@ -50,6 +50,8 @@ class Table:
     """For each file with malformed lines that were skipped: how many, and the number of the first."""
     behind: dict[Path, int] = field(default_factory=dict)
     """How many of the skipped lines lie behind a quote that another malformed line opens."""
+    whole: dict[str, bool] = field(default_factory=dict)
+    """For each column of texts that was looked through: whether all of them are whole numbers."""
 
     @property
     def rows(self) -> int:

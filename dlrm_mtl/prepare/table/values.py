@@ -52,11 +52,10 @@ def id_text(table: Table, name: str) -> str:
     """
     column, type_ = table.column(name), table.types[name]
     if type_ == "VARCHAR":
-        row = one_row(
-            table.connection,
-            rf"SELECT coalesce(bool_and(regexp_full_match({column}, '-?\d+(\.0)?')), false) FROM rows",
-        )
-        return f"regexp_replace({column}, '[.]0$', '')" if row[0] else column
+        if name not in table.whole:
+            numbers = rf"bool_and(regexp_full_match({column}, '-?\d+(\.0)?'))"
+            (table.whole[name],) = one_row(table.connection, f"SELECT coalesce({numbers}, false) FROM rows")
+        return f"regexp_replace({column}, '[.]0$', '')" if table.whole[name] else column
     return _by_value(column, type_)
 
 
