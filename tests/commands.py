@@ -6,13 +6,19 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.processes import CONTEXT
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -26,20 +32,117 @@ def command(*arguments: object, processes: int = 1) -> list[str]:
 
 
 def run(*arguments: object, processes: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``dlrm-mtl`` to its end."""
-    return subprocess.run(
-        command(*arguments, processes=processes), env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240
-    )
+    """Run ``dlrm-mtl`` to its end, see :class:`Command`."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        done = Command(arguments, processes, out, err, cwd).wait(240)
+        return subprocess.CompletedProcess(["dlrm-mtl", *map(str, arguments)], done, out.read_text(), err.read_text())
 
 
-def start(*arguments: object, processes: int = 1, log: Path) -> subprocess.Popen[bytes]:
+def run_launched(*arguments: object, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run ``dlrm-mtl`` to its end as users do: the launcher and every worker start a Python of their own."""
+    line = command(*arguments, processes=processes)
+    return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+
+
+def start(*arguments: object, processes: int = 1, log: Path) -> Command:
     """Start ``dlrm-mtl`` in a session of its own, with its output in ``log``."""
-    with open(log, "wb") as file:
-        line = command(*arguments, processes=processes)
-        return subprocess.Popen(line, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True)
+    return Command(arguments, processes, log, log)
 
 
-def wait_for_step(metrics: Path, step: int, process: subprocess.Popen[bytes], timeout: float = 120.0) -> None:
+class Command:
+    """``dlrm-mtl`` in processes of its own, which come from one that has imported everything; like a Popen.
+
+    Several processes are started as by torchrun, by an agent above them that ends them all when one fails and leaves with
+    code 2 when one did.
+    """
+
+    def __init__(
+        self, arguments: Sequence[object], processes: int, out: Path, err: Path, cwd: Path | None = None
+    ) -> None:
+        given = [str(argument) for argument in arguments]
+        self._process = CONTEXT.Process(
+            target=_agent, args=(given, processes, dict(ENVIRONMENT), str(out), str(err), str(cwd or Path.cwd()))
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; the exit code.
+
+        Raises:
+            TimeoutExpired: it did not end in time, and is killed now.
+        """
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            kill_tree(self)
+            raise subprocess.TimeoutExpired("dlrm-mtl", timeout or 0.0)
+        return self._process.exitcode
+
+
+def _agent(arguments: list[str], processes: int, environment: dict[str, str], out: str, err: str, cwd: str) -> None:
+    os.setsid()
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
+    time.tzset()
+    tempfile.tempdir = None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    if processes == 1:
+        _main(arguments)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = set()
+    for rank in range(processes):
+        worker = os.fork()
+        if worker == 0:
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes)
+            )
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
+            os.environ.update(TORCHELASTIC_RESTART_COUNT="0", GROUP_RANK="0", GROUP_WORLD_SIZE="1")
+            _main(arguments)
+        workers.add(worker)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the workers get them, too, and decide
+        signal.signal(number, lambda *_: None)
+    codes = set()
+    while workers:
+        worker, status = os.wait()
+        workers.remove(worker)
+        codes.add(os.waitstatus_to_exitcode(status))
+        if codes != {0}:  # the others may be about to say the same
+            signal.signal(signal.SIGALRM, lambda *_: [os.kill(other, signal.SIGTERM) for other in workers])
+            signal.alarm(3)
+    os._exit(2 if 2 in codes else 0 if codes == {0} else 1)
+
+
+def _main(arguments: list[str]) -> None:
+    from dlrm_mtl.cli import main
+
+    sys.argv = ["dlrm-mtl", *arguments]
+    code: object = 1
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def wait_for_step(metrics: Path, step: int, process: Command, timeout: float = 120.0) -> None:
     """Wait until ``metrics.jsonl`` has an entry of ``step`` or a later one."""
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:
@@ -60,7 +163,7 @@ def losses(path: Path) -> dict[int, dict[str, float]]:
     return {entry["step"]: {key: value for key, value in entry.items() if key.startswith("loss/")} for entry in entries}
 
 
-def kill_tree(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+def kill_tree(process: Command | subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     """Send a signal to a process and everything below it, at once."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -21,11 +21,16 @@ except SystemExit as left:
 """
 
 
-def quick(*arguments: str, cwd: Path | None = None) -> str:
-    """Run a command; what it printed, at the end what it has imported."""
-    done = subprocess.run(
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command; at the end of what it printed stands what it has imported."""
+    return subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240
     )
+
+
+def quick(*arguments: str, cwd: Path | None = None) -> str:
+    """What a command printed, which imported nothing heavy."""
+    done = run(*arguments, cwd=cwd)
     assert done.stdout.endswith("exit code 0 imported []\n"), done.stdout + done.stderr
     return done.stdout
 
@@ -42,6 +47,11 @@ def quick(*arguments: str, cwd: Path | None = None) -> str:
 )
 def test_commands_that_compute_nothing_do_not_import_torch(arguments: tuple[str, ...], repository: Path) -> None:
     quick(*arguments, cwd=repository)
+
+
+def test_a_configuration_is_checked_without_torchrec(repository: Path) -> None:
+    done = run("config", "check", "configs/kuairand_mmoe.yaml", cwd=repository)
+    assert done.stdout.endswith("exit code 0 imported ['torch']\n"), done.stdout + done.stderr
 
 
 def test_version() -> None:

@@ -15,7 +15,6 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
-from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
 
 if (
     TYPE_CHECKING
@@ -196,6 +195,8 @@ def initialise(model: nn.Module, stds: Mapping[str, float], seed: int) -> None:
     The weights of a row depend on the seed, the table's name and the row only, so they are the same under every sharding
     plan and world size.
     """
+    from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
+
     for table, weight in table_weights(model).items():
         std, key = stds[table], f"{seed}/{table}"
         if isinstance(weight, ShardedTensor):

@@ -32,7 +32,7 @@ def config(dataset: Path) -> Path:
 def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run on two processes."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = commands.run("train", config, "--output", folder, processes=2)
+    done = commands.run_launched("train", config, "--output", folder, processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "click" in done.stdout
     assert "Sharding plan" in done.stdout
