@@ -46,6 +46,8 @@ class StepReport:
 
     smallest_other: float = 1.0
     """The smallest factor outside the tables."""
+    flag: int = 0
+    """The largest number that a process has passed to the step as its flag."""
     largest_moves: dict[str, float] = field(default_factory=dict)
     """The largest change of any coordinate of each table, if it was asked for."""
 
@@ -108,7 +110,12 @@ class TwoPhaseOptimizer(KeyedOptimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, others: Tensor | None = None, measure: bool = False
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        others: Tensor | None = None,
+        measure: bool = False,
+        flag: int = 0,
     ) -> None:
         """Apply the gradients collected since the last step; what happened is in ``report``.
 
@@ -117,6 +124,8 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             others: 0-dim float32; the smallest factor of what is trained outside the tables, or NON_FINITE if a gradient
                 there is not finite on this process, so that no table is changed either. Default: 1.
             measure: whether the report also says how far coordinates moved, which takes another pass over them.
+            flag: a number, at least 0 and below 2^24, whose largest value on any process is in the report of all of them;
+                it travels with what the step exchanges anyway.
         """
         if closure is not None:
             with torch.enable_grad():
@@ -125,12 +134,13 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             rate = float(self.param_groups[0]["lr"])
             gradients = [local.take_gradients() for local in self.tables]
             means = self._mean_squares(gradients)
-            factors = self._agree(self._factors(gradients, means, rate), others)
-            dense, *by_table = factors.tolist()
+            factors = self._agree(self._factors(gradients, means, rate), others, flag)
+            dense, *by_table, least = factors.tolist()
             broken = [name for name, factor in zip(self.names, by_table, strict=True) if factor <= NON_FINITE]
             if dense <= NON_FINITE:
                 broken.append("dense")
             self.report = StepReport(bool(broken), broken, dict(zip(self.names, by_table, strict=True)), dense)
+            self.report.flag = -int(least)
             if not broken:
                 self.steps += 1
                 if measure and self._native is not None:
@@ -192,12 +202,12 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         dist.all_reduce(everywhere, dist.ReduceOp.MAX)
         return dict(zip(self.names, everywhere.tolist(), strict=True))
 
-    def _agree(self, factors: Tensor, others: Tensor | None) -> Tensor:
-        """[1 + tables] minima over all processes; the first one is ``others``. The step's one small all-reduce."""
+    def _agree(self, factors: Tensor, others: Tensor | None, flag: int) -> Tensor:
+        """[tables + 2] minima over all processes of ``others``, the factors and minus the flag: the step's one all-reduce."""
         first = factors.new_ones(1) if others is None else others.to(factors).reshape(1)
-        both = torch.cat([first, factors])
-        dist.all_reduce(both, dist.ReduceOp.MIN)
-        return both
+        numbers = torch.cat([first, factors, factors.new_tensor([-float(flag)])])
+        dist.all_reduce(numbers, dist.ReduceOp.MIN)
+        return numbers
 
     def _apply(
         self, gradients: list[RowGradients], means: list[Tensor], factors: dict[str, float], rate: float

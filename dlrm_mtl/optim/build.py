@@ -48,14 +48,15 @@ class Optimizers:
         self.sparse.zero_grad()
 
     @torch.no_grad()
-    def step(self, measure: bool = False) -> StepReport:
+    def step(self, measure: bool = False, flag: int = 0) -> StepReport:
         """Apply all gradients, or none of them on any process if one is not finite anywhere.
 
         Args:
             measure: whether the report should also say how far coordinates moved, which takes another pass over them.
+            flag: a number whose largest value on any process is in the report of all, see :class:`TwoPhaseOptimizer`.
         """
         measurement = self.dense.measure() if isinstance(self.dense, ClippyAdagrad) else None
-        self.sparse.step(others=self._smallest_dense_factor(measurement), measure=measure)
+        self.sparse.step(others=self._smallest_dense_factor(measurement), measure=measure, flag=flag)
         report = self.sparse.report
         if isinstance(self.dense, ClippyAdagrad):
             self.dense.step(measurement=measurement, apply_if=torch.tensor(not report.skipped))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from signal import SIGTERM
 
 import torch
 import torch.distributed as dist
@@ -39,23 +38,20 @@ class Window:
             self.figures.append(figures)
         self.rows += rows
 
-    def close(self, wait_seconds: float, signal: int) -> tuple[dict[str, float], int]:
+    def close(self, wait_seconds: float) -> dict[str, float]:
         """Average over the window and begin the next one; to be called on every process.
 
         Args:
             wait_seconds: time this process has waited for data since the run began.
-            signal: the signal this process got, or 0.
 
         Returns:
-            What to log (nan for losses if all steps were skipped), and a signal that any process got, or 0.
+            What to log; nan for losses if all steps were skipped.
         """
         nothing = torch.full((len(self.names),), float("nan"), device=self.device)
         mean = torch.stack(self.parts).mean(dim=0) if self.parts else nothing
-        summed = torch.cat([mean, mean.new_tensor([float(signal)])])
-        dist.all_reduce(summed)
-        *losses, signals = summed.tolist()
+        dist.all_reduce(mean)
         seconds = time.monotonic() - self.start
-        values = {f"loss/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
+        values = {f"loss/{name}": loss for name, loss in zip(self.names, mean.tolist(), strict=True)}
         for name in self.figures[0] if self.figures else {}:
             defined = [figures[name] for figures in self.figures if not math.isnan(figures[name])]
             values[name] = sum(defined) / len(defined) if defined else math.nan
@@ -63,4 +59,4 @@ class Window:
         values["rows_per_second"] = self.rows / seconds
         values["data_wait_share"] = min((wait_seconds - self.waited) / seconds, 1.0)
         self.restart(wait_seconds)
-        return values, signal or (int(SIGTERM) if signals else 0)
+        return values

@@ -115,16 +115,17 @@ class Trainer:
         self.model.module.train()
         self.window.restart(self.train_data.wait_seconds)
         for batches in self.steps_of(epoch, start_step):
-            step, stop = self.progress.step + 1, 0
+            step = self.progress.step + 1
             last = step == self.total_steps
             logged = step % self.config.training.log_every == 0 or last
-            parts, report = self.step(batches, self.progress.step, epoch, measure=logged)
+            signal = self.interruption.signal
+            parts, report = self.step(batches, self.progress.step, epoch, measure=logged, signal=signal)
+            stop = signal or report.flag  # all processes stop after the same step, wherever the signal came
             self.progress.step, self.progress.steps_applied = step, self.optimizers.sparse.steps
             self.tell(events.Step(step, epoch, parts, report))
             self.window.add(self.check(parts, report), self.config.data.batch_size, self.step.figures())
             if logged:
-                values, stop = self.window.close(self.train_data.wait_seconds, self.interruption.signal)
-                self.log(epoch, values, report)
+                self.log(epoch, self.window.close(self.train_data.wait_seconds), report)
             if step % self.evaluate_every == 0 or last:
                 self.validate()
                 self.save()

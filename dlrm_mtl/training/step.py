@@ -54,7 +54,7 @@ class TrainingStep:
         """Tasks whose gradient was not finite in the last step; known only where tasks have gradients of their own."""
 
     def __call__(
-        self, batches: Sequence[Batch], step: int, epoch: int, measure: bool = False
+        self, batches: Sequence[Batch], step: int, epoch: int, measure: bool = False, signal: int = 0
     ) -> tuple[Tensor, StepReport]:
         """Take step number ``step``; return this process's parts of the tasks' losses [T], and what the update did.
 
@@ -63,6 +63,7 @@ class TrainingStep:
             step: steps taken so far.
             epoch: passes over the data so far.
             measure: whether the report should also say how far coordinates moved.
+            signal: the signal that this process has got, or 0; the report's flag is the one that any process has got.
         """
         self.model.ids.begin(step)
         self.losses.weighting.start(epoch)
@@ -72,7 +73,7 @@ class TrainingStep:
         totals, rows = self.total_weights(pieces)
         parts = self.differentiate(pieces, totals, rows, step)
         with record_function("## optimizer step ##"):
-            report = self.optimizers.step(measure)
+            report = self.optimizers.step(measure, signal)
         if not report.skipped:
             self.after_update(pieces, parts, totals, step)
         self.model.ids.end(keep=not report.skipped)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(config: Path, tmp_path: Path, proces
     latest = (folder / "checkpoints" / "latest").read_text()
     steps = max(losses(folder / "metrics.jsonl"))
     assert latest == f"step_{steps:08d}"
+
+
+def test_a_signal_to_one_process_stops_all_after_the_step_whatever_is_logged(config: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "stopped", tmp_path / "log"
+    rare = ["--set", "training.epochs=10000", "--set", "training.log_every=1000000"]
+    process = start("train", config, "--output", folder, *rare, processes=2, log=log)
+    while not (folder / "checkpoints" / "latest").exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[1]), signal.SIGTERM)
+    assert process.wait(60) != 0
+    (stopped,) = re.findall(r"stopped after step (\d+) of \d+; the checkpoint is saved", log.read_text())
+    assert (folder / "checkpoints" / "latest").read_text() == f"step_{int(stopped):08d}"
 
 
 @pytest.mark.parametrize("rate", [0.1, 1e30], ids=["finished", "failed"])
