@@ -20,24 +20,8 @@ from dlrm_mtl.prepare.table.adapter import prepare_table
 from dlrm_mtl.prepare.table.description import TableDescription
 from dlrm_mtl.prepare.table.infer import draft
 from dlrm_mtl.reports.dataset_profile import profile_dataset
+from tests.hostile import NAMES
 from tests.prepare.tables import read_all
-
-NAMES = [
-    "a[1]",
-    "a*",
-    "a?",
-    "[!a]",
-    "{b,c}",
-    "~x",
-    "it's",
-    'say "hi"',
-    "50%20",
-    "two\nlines",
-    "ü 🎉",
-    "-x",
-    "k=v",
-    "x" * 80,
-]
 
 
 def described(**changes: Any) -> TableDescription:
