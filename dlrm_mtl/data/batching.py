@@ -3,106 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_mtl.data.batch import Batch
-from dlrm_mtl.data.decode import ABSENT, Array, Block, Lists, id_dtype
 from dlrm_mtl.data.file_checks import Layout
-
-
-@dataclass
-class Rows:
-    """Rows start to stop (at least one) of a block."""
-
-    block: Block
-    start: int
-    stop: int
-
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
-
-
-def padding(layout: Layout, rows: int) -> Rows:
-    """Rows of weight zero with empty features."""
-    dtype = id_dtype(layout.selection.vocabulary_sizes)
-    singles = len(layout.selection.sparse) - len(layout.lists)
-    numbers = len(layout.selection.dense) + 2 * len(layout.selection.labels)
-    empty = Lists(np.empty(0, dtype), np.zeros(rows + 1, np.int64))
-    block = Block(
-        ids=np.full((singles, rows), ABSENT, dtype),
-        complete=np.zeros(singles, np.bool_),
-        lists=[empty] * len(layout.lists),
-        numbers=np.zeros((numbers, rows), np.float32),
-    )
-    return Rows(block, 0, rows)
+from dlrm_mtl.data.join_rows import Rows, join
 
 
 def assemble(layout: Layout, parts: Sequence[Rows]) -> Batch:
     """Put rows one after the other and turn them into a batch."""
-    selection = layout.selection
-    size = sum(part.count for part in parts)
-    lengths = np.empty((len(selection.sparse), size), np.int32)
-    pieces: list[list[Array]] = []  # what comes one after the other into the values
-    key = 0
-    for run in layout.runs:
-        if isinstance(run, range):
-            pieces.append(_single_ids(parts, run, lengths[key : key + len(run)]))
-            key += len(run)
-        else:
-            pieces.append(_lists(parts, run, lengths[key]))
-            key += 1
-    values = np.empty(sum(piece.size for column in pieces for piece in column), np.int64)
-    start = 0
-    for column in pieces:
-        stop = start + sum(piece.size for piece in column)
-        np.concatenate(column, axis=-1, out=values[start:stop].reshape(*column[0].shape[:-1], -1))
-        start = stop
-    # Joined before they are transposed: the columns of a whole block often lie a power of two apart, which caches dislike.
-    numbers = np.concatenate([part.block.numbers[:, part.start : part.stop] for part in parts], axis=1)
-    dense, labels = len(selection.dense), len(selection.labels)
+    joined = join(layout, parts)
     return Batch(
         sparse=KeyedJaggedTensor(
-            keys=selection.keys,
-            values=torch.from_numpy(values),
-            lengths=torch.from_numpy(lengths.reshape(-1)),
-            stride=size,
+            keys=layout.selection.keys, values=joined.values, lengths=joined.lengths, stride=joined.rows
         ),
-        dense=_transposed(numbers[:dense]),
-        labels=_transposed(numbers[dense : dense + labels]),
-        weights=_transposed(numbers[dense + labels :]),
+        dense=joined.dense,
+        labels=joined.labels,
+        weights=joined.weights,
     )
-
-
-def _single_ids(parts: Sequence[Rows], run: range, lengths: Array) -> list[Array]:
-    """The ids of a run of columns, [columns, rows] part by part unless some are absent; fills ``lengths``, [columns, B]."""
-    columns = slice(run.start, run.stop)
-    ids = [part.block.ids[columns, part.start : part.stop] for part in parts]
-    if all(part.block.complete[columns].all() for part in parts):
-        lengths[:] = 1
-        return ids
-    joined = np.concatenate(ids, axis=1)
-    present = joined != ABSENT
-    lengths[:] = present
-    return [joined[present]]
-
-
-def _lists(parts: Sequence[Rows], column: int, lengths: Array) -> list[Array]:
-    """The ids of a column of lists, part by part; fills ``lengths``, [B]."""
-    ids, start = [], 0
-    for part in parts:
-        lists = part.block.lists[column]
-        offsets = lists.offsets[part.start : part.stop + 1]
-        np.subtract(offsets[1:], offsets[:-1], out=lengths[start : start + part.count], casting="same_kind")
-        ids.append(lists.values[offsets[0] : offsets[-1]])
-        start += part.count
-    return ids
-
-
-def _transposed(numbers: Array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers.T))

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 import torch
-import torchrec.sparse.jagged_tensor  # noqa: F401  (loads fbgemm's operators)
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.errors import UserError
@@ -217,13 +216,17 @@ def _pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longes
     """The lists of ``values`` that follow each other with ``lengths``, in ``order``, each with its last ``longest`` ids."""
     kept = lengths if longest is None else np.minimum(lengths, longest)
     short = kept is lengths or bool((kept == lengths).all())
-    if order is not None or not short:
-        rows = np.arange(len(lengths)) if order is None else order
+    if order is None and longest is not None and not short:
+        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(values))  # ids from here to the end of the list
+        values = values[left <= longest]
+    elif order is not None:
+        import torchrec.sparse.jagged_tensor  # noqa: F401  (loads fbgemm's operators, which only training needs)
+
         # TorchRec's own operator: it copies list by list, several times faster than a gather of single ids.
         if short:
-            index, segments = rows, lengths
+            index, segments = order, lengths
         else:  # every list as two: what is dropped, and what stays
-            index, segments = 2 * rows + 1, np.stack([lengths - kept, kept], axis=1).reshape(-1)
+            index, segments = 2 * order + 1, np.stack([lengths - kept, kept], axis=1).reshape(-1)
         values = torch.ops.fbgemm.permute_1D_sparse_data(
             torch.from_numpy(index.astype(np.int32)),
             torch.from_numpy(segments),
@@ -231,7 +234,7 @@ def _pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longes
             None,
             None,
         )[1].numpy()
-        kept = kept[rows]
+        kept = kept[order]
     return Lists(values, np.concatenate([[0], np.cumsum(kept)]))
 
 

@@ -12,13 +12,14 @@ from torch.profiler import record_function
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.batch import Batch
-from dlrm_mtl.data.batching import Rows, assemble, padding
+from dlrm_mtl.data.batching import assemble
 from dlrm_mtl.data.block_reader import BlockReader, BlocksAhead
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split
 from dlrm_mtl.data.decode import Block
 from dlrm_mtl.data.file_checks import check_files
+from dlrm_mtl.data.join_rows import Rows, padding
 from dlrm_mtl.data.negatives.rewrite import Negatives
 from dlrm_mtl.data.order import Lane, Slice, block_order, cut, own_lanes, row_order, schedule, steps_per_epoch
 from dlrm_mtl.data.prefetch import Prefetcher

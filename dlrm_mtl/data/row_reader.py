@@ -10,12 +10,13 @@ import pyarrow as pa
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.batch import Batch
-from dlrm_mtl.data.batching import Rows, assemble, padding
+from dlrm_mtl.data.batching import assemble
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import DataFile, open_files
 from dlrm_mtl.data.decode import BlockBuilder, Sources
 from dlrm_mtl.data.file_checks import check_files, refuse_twice
+from dlrm_mtl.data.join_rows import Rows, padding
 from dlrm_mtl.data.parquet_guard import unreadable
 from dlrm_mtl.data.prefetch import Prefetcher
 from dlrm_mtl.data.spec import DatasetSpec

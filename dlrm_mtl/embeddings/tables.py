@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypeIs
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
 
-if (
-    TYPE_CHECKING
-):  # imported where it is used: a configuration is checked without TorchRec, which takes seconds to import
-    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
-
-TableConfig: TypeAlias = "EmbeddingBagConfig | EmbeddingConfig"
-"""A table whose bags are summed in the lookup, or one that gives a row for every id."""
+if TYPE_CHECKING:  # imported where it is used: configurations are checked, and bundles served, without TorchRec
+    from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
 INIT_BLOCK_ROWS = 4096
 """Rows that share one random generator. Part of what a seed means: changing it changes every model."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One embedding table; the first four fields are named as in TorchRec's configurations."""
+
+    name: str
+    num_embeddings: int
+    """Rows."""
+    embedding_dim: int
+    """Columns."""
+    feature_names: list[str]
+    """The features that are looked up in it, in order."""
+    pooled: bool = True
+    """Whether the lookup sums the rows of a bag; otherwise it gives a row for every id."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +44,26 @@ class TableSet:
     Features stand in the order of their tables, and within a table in its own; a feature may be looked up in several tables.
     """
 
-    configs: Sequence[TableConfig]
+    configs: Sequence[Table]
     """Every table once."""
     stds: Mapping[str, float]
     """Standard deviation of the initial weights, by table."""
     means: frozenset[str] = frozenset()
     """The features whose bags become the mean of their rows; the others become the sum."""
     lengths: Mapping[str, int] = field(default_factory=dict)
-    """Flattened features, and the number of vectors that each becomes; their tables are :class:`EmbeddingConfig`."""
+    """Flattened features, and the number of vectors that each becomes; their tables are not pooled."""
     padding: Mapping[str, int] = field(default_factory=dict)
     """Columns, by table, that nothing reads: FBGEMM needs a multiple of 4."""
 
     @property
-    def pooled(self) -> list[EmbeddingBagConfig]:
+    def pooled(self) -> list[Table]:
         """The tables whose bags are summed in the lookup."""
-        return [table for table in self.configs if is_pooled(table)]
+        return [table for table in self.configs if table.pooled]
 
     @property
-    def unpooled(self) -> list[EmbeddingConfig]:
+    def unpooled(self) -> list[Table]:
         """The tables that give a row for every id."""
-        return [table for table in self.configs if not is_pooled(table)]
+        return [table for table in self.configs if not table.pooled]
 
     @property
     def parameters(self) -> int:
@@ -76,28 +85,10 @@ def table_set(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) 
     lengths = {name: pooling.length for name, pooling in config.features.items() if pooling.length is not None}
     configs = table_configs(spec, features, config)
     return TableSet(
-        configs=[_unpooled(table) if set(table.feature_names) & set(lengths) else table for table in configs],
+        configs=[replace(table, pooled=not set(table.feature_names) & set(lengths)) for table in configs],
         stds={table.name: init_std(table.name, config) for table in configs},
         means=frozenset(mean_features(configs, config)),
         lengths=lengths,
-    )
-
-
-def is_pooled(table: TableConfig) -> TypeIs[EmbeddingBagConfig]:
-    """Return whether the bags of ``table`` are summed in the lookup."""
-    from torchrec import EmbeddingBagConfig
-
-    return isinstance(table, EmbeddingBagConfig)
-
-
-def _unpooled(table: EmbeddingBagConfig) -> EmbeddingConfig:
-    from torchrec import EmbeddingConfig
-
-    return EmbeddingConfig(
-        name=table.name,
-        num_embeddings=table.num_embeddings,
-        embedding_dim=table.embedding_dim,
-        feature_names=table.feature_names,
     )
 
 
@@ -106,20 +97,7 @@ def padded(columns: int) -> int:
     return -(-columns // 4) * 4
 
 
-def summed_table(name: str, rows: int, dim: int, features: list[str]) -> EmbeddingBagConfig:
-    """A table whose bags are summed in the lookup; means are taken in the model.
-
-    TorchRec's own mean adds 1e-6 to the divisor under some sharding types and forgets to divide under grid_shard, so its result
-    depends on the plan.
-    """
-    from torchrec import EmbeddingBagConfig, PoolingType
-
-    return EmbeddingBagConfig(
-        name=name, num_embeddings=rows, embedding_dim=dim, feature_names=features, pooling=PoolingType.SUM
-    )
-
-
-def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[EmbeddingBagConfig]:
+def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[Table]:
     """One table per vocabulary that ``features`` use, named after its owner, in the order of first use.
 
     Raises:
@@ -133,26 +111,60 @@ def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConf
             raise UserError(f"model.embeddings.tables.{name}: there is no such table; {suggest(name, members)}.")
     overrides = {name: config.tables.get(name, TableOverride()) for name in members}
     return [
-        summed_table(name, spec.vocabulary_size(name), overrides[name].dim or config.dim, names)
+        Table(name, spec.vocabulary_size(name), overrides[name].dim or config.dim, names)
         for name, names in members.items()
     ]
 
 
-def build_tables(tables: list[EmbeddingBagConfig]) -> EmbeddingBagCollection:
-    """The collection on the meta device: no memory is taken before it is sharded."""
-    from torchrec import EmbeddingBagCollection
+def build_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingBagCollection:
+    """The collection; on the meta device it takes no memory before it is sharded.
 
-    return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    Bags are summed, and means are taken in the model: TorchRec's own mean adds 1e-6 to the divisor under some sharding types
+    and forgets to divide under grid_shard, so its result depends on the plan.
+    """
+    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
+
+    configs = [
+        EmbeddingBagConfig(
+            name=table.name,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=table.embedding_dim,
+            feature_names=table.feature_names,
+            pooling=PoolingType.SUM,
+        )
+        for table in tables
+    ]
+    return EmbeddingBagCollection(tables=configs, device=torch.device(device))
 
 
-def build_unpooled_tables(tables: list[EmbeddingConfig]) -> EmbeddingCollection:
-    """The collection on the meta device: no memory is taken before it is sharded."""
-    from torchrec import EmbeddingCollection
+def build_unpooled_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingCollection:
+    """The collection; on the meta device it takes no memory before it is sharded."""
+    from torchrec import EmbeddingCollection, EmbeddingConfig
 
-    return EmbeddingCollection(tables=tables, device=torch.device("meta"))
+    configs = [
+        EmbeddingConfig(
+            name=table.name,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=table.embedding_dim,
+            feature_names=table.feature_names,
+        )
+        for table in tables
+    ]
+    return EmbeddingCollection(tables=configs, device=torch.device(device))
 
 
-def mean_features(tables: list[EmbeddingBagConfig], config: EmbeddingsConfig) -> set[str]:
+def torchrec_tables(
+    tables: TableSet, device: str = "meta"
+) -> tuple[EmbeddingBagCollection | None, EmbeddingCollection | None]:
+    """TorchRec's collections of the pooled and of the unpooled tables, where there are any."""
+    pooled, unpooled = tables.pooled, tables.unpooled
+    return (
+        build_tables(pooled, device) if pooled else None,
+        build_unpooled_tables(unpooled, device) if unpooled else None,
+    )
+
+
+def mean_features(tables: Sequence[Table], config: EmbeddingsConfig) -> set[str]:
     """The features whose bags become the mean of their rows: as said of the feature, else of its table, else of all."""
 
     def pooling(table: str, feature: str) -> str:

@@ -18,9 +18,7 @@ from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.products import TaskProducts, own_tasks
 
 if TYPE_CHECKING:  # configurations of models load without TorchRec
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-    from dlrm_mtl.data.batch import Batch
+    from dlrm_mtl.data.keyed_ids import KeyedIds, ModelBatch
 
 
 class RankingModelConfig(PartConfig):
@@ -84,15 +82,19 @@ class RankingModel(nn.Module):
         self.lookup = FeatureLookup(tables)
         self.products = TaskProducts(tasks)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: ModelBatch) -> Tensor:
         """Return logits [B, T]."""
         with record_function("## embeddings ##"):
             features = self.lookup(self.ids(batch))
         with record_function("## dense ##"):
-            logits: Tensor = self.products(self.own_logits(features, batch.dense))
+            return self.logits_of(features, batch.dense)
+
+    def logits_of(self, features: Tensor, dense: Tensor) -> Tensor:
+        """The logits [B, T] of all tasks, given what :meth:`own_logits` is."""
+        logits: Tensor = self.products(self.own_logits(features, dense))
         return logits
 
-    def ids(self, batch: Batch) -> KeyedJaggedTensor:
+    def ids(self, batch: ModelBatch) -> KeyedIds:
         """What is looked up."""
         return batch.sparse
 

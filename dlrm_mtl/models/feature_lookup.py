@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlrm_mtl.embeddings.tables import TableSet, build_tables, build_unpooled_tables, is_pooled
-
-if TYPE_CHECKING:
-    from torchrec import EmbeddingBagConfig, EmbeddingConfig
-    from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
-
-TableT = TypeVar("TableT", "EmbeddingBagConfig", "EmbeddingConfig")
+from dlrm_mtl.data.keyed_ids import FeatureIds, KeyedIds, like
+from dlrm_mtl.embeddings.tables import TableSet, torchrec_tables
 
 
 class FeatureLookup(nn.Module):
@@ -23,21 +18,24 @@ class FeatureLookup(nn.Module):
 
     An empty bag gives zeros. A flattened feature takes as many vectors as its length, the most recent id first.
 
+    It says which tables there are; what holds and looks up their rows is given to it by :meth:`use`: TorchRec's collections,
+    which are replaced by their sharded form when the model is wrapped, or local ones in serving.
+
     Args:
-        tables: replaced by their sharded form when the model is wrapped.
+        tables: the tables.
     """
 
     def __init__(self, tables: TableSet) -> None:
         super().__init__()
         self.table_set = tables
-        self.tables = build_tables(tables.pooled) if tables.pooled else None
-        self.unpooled_tables = build_unpooled_tables(tables.unpooled) if tables.unpooled else None
+        self.tables: nn.Module | None = None
+        self.unpooled_tables: nn.Module | None = None
         self.unpooled_features = [name for table in tables.unpooled for name in table.feature_names]
         self.fields: list[int] = []
         """The width of every vector."""
         self.widths: list[int] = []
         """The width of what every feature becomes, in every table it is looked up in; W is their sum."""
-        self.unbounded: Callable[[KeyedJaggedTensor], KeyedJaggedTensor] | None = None
+        self.unbounded: Callable[[Any], Any] | None = None
         """Turns ids that are not numbered from 0 on into rows, in a sharded model."""
         self._divisors: _Divisors | None = None
         self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, whether that is a KeyedTensor
@@ -47,30 +45,38 @@ class FeatureLookup(nn.Module):
                 vectors = tables.lengths.get(name, 1)
                 self.fields += [table.embedding_dim] * vectors
                 self.widths.append(table.embedding_dim * vectors)
-                pooled = is_pooled(table)
                 # TorchRec's name for a feature that several tables look up.
-                self._keys.append((name, f"{name}@{table.name}" if names.count(name) > 1 else name, pooled))
+                key = f"{name}@{table.name}" if names.count(name) > 1 else name
+                self._keys.append((name, key, table.pooled))
+
+    @property
+    def names(self) -> list[str]:
+        """The name of what every feature becomes, in the order of :attr:`widths`; with the table where it has several."""
+        return [key for _, key, _ in self._keys]
+
+    def use(self, pooled: nn.Module | None, unpooled: nn.Module | None) -> None:
+        """Look features up in these collections.
+
+        Args:
+            pooled: maps ids to an object with ``to_dict()``, sums [B, D] by name; None where no table is pooled.
+            unpooled: maps ids to a mapping from names to the vectors of ids; None where all tables are pooled.
+        """
+        self.tables, self.unpooled_tables = pooled, unpooled
 
     def materialise(self, rows: int | None = None) -> None:
         """Let the tables take memory on the CPU without being sharded, each with ``rows`` rows only if given."""
-        from torchrec import EmbeddingBagCollection, EmbeddingCollection
+        tables = self.table_set
+        if rows is not None:
+            tables = replace(tables, configs=[replace(table, num_embeddings=rows) for table in tables.configs])
+        self.use(*torchrec_tables(tables, "cpu"))
 
-        def sized(table: TableT) -> TableT:
-            return table if rows is None else replace(table, num_embeddings=rows)
-
-        cpu = torch.device("cpu")
-        if self.tables is not None:
-            self.tables = EmbeddingBagCollection([sized(table) for table in self.table_set.pooled], device=cpu)
-        if self.unpooled_tables is not None:
-            self.unpooled_tables = EmbeddingCollection([sized(table) for table in self.table_set.unpooled], device=cpu)
-
-    def forward(self, sparse: KeyedJaggedTensor) -> Tensor:
+    def forward(self, sparse: KeyedIds) -> Tensor:
         """Look up all features: [B, W]."""
         if self.unbounded is not None:
             sparse = self.unbounded(sparse)
         # The columns of a KeyedTensor's values() depend on the sharding plan: features are gathered by name.
         sums = self.tables(sparse).to_dict() if self.tables is not None else {}
-        rows: dict[str, JaggedTensor] = {}
+        rows: dict[str, FeatureIds] = {}
         if self.unpooled_tables is not None:
             rows = self.unpooled_tables(most_recent(sparse, self.unpooled_features, self.table_set.lengths))
         lengths = sparse.lengths().view(len(sparse.keys()), -1)
@@ -89,7 +95,7 @@ class FeatureLookup(nn.Module):
         features = torch.cat(columns, dim=1)
         return self.means(features, sparse) if at_once else features
 
-    def means(self, features: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+    def means(self, features: Tensor, sparse: KeyedIds) -> Tensor:
         """Divide those of the features [B, W] that are means by their numbers of ids in ``sparse``, all at once."""
         if not self.table_set.means:
             return features
@@ -125,10 +131,8 @@ class _Divisors:
     """[F] int64."""
 
 
-def most_recent(sparse: KeyedJaggedTensor, keys: list[str], lengths: Mapping[str, int]) -> KeyedJaggedTensor:
+def most_recent(sparse: KeyedIds, keys: list[str], lengths: Mapping[str, int]) -> KeyedIds:
     """The features ``keys``; of each that ``lengths`` limits, only the last ids of every row."""
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
     values, counts = [], []
     for key in keys:
         ids, count = sparse[key].values(), sparse[key].lengths()
@@ -138,10 +142,10 @@ def most_recent(sparse: KeyedJaggedTensor, keys: list[str], lengths: Mapping[str
             count = count.clamp(max=lengths[key])
         values.append(ids)
         counts.append(count)
-    return KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(counts), stride=sparse.stride())
+    return like(sparse, keys, values, counts)
 
 
-def flatten(rows: JaggedTensor, length: int) -> Tensor:
+def flatten(rows: FeatureIds, length: int) -> Tensor:
     """[B, length x D]: the vectors [N, D] of each row's ids, the last one first, then zeros, which have no gradient."""
     values, count = rows.values(), rows.lengths().long()
     slots = torch.arange(length, device=values.device)
@@ -151,6 +155,6 @@ def flatten(rows: JaggedTensor, length: int) -> Tensor:
     return padded.index_select(0, places.flatten()).view(len(count), -1)
 
 
-def pool(rows: JaggedTensor) -> Tensor:
+def pool(rows: FeatureIds) -> Tensor:
     """[B, D]: the sums of the vectors [N, D] of each row's ids."""
     return torch.segment_reduce(rows.values(), "sum", lengths=rows.lengths().long(), axis=0, unsafe=True, initial=0.0)

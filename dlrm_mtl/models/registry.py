@@ -7,21 +7,35 @@ as ``model``. (A new multitask architecture or interaction is a part of the mode
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
+
+from torch import nn
 
 from dlrm_mtl.core.parts import Part
 from dlrm_mtl.core.registry import registry
+from dlrm_mtl.embeddings.tables import TableSet, torchrec_tables
 from dlrm_mtl.models.base import ModelInputs, RankingModel, RankingModelConfig
 
+Collections = tuple[nn.Module | None, nn.Module | None]
+"""What looks rows up in pooled and in unpooled tables, see :meth:`~dlrm_mtl.models.feature_lookup.FeatureLookup.use`."""
 AnyModelConfig = Annotated[RankingModelConfig, Part("model", default="ranker")]
 """The configuration of any model."""
 
 
-def build_ranking_model(config: RankingModelConfig, inputs: ModelInputs) -> RankingModel:
-    """The model that ``config`` describes, tables on the meta device.
+def build_ranking_model(
+    config: RankingModelConfig, inputs: ModelInputs, tables: Callable[[TableSet], Collections] = torchrec_tables
+) -> RankingModel:
+    """The model that ``config`` describes.
+
+    Args:
+        config: of the model.
+        inputs: what it is made for.
+        tables: gives what holds the tables: TorchRec's collections on the meta device by default, to be sharded.
 
     Raises:
         UserError: it does not fit the data set or the tasks.
     """
     model: RankingModel = registry("model").of_config(config).part(config, inputs)
+    model.lookup.use(*tables(model.lookup.table_set))
     return model

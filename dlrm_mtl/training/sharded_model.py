@@ -11,7 +11,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from dlrm_mtl.core.batch_random import BatchRandom
-from dlrm_mtl.embeddings.tables import TableConfig, TableSet, is_table, table_weights
+from dlrm_mtl.embeddings.tables import Table, TableSet, is_table, table_weights
 from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds
 from dlrm_mtl.models.base import RankingModel
 from dlrm_mtl.tasks.weighting import TaskWeighting
@@ -41,7 +41,7 @@ class ShardedModel:
     """What gradient balancing keeps, if there is any. A part of the model, too."""
 
     @property
-    def tables(self) -> Sequence[TableConfig]:
+    def tables(self) -> Sequence[Table]:
         """The tables."""
         return self.table_set.configs
 

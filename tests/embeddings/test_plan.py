@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchrec import EmbeddingBagConfig
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.embeddings.config import ShardingConfig
-from dlrm_mtl.embeddings.tables import build_tables
+from dlrm_mtl.embeddings.tables import Table, build_tables
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan, make_plan
 from tests.processes import run_processes
 
 TABLES = [
-    EmbeddingBagConfig(name="user", num_embeddings=100, embedding_dim=16, feature_names=["user"]),
-    EmbeddingBagConfig(name="item", num_embeddings=50, embedding_dim=24, feature_names=["item"]),
+    Table(name="user", num_embeddings=100, embedding_dim=16, feature_names=["user"]),
+    Table(name="item", num_embeddings=50, embedding_dim=24, feature_names=["item"]),
 ]
 
 
@@ -72,7 +71,7 @@ def test_a_table_that_does_not_fit_is_a_mistake() -> None:
 
 def too_large(rank: int) -> str:
     """The mistake for a table of more memory than any machine has."""
-    tables = [EmbeddingBagConfig(name="user", num_embeddings=10**12, embedding_dim=64, feature_names=["user"])]
+    tables = [Table(name="user", num_embeddings=10**12, embedding_dim=64, feature_names=["user"])]
     model = nn.ModuleDict({"tables": build_tables(tables)})
     with pytest.raises(UserError) as error:
         make_plan(model, tables, ShardingConfig(), torch.device("cpu"), 64)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlrm_mtl.data.keyed_ids import PlainKeyedIds
+from dlrm_mtl.embeddings.local_tables import local_tables
 from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.models.registry import build_ranking_model
 from tests.models.inputs import bags, batch, inputs, on_cpu, table
@@ -67,3 +69,16 @@ def test_means_at_once_are_the_same_bits(features: dict[str, Any]) -> None:
     sums = model.lookup(b.sparse)
     model.lookup.table_set = tables
     assert torch.equal(model.lookup.means(sums, b.sparse), found)
+
+
+@pytest.mark.parametrize("features", POOLINGS)
+def test_local_tables_give_the_same_bits(features: dict[str, Any]) -> None:
+    """What serving looks up without TorchRec is what TorchRec looks up."""
+    config = ModelConfig.model_validate({"embeddings": {"dim": 8, "features": features}})
+    theirs = on_cpu(build_ranking_model(config, inputs()))
+    weights = {name: table(theirs, name).detach() for name in ("user", "item")}
+    ours = build_ranking_model(config, inputs(), lambda tables: local_tables(tables, weights))
+    b = batch(50, seed=4)
+    plain = PlainKeyedIds(b.sparse.keys(), b.sparse.values(), b.sparse.lengths(), b.sparse.stride())
+    assert torch.equal(ours.lookup(plain), theirs.lookup(b.sparse))
+    assert not any("lookup" in name for name in ours.state_dict())

@@ -61,3 +61,22 @@ def test_dcnv2(rank: int | None) -> None:
 def test_widths_that_do_not_fit(config: DotConfig | FMConfig, fields: list[int], dense: int, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build_interaction(config, fields, dense)
+
+
+def test_cross_layers_are_those_of_torchrec() -> None:
+    """The same initial weights from the same generator, the same names, and the same result to the bit."""
+    from torchrec.modules import crossnet
+
+    from dlrm_mtl.models.interactions.dcnv2 import CrossNet, LowRankCrossNet
+
+    for own, theirs in (
+        (lambda: CrossNet(12, 2), lambda: crossnet.CrossNet(12, 2)),
+        (lambda: LowRankCrossNet(12, 2, 3), lambda: crossnet.LowRankCrossNet(12, 2, 3)),
+    ):
+        torch.manual_seed(5)
+        found = own()
+        torch.manual_seed(5)
+        wanted = theirs()
+        assert list(found.state_dict()) == list(wanted.state_dict())
+        x = torch.randn(7, 12)
+        assert torch.equal(found(x), wanted(x))

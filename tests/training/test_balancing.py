@@ -60,8 +60,6 @@ class Literal:
     """The same run on one process, without sharding: every gradient is a dense tensor, and combined one by one."""
 
     def __init__(self, config: Any) -> None:
-        from torchrec import EmbeddingBagCollection
-
         from dlrm_mtl.balancing import TensorInfo, build_balancing
         from dlrm_mtl.core.batch_random import BatchRandom
         from dlrm_mtl.data.chosen_columns import select
@@ -81,7 +79,7 @@ class Literal:
         self.model = build_ranking_model(config.model, inputs)
         self.model.start_from(starting_logits(config.tasks, spec))
         tables = self.model.lookup.table_set
-        self.model.lookup.tables = EmbeddingBagCollection(tables.pooled, device=torch.device("cpu"))
+        self.model.lookup.materialise()
         initialise(self.model, tables.stds, config.seed)
         self.stream = BatchRandom(config.seed, range(config.data.lanes))
         connect_dropout(self.model, self.stream)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec import EmbeddingConfig
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
@@ -20,7 +19,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.memory import memory_bytes
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
-from dlrm_mtl.embeddings.tables import TableConfig
+from dlrm_mtl.embeddings.tables import Table
 from dlrm_mtl.embeddings.torchrec.sharders import UnpooledSharder, two_phase_sharders
 
 COLUMN_SPLITTING = {"column_wise", "table_column_wise", "grid_shard"}
@@ -58,7 +57,7 @@ def processes(config: ShardingConfig, world_size: int) -> Processes:
 
 
 def make_plan(
-    model: nn.Module, tables: Sequence[TableConfig], config: ShardingConfig, device: torch.device, batch_size: int
+    model: nn.Module, tables: Sequence[Table], config: ShardingConfig, device: torch.device, batch_size: int
 ) -> ShardingPlan:
     """Let TorchRec's planner place the tables within what ``config`` fixes. The same plan on every process.
 
@@ -103,7 +102,7 @@ def make_plan(
         ) from None
 
 
-def _constraint(table: TableConfig, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
+def _constraint(table: Table, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
     choice = config.tables.get(table.name, TableSharding(type=config.default))
     place = f"sharding.tables.{table.name}" if table.name in config.tables else "sharding.default"
     if choice.column_shards and choice.type not in COLUMN_SPLITTING:
@@ -111,7 +110,7 @@ def _constraint(table: TableConfig, config: ShardingConfig, layout: Processes) -
             f"{place}.column_shards: {choice.type} does not cut columns; remove the key or choose one of "
             f"{', '.join(sorted(COLUMN_SPLITTING))}."
         )
-    if isinstance(table, EmbeddingConfig):
+    if not table.pooled:
         possible = UnpooledSharder().sharding_types("cpu")
         if choice.type not in ("auto", *possible):
             raise UserError(
@@ -135,13 +134,13 @@ def effective_type(sharding_type: str, layout: Processes) -> str:
     return "row_wise" if layout.hosts == 1 and sharding_type in HOST_BASED else sharding_type
 
 
-def _automatic(table: TableConfig, layout: Processes) -> list[str]:
+def _automatic(table: Table, layout: Processes) -> list[str]:
     """What the planner may choose from: no column splits, which only pay with very wide tables."""
     types = ["table_wise", "row_wise"]
-    return [*types, "table_row_wise"] if layout.hosts > 1 and not isinstance(table, EmbeddingConfig) else types
+    return [*types, "table_row_wise"] if layout.hosts > 1 and table.pooled else types
 
 
-def _shard_width(table: TableConfig, choice: TableSharding, layout: Processes, place: str) -> int:
+def _shard_width(table: Table, choice: TableSharding, layout: Processes, place: str) -> int:
     """Columns of each shard of a table whose columns are cut."""
     wanted = {"column_wise": layout.world_size, "table_column_wise": layout.per_host, "grid_shard": layout.hosts}
     shards = choice.column_shards or wanted.get(choice.type, 1)
@@ -157,7 +156,7 @@ def _shard_width(table: TableConfig, choice: TableSharding, layout: Processes, p
     return dim // shards
 
 
-def describe_plan(plan: ShardingPlan, tables: Sequence[TableConfig]) -> list[dict[str, Any]]:
+def describe_plan(plan: ShardingPlan, tables: Sequence[Table]) -> list[dict[str, Any]]:
     """The plan as one dictionary per table: table, rows, dim, type, MiB of weights, and the shards with their ranks."""
     placed: dict[str, Any] = {}
     for module in plan.plan.values():

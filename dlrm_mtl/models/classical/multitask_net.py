@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlrm_mtl.core.parts import Misfit, Run
 from dlrm_mtl.core.registry import register
+from dlrm_mtl.data.keyed_ids import KeyedIds, like
 from dlrm_mtl.embeddings.tables import TableSet, padded
 from dlrm_mtl.models.base import ModelInputs, RankingModel, RankingModelConfig
 from dlrm_mtl.models.blocks import MLP, ParallelLinear, StackConfig
@@ -20,9 +21,7 @@ from dlrm_mtl.tasks.products import own_tasks
 from dlrm_mtl.tasks.ranking import margin
 
 if TYPE_CHECKING:
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-    from dlrm_mtl.data.batch import Batch
+    from dlrm_mtl.data.keyed_ids import ModelBatch
 
 
 class MultitaskNetConfig(RankingModelConfig):
@@ -109,10 +108,8 @@ class MultitaskNet(RankingModel):
         self.regression = MLP(3 * config.dim, config.regression) if others else None
         self.predictions = ParallelLinear(1, self.regression.out_features, others) if self.regression else None
 
-    def ids(self, batch: Batch) -> KeyedJaggedTensor:
+    def ids(self, batch: ModelBatch) -> KeyedIds:
         """The row's user and item and, in training, the items drawn for rows that a ranking task learns from."""
-        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
         user, item, rows = batch.sparse[self.user], batch.sparse[self.item], batch.sparse.stride()
         values, lengths = [user.values(), item.values()], [user.lengths(), item.lengths()]
         count = len(self.drawn)
@@ -124,7 +121,7 @@ class MultitaskNet(RankingModel):
         else:
             lengths.append(user.lengths().new_zeros(count * rows))
         keys = [self.user, self.item, *self.drawn]
-        return KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(lengths), stride=rows)
+        return like(batch.sparse, keys, values, lengths)
 
     def pair_scores(self) -> MultitaskNet:
         """Itself: the factorisation is a product."""

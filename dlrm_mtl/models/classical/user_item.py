@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.embeddings.tables import TableSet, summed_table
-
-if TYPE_CHECKING:
-    from torchrec import EmbeddingBagConfig
+from dlrm_mtl.embeddings.tables import Table, TableSet
 
 
 def two_halves(single: TableSet) -> TableSet:
@@ -24,9 +20,9 @@ def two_halves(single: TableSet) -> TableSet:
     )
 
 
-def vectors(name: str, spec: DatasetSpec, features: list[str], dim: int) -> EmbeddingBagConfig:
+def vectors(name: str, spec: DatasetSpec, features: list[str], dim: int) -> Table:
     """A table called ``name`` for ``features``, which share one vocabulary (that of the first of them)."""
-    return summed_table(name, spec.vocabulary_size(features[0]), dim, features)
+    return Table(name, spec.vocabulary_size(features[0]), dim, features)
 
 
 def check_pair(user: str, item: str, features: list[str]) -> None:
