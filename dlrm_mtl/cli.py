@@ -75,7 +75,12 @@ Plugins = Annotated[
 RunPath = Annotated[
     str, typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/kuairand_mmoe; path or URI.")
 ]
-CheckpointName = Annotated[str, typer.Option("--checkpoint", help="`best`, `latest` or `step_N`.")]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", help="`best`, `latest` or `step_N`. Default: the best one; the latest if none is known."
+    ),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -113,6 +118,14 @@ def train(
             "--fallback", help="With --resume: where the latest checkpoint is damaged, take the newest good one."
         ),
     ] = False,
+    set_on_resume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set-on-resume",
+            metavar="KEY=VALUE",
+            help="With --resume: change a key on purpose that decides on the result. Kept in history.jsonl. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model and evaluate its best checkpoint on the test split.
 
@@ -124,14 +137,15 @@ def train(
     check_or_raise()
     from dlrm_mtl.config.load import load_config
 
-    loaded = load_config(config, overrides, plugins)
+    changed = set_on_resume or []
+    loaded = load_config(config, [*(overrides or []), *changed], plugins)
     from dlrm_mtl.run.show import ShowProgress
     from dlrm_mtl.run.train import run_training
     from dlrm_mtl.training.interruption import Interrupted
 
     folder = output or f"runs/{loaded.name}"
     try:
-        run_training(loaded, folder, resume, [ShowProgress()], fallback=fallback)
+        run_training(loaded, folder, resume, [ShowProgress()], fallback=fallback, changed=changed)
     except Interrupted as stopped:
         if _speaks():
             print(f"{stopped}; resume from it with the run's folder {folder} as --output, and --resume", flush=True)
@@ -142,13 +156,19 @@ def train(
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="The split of the data set to evaluate on.")] = "test",
-    checkpoint: CheckpointName = "best",
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="Parquet file, or folder of them, with features and labels, in the place of a split; path or URI."
+        ),
+    ] = None,
+    checkpoint: CheckpointName = None,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a trained run on a split of its data set."""
+    """Evaluate a trained run on a split of its data set, or on other files."""
     from dlrm_mtl.run.predict import evaluate_run
 
-    evaluate_run(run, split, checkpoint, overrides)
+    evaluate_run(run, split, checkpoint, overrides, source=input)
 
 
 @app.command()
@@ -161,7 +181,7 @@ def predict(
         str, typer.Option(help="Parquet file to write: one row per input row, in the same order; path or URI.")
     ],
     carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
-    checkpoint: CheckpointName = "best",
+    checkpoint: CheckpointName = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that a process has in memory at a time.")] = 8192,
     overrides: Overrides = None,
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,18 +67,26 @@ class Checkpoints:
         found = {name.split("/")[1] for name in there if re.fullmatch(rf"{CHECKPOINTS}/step_\d+/{STATE_FILE}", name)}
         return sorted(name for name in found if _STEP.fullmatch(name))
 
-    def path(self, name: str) -> str:
+    def path(self, name: str | None) -> str:
         """The name ``step_N`` of the checkpoint ``latest``, ``best`` or ``step_N``; to be called on every process.
 
-        Where the pointer ``latest`` is missing or broken, it is the newest complete checkpoint, with a remark.
+        Where the pointer ``latest`` is missing or broken, it is the newest complete checkpoint, with a remark. Without a name
+        it is the best one, or, with a remark, the latest one where none is known to be the best.
 
         Raises:
             UserError: there is no such checkpoint.
         """
-        return first_process_only(lambda: self._path(name))
+        return first_process_only(lambda: self._best_or_latest() if name is None else self._path(name))
+
+    def _best_or_latest(self) -> str:
+        if self.store.read(f"{CHECKPOINTS}/best") is not None:
+            return self._path("best")
+        latest = self._path("latest")
+        logger.info("%s: no checkpoint of this run is known to be the best; taking the latest, %s", self.place, latest)
+        return latest
 
     def _path(self, name: str) -> str:
-        step = name
+        step = step_name(int(name[5:])) if re.fullmatch(r"step_\d{1,18}", name) else name
         if name in POINTERS:
             text = self.store.read(f"{CHECKPOINTS}/{name}")
             step = name if text is None else text.decode(errors="replace").strip()
@@ -181,7 +189,7 @@ class Checkpoints:
         """Load a checkpoint into the tensors of ``content``; to be called on every process.
 
         Args:
-            name: ``latest``, ``best`` or ``step_N``.
+            name: ``latest``, ``best`` or ``step_N``, without leading zeros if one likes.
             content: whose tensors are filled.
             fallback: whether to take an older checkpoint, with a remark, where this one is damaged.
 
@@ -190,24 +198,38 @@ class Checkpoints:
         """
         content.prepare_load()
         tensors = flatten(content.tensors())
+        step, state = self._newest(name, fallback, lambda step: self._load(step, tensors))
+        self._whole.add(step)
+        content.loaded(state)
+        return state
+
+    def state(self, name: str, fallback: bool = False) -> RunState:
+        """The state in a checkpoint, without its tensors; to be called on every process, arguments as in :meth:`load`.
+
+        Raises:
+            UserError: there is no such checkpoint, or its state or index is damaged.
+        """
+        return self._newest(name, fallback, lambda step: self._opened(step).state)[1]
+
+    def _newest(self, name: str, fallback: bool, read: Callable[[str], RunState]) -> tuple[str, RunState]:
+        """The checkpoint ``name`` and what ``read`` makes of it; with ``fallback``, the newest one that is not damaged."""
         step = self._first_choice(name, fallback)
         while True:
             try:
-                state = self._load(step, tensors)
-                break
+                return step, read(step)
             except DamageError as error:
                 older = self._older(step) if fallback else None
                 if older is None:
                     raise
                 self._say_fallback(error, older)
                 step = older
-        self._whole.add(step)
-        content.loaded(state)
-        return state
+
+    def _opened(self, name: str) -> Opened:
+        with self._damage(name):
+            return self._parse(name, *first_process_only(lambda: self._texts(name)))
 
     def _load(self, name: str, tensors: dict[str, Any]) -> RunState:
-        with self._damage(name):
-            opened = self._parse(name, *first_process_only(lambda: self._texts(name)))
+        opened = self._opened(name)
         _check_fits(tensors, f"{self.place}/{opened.name}", opened.index)
         with self._damage(name):
             on_every_process(lambda: opened.reader.fill(targets(tensors)))

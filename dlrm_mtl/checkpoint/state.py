@@ -16,6 +16,8 @@ STATE_FILE = "progress.json"
 """Of a checkpoint; without it, the checkpoint is not complete."""
 REMEDY = "the file was changed or is damaged: use another checkpoint"
 """The end of sentences about a file of a checkpoint that is not as it was written."""
+NEW_FIELDS = ("contract", "config")
+"""Fields of a run's state that checkpoints of earlier versions lack."""
 
 
 @dataclass(config=ConfigDict(extra="forbid", strict=True))
@@ -49,6 +51,10 @@ class RunState:
     """Growing data: the files that were used, and those of the round that has begun."""
     round_start: int = 0
     """Growing data: the step at which that round began."""
+    contract: dict[str, Any] = Field(default_factory=dict)
+    """The description of the data that the run is trained on; empty in checkpoints of earlier versions."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The configuration that the run is trained by; empty in checkpoints of earlier versions."""
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, of types that JSON knows."""
@@ -65,7 +71,7 @@ def parse_state(content: Any, place: str) -> RunState:
     if not isinstance(content, dict):
         raise UserError(f"{place}: holds no fields of a run's state; {REMEDY}.")
     for name in fields:
-        if name not in content:
+        if name not in content and name not in NEW_FIELDS:
             raise UserError(f"{place}: the field {name!r} of the run's state is missing; {REMEDY}.")
     for name in content:
         if name not in fields:

@@ -50,6 +50,17 @@ def load_config(
     return config
 
 
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """``config`` with other values of the keys in ``overrides``, each ``key.path=value``; see :func:`load_config`."""
+    if not overrides:
+        return config
+    content = config.model_dump(mode="json")
+    for override in overrides:
+        apply_override(content, override)
+    know_all_parts()
+    return validate(RunConfig, content, config.name)
+
+
 def know_all_parts() -> None:
     """Let :class:`RunConfig` know the parts that were registered since it was last used."""
     global _known

@@ -52,6 +52,10 @@ class FeatureSpec(Strict):
     unbounded: bool | None = None
     """Instead of a vocabulary_size: ids are any integers of 64 bits, such as hashes; 0 stands for unknown. The configuration
     says how many rows of a table they share."""
+    fingerprint: str | None = None
+    """Of the vocabulary: which value has which id. A run refuses a data set whose vocabulary has another one."""
+    transform: str | None = None
+    """How the column's numbers were made from the raw ones, such as `log1p`. A run refuses a data set that says otherwise."""
     statistics: DenseStatistics | SparseStatistics | None = None
 
     @property

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch.distributed as dist
 
 from dlrm_mtl.config.check import check_run
-from dlrm_mtl.config.load import load_config
+from dlrm_mtl.config.load import load_config, with_overrides
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import join, process_group
@@ -69,13 +69,20 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def evaluate(
-        self, split: str = "test", *, checkpoint: str = "best", overrides: Sequence[str] = (), progress: bool = False
+        self,
+        split: str = "test",
+        *,
+        input: str | Path | None = None,
+        checkpoint: str | None = None,
+        overrides: Sequence[str] = (),
+        progress: bool = False,
     ) -> dict[str, float]:
-        """Metrics of a checkpoint on a split of the run's data set.
+        """Metrics of a checkpoint on a split of the run's data set, or on other files.
 
         Args:
             split: such as ``validation``.
-            checkpoint: ``best``, ``latest`` or ``step_N``.
+            input: Parquet file, or a folder of them, with features and labels, in the place of a split; path or URI.
+            checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
             overrides: ``key=value`` of the configuration, such as ``data.path=...``.
             progress: show progress and metrics on the console.
 
@@ -83,7 +90,7 @@ class Run:
             UserError: there is no such checkpoint or split.
         """
         with _processes():
-            return evaluate_run(self.folder, split, checkpoint, list(overrides), progress)
+            return evaluate_run(self.folder, split, checkpoint, list(overrides), progress, input)
 
     def predict(
         self,
@@ -91,7 +98,7 @@ class Run:
         output: str | Path | None = None,
         *,
         carry: Sequence[str] = (),
-        checkpoint: str = "best",
+        checkpoint: str | None = None,
         batch_size: int = 8192,
         overrides: Sequence[str] = (),
         progress: bool = False,
@@ -102,7 +109,7 @@ class Run:
             input: a file, or a folder of them; path or URI.
             output: a Parquet file to write, in constant memory; without it the predictions are returned.
             carry: columns of the input to carry over, before the predictions.
-            checkpoint: ``best``, ``latest`` or ``step_N``.
+            checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
             batch_size: rows that a process has in memory at a time.
             overrides: ``key=value`` of the configuration, such as ``data.out_of_range=unknown``.
             progress: show progress on the console.
@@ -155,6 +162,7 @@ def train(
     output: str | Path | None = None,
     *,
     resume: bool = False,
+    set_on_resume: Sequence[str] = (),
     listeners: Sequence[Listener] = (),
     progress: bool = True,
 ) -> Run:
@@ -164,6 +172,7 @@ def train(
         config: from :func:`dlrm_mtl.load_config`.
         output: the run's folder, path or URI; default: runs/NAME, from the configuration.
         resume: go on from the latest checkpoint in it, if there is one.
+        set_on_resume: ``key=value`` to change on purpose, which would change the result, as from there on.
         listeners: hear of what happens, see :class:`dlrm_mtl.Listener`.
         progress: show a progress bar and the metrics on the console.
 
@@ -171,10 +180,12 @@ def train(
         UserError: a user's mistake, before training starts where that is possible.
         Interrupted: a signal came; the latest checkpoint holds the state.
     """
+    config = with_overrides(config, set_on_resume)
     check_run(config, config.name)
     folder = output or f"runs/{config.name}"
     with _processes():
-        run_training(config, folder, resume, [*([ShowProgress()] if progress else []), *listeners])
+        shown = [ShowProgress()] if progress else []
+        run_training(config, folder, resume, [*shown, *listeners], changed=set_on_resume)
         return Run(folder)
 
 

@@ -39,6 +39,8 @@ class RunFiles:
         self.profile = path / "profile"
         self.checkpoints = path / CHECKPOINTS
         self.results = path / "results.json"
+        self.contract = path / "contract.json"
+        self.history = path / "history.jsonl"
 
 
 class RunFolder(RunFiles):

@@ -24,6 +24,7 @@ from dlrm_mtl.core.processes import Process, first_process_only, on_every_proces
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.row_reader import iterate_rows
+from dlrm_mtl.run.contract import config_in_use, dataset_in_use, other_files, saved_contract
 from dlrm_mtl.run.folder import NO_RUN
 from dlrm_mtl.run.show import ShowProgress
 from dlrm_mtl.run.staging import run_folder
@@ -57,23 +58,36 @@ def trained_run(place: str | Path, overrides: list[str] | None = None) -> Iterat
 def evaluate_run(
     run: str | Path,
     split: str = "test",
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     overrides: list[str] | None = None,
     show: bool = True,
+    source: str | Path | None = None,
 ) -> dict[str, float]:
-    """Evaluate a checkpoint of the run in folder ``run``, path or URI, on one split of its data set.
+    """Evaluate a checkpoint of the run in folder ``run``, path or URI, on one split of its data set, or on other files.
 
-    With ``show`` the first process shows the metrics.
+    Args:
+        run: folder of the run, path or URI.
+        split: of the data set, which is read through the run's contract.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
+        overrides: ``key=value`` of the run's configuration, such as ``data.path=...``.
+        show: whether the first process shows the metrics.
+        source: Parquet file, or folder of them, with features and labels, in the place of a split; path or URI.
 
     Raises:
-        UserError: there is no such run, checkpoint or split.
+        UserError: there is no such run, checkpoint or split, or the data are not what the run was trained on.
     """
     with process_group() as process, trained_run(run, overrides) as (checkpoints, config):
-        checkpoints.path(checkpoint)
-        dataset = open_dataset(config.data.path)
+        name = checkpoints.path(checkpoint)
+        state = checkpoints.state(name)
+        contract = saved_contract(state, str(run))
+        config = config_in_use(config, state, str(run))
+        if source is None:
+            dataset = dataset_in_use(config, contract)
+        else:
+            split, dataset = "input", other_files(source, contract or open_dataset(config.data.path).spec)
         check_tasks(config, dataset.spec)
         model = build_model(config, dataset.spec, process)
-        step = checkpoints.load(checkpoint, RunTensors(model)).step
+        step = checkpoints.load(name, RunTensors(model)).step
         listeners = Listeners([ShowProgress(config)] if show else [], process.is_main)
         return evaluate_split(config, dataset, model, process, split, listeners, step)
 
@@ -83,7 +97,7 @@ def predict_run(
     source: str | Path,
     target: str | Path,
     carry: Sequence[str] = (),
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     batch_size: int = 8192,
     overrides: list[str] | None = None,
     listeners: Sequence[Listener] = (),
@@ -97,7 +111,7 @@ def predict_run(
         source: Parquet file, or folder of them; path or URI.
         target: Parquet file to write, path or URI; it appears when it is complete.
         carry: columns of ``source`` to carry over, before the predictions.
-        checkpoint: ``best``, ``latest`` or ``step_N``.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
         batch_size: rows in memory at a time.
         overrides: ``key=value`` of the run's configuration, such as ``data.out_of_range=unknown``.
         listeners: hear of the progress.
@@ -139,7 +153,7 @@ class Predictor:
         config: of the run.
         source: Parquet file, or folder of them; path or URI.
         carry: columns of ``source`` to carry over, before the predictions.
-        checkpoint: ``best``, ``latest`` or ``step_N``.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
         batch_size: rows that a process has in memory at a time.
 
     Raises:
@@ -153,13 +167,15 @@ class Predictor:
         config: RunConfig,
         source: str | Path,
         carry: Sequence[str],
-        checkpoint: str,
+        checkpoint: str | None,
         batch_size: int,
     ) -> None:
-        self.process, self.config, self.source = process, config, source
-        self.checkpoints, self.checkpoint = checkpoints, checkpoint
-        checkpoints.path(checkpoint)
-        self.spec = open_dataset(config.data.path).spec
+        self.process, self.source, self.checkpoints = process, source, checkpoints
+        self.checkpoint = checkpoints.path(checkpoint)
+        state = checkpoints.state(self.checkpoint)
+        self.config = config_in_use(config, state, checkpoints.store.place)
+        contract = saved_contract(state, checkpoints.store.place)
+        self.spec = open_dataset(config.data.path).spec if contract is None else contract.dataset
         names = [task.name for task in config.tasks]
         twice = sorted(set(names) & set(carry))
         if twice:

@@ -8,9 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from dlrm_mtl.checkpoint.checkpoints import Checkpoints
+import torch.distributed as dist
+
+from dlrm_mtl.checkpoint.checkpoints import Checkpoints, step_name
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.check import check_tasks
 from dlrm_mtl.config.run import RunConfig
@@ -18,12 +21,17 @@ from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
+from dlrm_mtl.data.contract import Contract, read_through
 from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan
+from dlrm_mtl.run.contract import check_same_files, enter, new_contract, write_contract
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
+from dlrm_mtl.run.history import record
+from dlrm_mtl.run.resume import apply_changes, data_order, finished, resumption, say_changes
 from dlrm_mtl.run.scalars import MetricsFile, TensorBoard
+from dlrm_mtl.run.settings import Difference
 from dlrm_mtl.run.staging import run_folder
 from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.training import events
@@ -40,7 +48,12 @@ logger = logging.getLogger(__name__)
 
 
 def run_training(
-    config: RunConfig, output: str | Path, resume: bool, listeners: Sequence[Listener] = (), fallback: bool = False
+    config: RunConfig,
+    output: str | Path,
+    resume: bool,
+    listeners: Sequence[Listener] = (),
+    fallback: bool = False,
+    changed: Sequence[str] = (),
 ) -> dict[str, float] | None:
     """Train ``config`` and evaluate its best checkpoint on the test split; to be called on every process.
 
@@ -49,6 +62,7 @@ def run_training(
         output: the run's folder, path or URI.
         resume: go on from the latest checkpoint in it, if there is one.
         fallback: where the latest checkpoint is damaged, go on from the newest good one.
+        changed: ``key=value`` in ``config`` that a resumed run changes on purpose.
         listeners: hear of what happens, besides those that write metrics.jsonl, TensorBoard's files and a trace.
 
     Returns:
@@ -58,34 +72,55 @@ def run_training(
         UserError: a user's mistake, before training starts where that is possible.
         Interrupted: a signal came.
     """
+    if changed and not resume:
+        raise UserError("--set-on-resume: goes with --resume; set keys of a new run with --set.")
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
     with process_group() as process, run_folder(output) as folder:
         # After a failure a launcher starts all processes again with the same command: then the run goes on.
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints)
-        train_data = None if config.data.growing else training_loader(config, dataset.split("train"), process)
+        resume = first_process_only(lambda: folder.check(resume, restarted))
+        found = resumption(checkpoints, config, folder, fallback, changed) if resume else None
+        contract = found.contract if found else None
+        if contract is not None:
+            dataset = read_through(contract, dataset)
+        split = None if config.data.growing else dataset.split("train")
+        if contract is not None and split is not None:
+            first_process_only(partial(check_same_files, contract, dataset, split, folder))
+        train_data = training_loader(config, split, process) if split else None
         validation_data = (
             make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
         )
-        resume = first_process_only(lambda: folder.check(resume, restarted))
-        if resume:
-            folder.store.restore(folder.metrics.name)
-        model = build_model(config, dataset.spec, process)
+        if contract is None:
+            contract = first_process_only(partial(new_contract, config, dataset, split))
         steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else None
+        if found is not None:
+            results = first_process_only(partial(finished, config, found.state, steps, folder))
+            if results is not None:
+                say(
+                    process,
+                    f"{folder.place}: this run was finished after step {found.state.step}; nothing is left to do",
+                )
+                return results
+        if resume:
+            folder.store.restore(folder.metrics.name, folder.history.name, folder.contract.name)
+        model = build_model(config, dataset.spec, process)
         optimizers = build_optimizers(config, model, steps or 1)
         progress = RunState(data=data_order(config))
-        if resume and checkpoints.exists():
-            progress = checkpoints.load("latest", RunTensors(model, optimizers), fallback)
-            check_same_data(progress, config, folder)
+        if found:
+            progress = checkpoints.load(step_name(found.state.step), RunTensors(model, optimizers), fallback)
+            apply_changes(found.changes, progress)
             if not fallback:  # which keeps the damaged one
                 checkpoints.settle(progress)
-        first_process_only(lambda: prepare_folder(folder, config, model, progress))
+        enter(contract, config, progress)
         before = progress.step
+        changes = found.changes if found else []
+        first_process_only(partial(prepare_folder, folder, config, contract, model, progress, changes, resume))
         rows = train_data.rows if train_data else None
         start = Start(config, process, model, before, folder.place, dataset.spec.name, rows, steps)
         told = Listeners([*own_listeners(config, folder, process), *listeners], process.is_main)
-        with start_and_end(told, start, progress) as results:
+        with start_and_end(told, start, progress) as outcome:
 
             def save() -> None:
                 checkpoints.save(RunTensors(model, optimizers), progress)
@@ -100,7 +135,7 @@ def run_training(
                 say(process, f"{dataset.folder('train')}: every file was used already; nothing to do")
                 return None
             metrics = conclude(config, dataset, model, checkpoints, process, folder, told)
-            results.update(metrics or {})
+            outcome.update(metrics or {})
         return metrics
 
 
@@ -151,31 +186,25 @@ def say(process: Process, text: str) -> None:
         logger.info("%s", text)
 
 
-def data_order(config: RunConfig) -> dict[str, object]:
-    """What the order of training rows depends on."""
-    keys = ("batch_size", "lanes", "shuffle", "block_rows")
-    negatives = config.data.negatives
-    drawn = {"data.negatives": negatives.model_dump()} if negatives else {}
-    return {"seed": config.seed, **{f"data.{key}": getattr(config.data, key) for key in keys}, **drawn}
-
-
-def check_same_data(progress: RunState, config: RunConfig, folder: RunFolder) -> None:
-    """Check that a resumed run goes on with the same rows in the same order."""
-    now = data_order(config)
-    for key in {**now, **progress.data}:
-        if progress.data.get(key) != now.get(key):
-            effect = "other rows would be drawn" if key == "data.negatives" else "rows would be skipped or read twice"
-            raise UserError(
-                f"{folder.path}: {key} was {progress.data.get(key)} and is now {now.get(key)}, so that {effect}; set it "
-                "back to resume, or start anew with another --output."
-            )
-
-
-def prepare_folder(folder: RunFolder, config: RunConfig, model: ShardedModel, progress: RunState) -> None:
-    """Write the configuration and the plan; a run that starts at step 0 drops what an earlier attempt left."""
+def prepare_folder(
+    folder: RunFolder,
+    config: RunConfig,
+    contract: Contract,
+    model: ShardedModel,
+    progress: RunState,
+    changes: Sequence[Difference],
+    resumed: bool,
+) -> None:
+    """Write configuration, contract, plan and history; a run that starts at step 0 drops what an earlier attempt left."""
     if progress.step == 0:
         folder.clear()
     folder.create(config)
+    if contract.training_files is not None or not folder.contract.is_file():
+        write_contract(folder, contract)
+    say_changes(changes)
+    changed = {"changes": [{"key": key, "was": was, "is": now} for key, was, now in changes]} if changes else {}
+    world_size = dist.get_world_size()
+    record(folder, "resume" if resumed else "start", progress.step, processes=world_size, **changed)
     folder.write_plan(describe_plan(model.plan, model.tables))
     folder.publish()
 
@@ -192,13 +221,17 @@ def conclude(
     """Evaluate a checkpoint on the test split: the best one; the latest without a validation split, or if data are growing."""
     name = "best" if checkpoints.has_best() and not config.data.growing else "latest"
     progress = checkpoints.load(name, RunTensors(model))
+    last = checkpoints.state("latest").step
     spent = clock(progress.seconds)
     say(process, f"trained for {spent}; evaluating the checkpoint after step {progress.step} ({name})")
     metrics = None
     if "test" in dataset.spec.splits:
         metrics = evaluate_split(config, dataset, model, process, "test", listeners, progress.step)
     if process.is_main and metrics is not None:
-        write_whole(folder.results, json.dumps({"step": progress.step, "test": metrics}, indent=1))
+        content = {"step": progress.step, "last_step": last, "test": metrics}
+        write_whole(folder.results, json.dumps(content, indent=1))
+    if process.is_main:
+        record(folder, "end", last)
     first_process_only(folder.publish)
     return metrics
 

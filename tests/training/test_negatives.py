@@ -19,7 +19,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.dataset import Split, open_dataset
 from dlrm_mtl.run.folder import RunFolder
-from dlrm_mtl.run.train import check_same_data, data_order
+from dlrm_mtl.run.resume import check_same_data, data_order
 from dlrm_mtl.storage.run_store import LocalStore
 from dlrm_mtl.tasks.check import starting_logits
 from dlrm_mtl.training.build import build_model, build_optimizers

@@ -1,0 +1,224 @@
+"""The data contract of a run: what its data set was when it was trained, so that nothing that changes there changes the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.data.chosen_columns import select
+from dlrm_mtl.data.config import DataConfig
+from dlrm_mtl.data.dataset import FOOTER_THREADS, DataFile, Dataset, Split, read_again
+from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, DenseStatistics, FeatureSpec, LabelSpec
+
+REMEDY = "name the data set that it was trained on, or train a new run on this one"
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingFile(Strict):
+    """A Parquet file of the training split."""
+
+    name: str
+    """Path relative to the split's folder."""
+    size: int
+    """Bytes."""
+    rows: int
+    footer: str
+    """SHA-256 of the file's footer, which holds the places, sizes and statistics of all columns."""
+
+
+class Contract(Strict):
+    """What a run was trained with: the description of its data set, and what it takes from it, in order."""
+
+    format: int = 1
+    path: str
+    """The data set's folder as an absolute path, or its URI."""
+    dataset: DatasetSpec
+    """The content of its dataset.yaml."""
+    sparse: list[str]
+    """Names of the sparse features that the run reads, in order."""
+    sequence: list[str]
+    """Names of the sequence features, in order."""
+    dense: list[str]
+    """Names of the dense features, in order."""
+    labels: list[str]
+    """Names of the labels, in order."""
+    tasks: list[str]
+    """Names of the tasks, in order."""
+    training_digest: str | None = None
+    """SHA-256 of the list of training files; none where data are growing, which the run's state keeps account of."""
+    training_files: list[TrainingFile] | None = None
+    """The files of the training split; left out in checkpoints."""
+
+    @property
+    def features(self) -> list[FeatureSpec]:
+        """The features that the run reads: sparse, sequence, dense."""
+        return [self.dataset.feature(name) for name in (*self.sparse, *self.sequence, *self.dense)]
+
+
+def make_contract(
+    path: str, spec: DatasetSpec, config: DataConfig, labels: Sequence[str], tasks: Sequence[str]
+) -> Contract:
+    """The contract of a run on a data set, without its files.
+
+    Args:
+        path: of the data set, absolute.
+        spec: of the data set.
+        config: what the run reads.
+        labels: names of the labels.
+        tasks: names of the tasks.
+
+    Raises:
+        UserError: the data set lacks something that the run names.
+    """
+    chosen = select(spec, config, labels)
+    kinds = {
+        kind: [feature.name for feature in chosen.sparse if feature.kind == kind] for kind in ("sparse", "sequence")
+    }
+    return Contract(
+        path=path,
+        dataset=spec,
+        sparse=kinds["sparse"],
+        sequence=kinds["sequence"],
+        dense=[feature.name for feature in chosen.dense],
+        labels=[label.name for label in chosen.labels],
+        tasks=list(tasks),
+    )
+
+
+def read_through(contract: Contract, dataset: Dataset) -> Dataset:
+    """The files of ``dataset``, described as the run knows them: its features, order, statistics.
+
+    What the run does not read may differ; so may the order of features, and statistics, which are the run's own.
+
+    Raises:
+        UserError: a feature or label that the run reads is not what it was; the first one is named.
+    """
+    place = f"{dataset.path}/{DATASET_FILE}"
+    for what, was, now in _differences(contract, dataset.spec):
+        raise UserError(f"{place}: {what} was {was} when this run was trained, and is {now}; {REMEDY}.")
+    for feature in contract.features:
+        if _scale(feature) != _scale(dataset.spec.feature(feature.name)):
+            logger.info(
+                "note: %s: feature %r has other statistics than when this run was trained, which keeps its own",
+                place,
+                feature.name,
+            )
+    spec = contract.dataset.model_copy(update={"splits": dataset.spec.splits})
+    return dataclasses.replace(dataset, spec=spec)
+
+
+def _scale(feature: FeatureSpec) -> tuple[float, float] | None:
+    """Mean and standard deviation by which the reader standardises a dense feature."""
+    statistics = feature.statistics
+    return (statistics.mean, statistics.std) if isinstance(statistics, DenseStatistics) else None
+
+
+Difference = tuple[str, object, object]
+"""What differs, what it was, and what it is."""
+
+
+def _differences(contract: Contract, now: DatasetSpec) -> Iterator[Difference]:
+    features = {feature.name: feature for feature in now.features}
+    for feature in contract.features:
+        what = f"feature {feature.name!r}"
+        found = features.get(feature.name)
+        if found is None:
+            yield what, feature.kind, "not there"
+            continue
+        yield from _fields(what, feature, found, ("kind", "transform"))
+        if feature.source != found.source:
+            yield f"the column of {what}", repr(feature.source), repr(found.source)
+        if feature.kind == "dense":
+            continue
+        owners = contract.dataset.vocabulary_owner(feature.name), now.vocabulary_owner(feature.name)
+        if owners[0] != owners[1]:
+            yield f"the vocabulary of {what}", f"that of {owners[0]!r}", f"that of {owners[1]!r}"
+        fields = ("vocabulary_size", "unbounded", "fingerprint")
+        yield from _fields(
+            f"feature {owners[0]!r}", contract.dataset.feature(owners[0]), now.feature(owners[0]), fields
+        )
+    labels = {label.name: label for label in now.labels}
+    for name in contract.labels:
+        label = next(label for label in contract.dataset.labels if label.name == name)
+        if name not in labels:
+            yield f"label {name!r}", label.kind, "not there"
+        else:
+            yield from _fields(f"label {name!r}", label, labels[name], ("kind",))
+            if label.source != labels[name].source:
+                yield f"the column of label {name!r}", repr(label.source), repr(labels[name].source)
+
+
+def _fields(
+    what: str, was: FeatureSpec | LabelSpec, now: FeatureSpec | LabelSpec, names: Sequence[str]
+) -> Iterator[Difference]:
+    for name in names:
+        before, after = getattr(was, name), getattr(now, name)
+        if name == "unbounded":
+            before, after = bool(before), bool(after)
+        if name in ("fingerprint", "transform") and (before is None or after is None):
+            continue  # dataset.yaml need not say
+        if before != after:
+            yield f"{name} of {what}", repr(before), repr(after)
+
+
+def training_files(split: Split, folder: str) -> list[TrainingFile]:
+    """The files of a split in ``folder``, with their fingerprints: footers are read, rows are not.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+
+    def describe(file: DataFile) -> TrainingFile:
+        footer = read_again(lambda: _footer(file), file.filesystem, file.path)
+        return TrainingFile(
+            name=file.path[len(folder) :].lstrip("/"),
+            size=file.size,
+            rows=file.rows,
+            footer=hashlib.sha256(footer).hexdigest(),
+        )
+
+    with ThreadPoolExecutor(min(FOOTER_THREADS, len(split.files))) as pool:
+        return list(pool.map(describe, split.files))
+
+
+def digest(files: Sequence[TrainingFile]) -> str:
+    """The SHA-256 of a list of files."""
+    return hashlib.sha256(json.dumps([file.model_dump() for file in files]).encode()).hexdigest()
+
+
+def _footer(file: DataFile) -> bytes:
+    with file.filesystem.open_input_file(file.path) as source:
+        length = int.from_bytes(source.read_at(4, file.size - 8), "little")
+        return bytes(source.read_at(length, file.size - 8 - length))
+
+
+def check_training_files(was: Sequence[TrainingFile], now: Sequence[TrainingFile], folder: str) -> None:
+    """Check that a run goes on with the files that it was trained on.
+
+    Raises:
+        UserError: the first file that is gone, new or another one.
+    """
+    end = "the rows that this run was trained on are gone: put them back to resume, or start anew with another --output"
+    names = {file.name: file for file in now}
+    for file in was:
+        found = names.pop(file.name, None)
+        if found is None:
+            raise UserError(f"{folder}/{file.name}: this file is not there any more, so {end}.")
+        if found != file:
+            key = next(key for key in ("rows", "size", "footer") if getattr(found, key) != getattr(file, key))
+            values = [
+                f"{getattr(each, key):,}" if key != "footer" else getattr(each, key)[:12] for each in (file, found)
+            ]
+            raise UserError(f"{folder}/{file.name}: {key} was {values[0]} and is now {values[1]}, so {end}.")
+    for name in names:
+        raise UserError(
+            f"{folder}/{name}: this file is new since the run began, so that rows would be skipped or read twice; move it "
+            "away to resume, or see data.growing for data that grows."
+        )
