@@ -17,6 +17,7 @@ import dlrm_mtl
 from dlrm_mtl.core.errors import EXIT_CODE, UserError
 from dlrm_mtl.core.extras import extras_named
 from dlrm_mtl.prepare.commands import AdapterGroup
+from dlrm_mtl.run.checkpoint_commands import app as checkpoint_app
 
 app = typer.Typer(
     help="Train and use multitask ranking models on sharded embedding tables.",
@@ -29,6 +30,7 @@ config_app = typer.Typer(help="Check configuration files, and print their schema
 app.add_typer(config_app, name="config")
 data_app = typer.Typer(help="Look into data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 prepare_app = typer.Typer(
     cls=AdapterGroup,
     help="Turn your own tables or a published data set into Parquet files and dataset.yaml.",

@@ -78,6 +78,15 @@ class Checkpoints:
         """
         return first_process_only(lambda: self._best_or_latest() if name is None else self._path(name))
 
+    def find(self, name: str) -> str:
+        """The same as :meth:`path`, for one process that is alone."""
+        return self._path(name)
+
+    def discard(self, name: str) -> None:
+        """Remove the checkpoint ``step_N``, first the file that says that it is complete; for one process."""
+        self.store.remove(f"{CHECKPOINTS}/{name}/{STATE_FILE}")
+        self.store.remove(f"{CHECKPOINTS}/{name}")
+
     def _best_or_latest(self) -> str:
         if self.store.read(f"{CHECKPOINTS}/best") is not None:
             return self._path("best")

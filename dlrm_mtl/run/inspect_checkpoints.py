@@ -1,0 +1,108 @@
+"""Looking at the checkpoints of a run, and removing old ones, in one process and without a model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Opened
+from dlrm_mtl.checkpoint.state import CHECKPOINTS
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.run.folder import NO_RUN
+from dlrm_mtl.storage.filesystems import is_local, locate
+from dlrm_mtl.storage.remote_folder import RemoteStore
+from dlrm_mtl.storage.run_store import LocalStore, RunStore
+
+_STEP = re.compile(r"step_\d{8,}")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint as it lies in a run's folder."""
+
+    name: str
+    step: int
+    size: int
+    """Bytes of all files."""
+    files: int
+    format: int | None
+    """None if it is incomplete or damaged."""
+    pointers: tuple[str, ...]
+    """Which of ``latest`` and ``best`` name it."""
+    problem: str = ""
+    """Why it cannot be used, as far as its index tells; empty if it can."""
+
+
+def open_checkpoints(run: str | Path) -> Checkpoints:
+    """The checkpoints of the run in the folder ``run``, path or URI, for one process to look at.
+
+    Raises:
+        UserError: there is no run.
+    """
+    filesystem, root = locate(run)
+    store: RunStore = LocalStore(Path(root))
+    if not is_local(filesystem):
+        store = RemoteStore(str(run), filesystem, root, Path())  # nothing is staged
+    if store.read("config.yaml") is None:
+        raise UserError(f"{run}: {NO_RUN}.")
+    return Checkpoints(store)
+
+
+def pointed_at(checkpoints: Checkpoints) -> dict[str, str]:
+    """The text of each pointer file that is there."""
+    found = {}
+    for pointer in POINTERS:
+        content = checkpoints.store.read(f"{CHECKPOINTS}/{pointer}")
+        if content is not None:
+            found[pointer] = content.decode(errors="replace").strip()
+    return found
+
+
+def list_checkpoints(checkpoints: Checkpoints) -> list[CheckpointInfo]:
+    """All checkpoints, oldest first, complete or not; their states and indexes are checked, their tensors are not."""
+    complete = set(checkpoints.names())
+    pointers = pointed_at(checkpoints)
+    found = []
+    for name in sorted(name for name in checkpoints.store.names(CHECKPOINTS) if _STEP.fullmatch(name)):
+        files = checkpoints.store.files(f"{CHECKPOINTS}/{name}")
+        format, problem = None, "incomplete"
+        if name in complete:
+            try:
+                format, problem = checkpoints.open(name).index.format, ""
+            except UserError as error:
+                problem = str(error)
+        names = tuple(pointer for pointer in POINTERS if pointers.get(pointer) == name)
+        found.append(CheckpointInfo(name, int(name[5:]), sum(files.values()), len(files), format, names, problem))
+    return found
+
+
+def verify_checkpoints(checkpoints: Checkpoints, name: str | None = None) -> dict[str, Opened | UserError]:
+    """Each complete checkpoint, or the one called ``name``, opened with every byte checked, or what is wrong with it."""
+    found: dict[str, Opened | UserError] = {}
+    for each in checkpoints.names() if name is None else [checkpoints.find(name)]:
+        try:
+            found[each] = checkpoints.verify(each)
+        except UserError as error:
+            found[each] = error
+    return found
+
+
+def superfluous(checkpoints: Checkpoints, keep: int) -> list[str]:
+    """The checkpoints that pruning to ``keep`` removes: never the latest, the best, or an incomplete one.
+
+    Raises:
+        UserError: the latest checkpoint is damaged, so that older ones may be needed.
+    """
+    names = checkpoints.names()
+    if not names:
+        return []
+    checkpoints.verify(checkpoints.find("latest"))
+    kept = {*names[-keep:], checkpoints.find("latest"), *pointed_at(checkpoints).values()}
+    return [name for name in names if name not in kept]
+
+
+def prune(checkpoints: Checkpoints, names: list[str]) -> None:
+    """Remove the checkpoints ``names``; the file that says that one is complete goes first."""
+    for name in names:
+        checkpoints.discard(name)
