@@ -22,6 +22,7 @@ import pyarrow as pa
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe
@@ -53,6 +54,7 @@ Xiao Ma, Liqin Zhao, Guan Huang, Zhi Wang, Zelin Hu, Xiaoqiang Zhu, Kun Gai. Ent
 Approach for Estimating Post-Click Conversion Rate. SIGIR 2018. https://doi.org/10.1145/3209978.3210104"""
 
 
+@register("adapter", "aliccp")
 def prepare(
     input: Path,
     output: Path,

@@ -17,6 +17,7 @@ import pyarrow as pa
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe
 from dlrm_mtl.prepare.common.duck import (
@@ -43,6 +44,7 @@ Pengcheng Li, Runze Li, Qing Da, An-Xiang Zeng, Lijun Zhang. Improving Multi-Sce
 Exploiting Task Relationships in the Label Space. CIKM 2020. https://doi.org/10.1145/3340531.3412713"""
 
 
+@register("adapter", "aliexpress")
 def prepare(
     input: Path,
     output: Path,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -14,9 +13,8 @@ from typer.core import TyperGroup
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.plugins import load_plugins
-from dlrm_mtl.core.registry import registry
 from dlrm_mtl.core.suggest import suggest
-from dlrm_mtl.prepare import ADAPTERS, Adapter
+from dlrm_mtl.prepare import ADAPTERS
 
 FOLDERS = {
     "input": Annotated[Path, typer.Option(help="Folder with the raw files.")],
@@ -26,33 +24,20 @@ FOLDERS = {
 
 
 class AdapterGroup(TyperGroup):
-    """A group whose commands are the adapters; one is imported when its command is asked for."""
+    """A group whose commands are the adapters, those of plugins included."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all adapters: what works on anybody's data first."""
-        return sorted(_adapters(), key=lambda name: (name != "table", name))
+        load_plugins([], "plugins")
+        return sorted(ADAPTERS.names(), key=lambda name: (name != "table", name))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of one adapter; raises :class:`UserError` if there is none of that name."""
-        adapters = _adapters()
-        if cmd_name not in adapters:
-            raise UserError(f"prepare: there is no data set {cmd_name!r}; {suggest(cmd_name, adapters)}.")
+        if cmd_name not in (names := self.list_commands(ctx)):
+            raise UserError(f"prepare: there is no data set {cmd_name!r}; {suggest(cmd_name, names)}.")
         single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-        single.command(cmd_name)(as_command(adapters[cmd_name]()))
+        single.command(cmd_name)(as_command(ADAPTERS[cmd_name].part))
         return typer.main.get_command(single)
-
-
-def _adapters() -> dict[str, Callable[[], Callable[..., str | None]]]:
-    """What gives each adapter's function, by name: those of this package, which it imports, and those of plugins."""
-    load_plugins([], "plugins")
-    found: dict[str, Callable[[], Callable[..., str | None]]] = {
-        name: partial(_function, adapter) for name, adapter in ADAPTERS.items()
-    }
-    return found | {entry.name: partial(_function, entry.part) for entry in registry("adapter")}
-
-
-def _function(adapter: Adapter | Callable[..., str | None]) -> Callable[..., str | None]:
-    return adapter.function if isinstance(adapter, Adapter) else adapter
 
 
 def as_command(adapter: Callable[..., str | None]) -> Callable[..., None]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe
 from dlrm_mtl.prepare.common.duck import (
@@ -45,6 +46,7 @@ Wei Deng, Junwei Pan, Tian Zhou, Deguang Kong, Aaron Flores, Guang Lin. DeepLigh
 Accelerating CTR Predictions in Ad Serving. WSDM 2021. https://doi.org/10.1145/3437963.3441727"""
 
 
+@register("adapter", "criteo")
 def prepare(
     input: Path,
     output: Path,

@@ -23,6 +23,7 @@ import duckdb
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.sql import quote
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
@@ -58,6 +59,7 @@ Han Zhu, Xiang Li, Pengye Zhang, Guozheng Li, Jie He, Han Li, Kun Gai. Learning 
 KDD 2018. https://doi.org/10.1145/3219819.3219826. Data: User Behavior Data from Taobao for Recommendation, Alibaba."""
 
 
+@register("adapter", "userbehavior")
 def prepare(
     input: Path,
     output: Path,

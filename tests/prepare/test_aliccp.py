@@ -90,7 +90,7 @@ class Published:
 
 def test_every_row(tmp_path: Path) -> None:
     published = Published()
-    ADAPTERS["aliccp"](
+    ADAPTERS["aliccp"].part(
         published.write(tmp_path / "raw"), tmp_path / "out", max_list=4, min_count=3, validation_share=0.2
     )
     names, parts = values(tmp_path / "out"), published.parts(0.2)
@@ -117,16 +117,18 @@ def test_every_row(tmp_path: Path) -> None:
 
 def test_fields(tmp_path: Path) -> None:
     raw = Published().write(tmp_path / "raw")
-    ADAPTERS["aliccp"](raw, tmp_path / "out", fields="205, 101,109_14")
+    ADAPTERS["aliccp"].part(raw, tmp_path / "out", fields="205, 101,109_14")
     assert open_dataset(tmp_path / "out").spec.names("sparse") == ["field_205", "field_101", "field_109_14"]
     with pytest.raises(UserError, match="there is no field '109_15'; did you mean '109_14'"):
-        ADAPTERS["aliccp"](raw, tmp_path / "other", fields="109_15")
+        ADAPTERS["aliccp"].part(raw, tmp_path / "other", fields="109_15")
 
 
 def test_the_same_bytes_whatever_the_threads_memory_and_compression(tmp_path: Path) -> None:
     published = Published(rows=3000)
-    ADAPTERS["aliccp"](published.write(tmp_path / "raw"), tmp_path / "one", threads=1)
-    ADAPTERS["aliccp"](published.write(tmp_path / "gz", compress=True), tmp_path / "many", threads=4, memory="300MB")
+    ADAPTERS["aliccp"].part(published.write(tmp_path / "raw"), tmp_path / "one", threads=1)
+    ADAPTERS["aliccp"].part(
+        published.write(tmp_path / "gz", compress=True), tmp_path / "many", threads=4, memory="300MB"
+    )
     assert differences(tmp_path / "one", tmp_path / "many") == []
 
 
@@ -144,11 +146,11 @@ def test_mistakes(tmp_path: Path, file: str, line: str, sentence: str) -> None:
     with open(raw / file, "a") as content:
         content.write(line)
     with pytest.raises(UserError) as error:
-        ADAPTERS["aliccp"](raw, tmp_path / "out")
+        ADAPTERS["aliccp"].part(raw, tmp_path / "out")
     assert f"{file}: " in str(error.value)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
     (raw / file).unlink()
     with pytest.raises(UserError, match="lacks"):
-        ADAPTERS["aliccp"](raw, tmp_path / "out")
+        ADAPTERS["aliccp"].part(raw, tmp_path / "out")

@@ -64,7 +64,7 @@ def test_one_country_in_the_order_of_its_files(tmp_path: Path) -> None:
     train, test = rows(100, 0), rows(30, 1)
     write(tmp_path / "raw" / "train.csv.gz", train)
     write(tmp_path / "raw" / "test.csv", test)
-    ADAPTERS["aliexpress"](tmp_path / "raw", tmp_path / "out", validation_share=0.2, min_count=5)
+    ADAPTERS["aliexpress"].part(tmp_path / "raw", tmp_path / "out", validation_share=0.2, min_count=5)
     check(tmp_path / "out", {"train": train[:80], "validation": train[80:], "test": test}, 5)
     assert "country" not in open_dataset(tmp_path / "out").spec.names("sparse")
     read_through(tmp_path / "out", LABELS)
@@ -79,7 +79,7 @@ def test_countries_and_random_searches(tmp_path: Path) -> None:
     }
     for (country, part), made in content.items():
         write(tmp_path / "raw" / f"AliExpress_{country}" / f"{part}.csv", made)
-    ADAPTERS["aliexpress"](
+    ADAPTERS["aliexpress"].part(
         tmp_path / "raw", tmp_path / "out", countries="NL,ES", validation="random", validation_share=0.3, seed=5
     )
 
@@ -96,7 +96,7 @@ def test_countries_and_random_searches(tmp_path: Path) -> None:
     assert parts["validation"]
     check(tmp_path / "out", parts, 2)
     assert [row["country"] for row in split(tmp_path / "out", "test")] == [1] * 60 + [2] * 60
-    ADAPTERS["aliexpress"](tmp_path / "raw", tmp_path / "last", countries="NL,ES", validation_share=0.5)
+    ADAPTERS["aliexpress"].part(tmp_path / "raw", tmp_path / "last", countries="NL,ES", validation_share=0.5)
     assert [row["country"] for row in split(tmp_path / "last", "validation")] == [1] * 30 + [2] * 30
 
 
@@ -104,8 +104,8 @@ def test_the_same_bytes_also_with_a_comma_at_the_end_of_lines(tmp_path: Path) ->
     for folder, end in (("raw", ""), ("commas", ",")):
         for part, seed in (("train", 0), ("test", 1)):
             write(tmp_path / folder / f"{part}.csv", rows(400, seed), end)
-    ADAPTERS["aliexpress"](tmp_path / "raw", tmp_path / "one", threads=1)
-    ADAPTERS["aliexpress"](tmp_path / "commas", tmp_path / "other", threads=4, memory="300MB")
+    ADAPTERS["aliexpress"].part(tmp_path / "raw", tmp_path / "one", threads=1)
+    ADAPTERS["aliexpress"].part(tmp_path / "commas", tmp_path / "other", threads=4, memory="300MB")
     assert differences(tmp_path / "one", tmp_path / "other") == []
 
 
@@ -127,7 +127,7 @@ def test_mistakes(change: Row, options: dict[str, Any], sentence: str, tmp_path:
     write(tmp_path / "raw" / "train.csv", content)
     write(tmp_path / "raw" / "test.csv", rows(10, 1))
     with pytest.raises(UserError) as error:
-        ADAPTERS["aliexpress"](tmp_path / "raw", tmp_path / "out", **options)
+        ADAPTERS["aliexpress"].part(tmp_path / "raw", tmp_path / "out", **options)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -139,10 +139,10 @@ def test_a_header_without_a_column(tmp_path: Path) -> None:
     text = (tmp_path / "test.csv").read_text()
     (tmp_path / "test.csv").write_text(text.replace("numerical_63", "numerical_64", 1))
     with pytest.raises(UserError, match="its header lacks numerical_63 \\(1 columns in all\\)"):
-        ADAPTERS["aliexpress"](tmp_path, tmp_path / "out")
+        ADAPTERS["aliexpress"].part(tmp_path, tmp_path / "out")
     write(tmp_path / "more_test.csv", rows(5, 0))
     with pytest.raises(UserError, match="leave one testing file"):
-        ADAPTERS["aliexpress"](tmp_path, tmp_path / "out")
+        ADAPTERS["aliexpress"].part(tmp_path, tmp_path / "out")
 
 
 def test_real_rows(repository: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_real_rows(repository: Path, tmp_path: Path) -> None:
         with open(raw / f"aliexpress_{part}_sample.csv", newline="") as file:
             content[part] = list(csv.DictReader(file))
     assert sum(int(row["click"]) for row in content["train"]) == 60
-    ADAPTERS["aliexpress"](raw, tmp_path / "out")
+    ADAPTERS["aliexpress"].part(raw, tmp_path / "out")
     parts = {"train": content["train"][:90], "validation": content["train"][90:], "test": content["test"]}
     check(tmp_path / "out", parts, 2)
     read_through(tmp_path / "out", LABELS)

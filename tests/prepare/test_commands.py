@@ -26,15 +26,15 @@ def shown(*arguments: str) -> str:
 
 def test_all_adapters_are_listed_with_a_line() -> None:
     text = shown("--help")
-    for name, adapter in ADAPTERS.items():
-        assert re.search(rf"\b{name}\b", text), name
-        assert (inspect.getdoc(adapter.function) or "").split()[0] in text
+    for adapter in ADAPTERS:
+        assert re.search(rf"\b{adapter.name}\b", text), adapter.name
+        assert (inspect.getdoc(adapter.part) or "").split()[0] in text
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
+@pytest.mark.parametrize("name", ADAPTERS.names())
 def test_help_teaches_every_option(name: str) -> None:
     text = shown(name, "--help")
-    parameters = inspect.signature(ADAPTERS[name].function).parameters
+    parameters = inspect.signature(ADAPTERS[name].part).parameters
     assert "progress" in parameters
     for parameter in parameters:
         assert (f"--{parameter.replace('_', '-')}" in text) == (parameter != "progress"), parameter

@@ -68,7 +68,7 @@ def check(out: Path, parts: dict[str, list[Row]], min_count: int) -> None:
 def test_shares_in_the_order_of_the_file(tmp_path: Path) -> None:
     content = rows(200, 0)
     write(tmp_path / "raw" / "train.txt", content)
-    ADAPTERS["criteo"](tmp_path / "raw", tmp_path / "out", validation_share=0.1, test_share=0.2, min_count=3)
+    ADAPTERS["criteo"].part(tmp_path / "raw", tmp_path / "out", validation_share=0.1, test_share=0.2, min_count=3)
     check(tmp_path / "out", {"train": content[:140], "validation": content[140:160], "test": content[160:]}, 3)
     read_through(tmp_path / "out", ["click"])
 
@@ -77,7 +77,7 @@ def test_days(tmp_path: Path) -> None:
     days = {f"day_{day}": rows(40, day) for day in (0, 1, 2, 10)}
     for name, content in days.items():
         write(tmp_path / "raw" / (f"{name}.gz" if name == "day_1" else name), content)
-    ADAPTERS["criteo"](tmp_path / "raw", tmp_path / "out", split="last-day", min_count=1)
+    ADAPTERS["criteo"].part(tmp_path / "raw", tmp_path / "out", split="last-day", min_count=1)
     train = [*days["day_0"], *days["day_1"], *days["day_2"]]
     check(tmp_path / "out", {"train": train, "validation": days["day_10"][:20], "test": days["day_10"][20:]}, 1)
 
@@ -86,15 +86,15 @@ def test_the_same_bytes_also_where_empty_fields_at_the_end_are_missing(tmp_path:
     content = rows(3000, 1)
     write(tmp_path / "raw" / "train.txt", content)
     write(tmp_path / "trimmed" / "train.txt.gz", content, trimmed=True)
-    ADAPTERS["criteo"](tmp_path / "raw", tmp_path / "one", threads=1)
-    ADAPTERS["criteo"](tmp_path / "trimmed", tmp_path / "other", threads=4, memory="300MB")
+    ADAPTERS["criteo"].part(tmp_path / "raw", tmp_path / "one", threads=1)
+    ADAPTERS["criteo"].part(tmp_path / "trimmed", tmp_path / "other", threads=4, memory="300MB")
     assert differences(tmp_path / "one", tmp_path / "other") == []
 
 
 def test_hashed_ids_are_the_documented_hash_of_the_published_value(tmp_path: Path) -> None:
     content = rows(60, 2)
     write(tmp_path / "raw" / "train.txt", content)
-    ADAPTERS["criteo"](tmp_path / "raw", tmp_path / "out", hash_size=1000, validation_share=0.1, test_share=0.1)
+    ADAPTERS["criteo"].part(tmp_path / "raw", tmp_path / "out", hash_size=1000, validation_share=0.1, test_share=0.1)
     found = split(tmp_path / "out", "train")
     for place, column in ((0, "C1"), (25, "C26")):
         wanted = hash_ids([row[14 + place] or None for row in content[:48]], 1000, feature=column).tolist()
@@ -128,7 +128,7 @@ def edited(row: int, place: int, value: str) -> list[Row]:
 def test_mistakes(content: list[Row], options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     write(tmp_path / "raw" / "train.txt", content)
     with pytest.raises(UserError) as error:
-        ADAPTERS["criteo"](tmp_path / "raw", tmp_path / "out", **options)
+        ADAPTERS["criteo"].part(tmp_path / "raw", tmp_path / "out", **options)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -139,14 +139,14 @@ def test_real_rows_of_kaggle(repository: Path, tmp_path: Path) -> None:
     with gzip.open(raw / "criteo_kaggle_head1000.txt.gz", "rt") as file:
         content = [line.rstrip("\n").split("\t") for line in file]
     assert sum(int(row[0]) for row in content) == 205
-    ADAPTERS["criteo"](raw, tmp_path / "out", files="criteo_kaggle*.txt")
+    ADAPTERS["criteo"].part(raw, tmp_path / "out", files="criteo_kaggle*.txt")
     check(tmp_path / "out", {"train": content[:857], "validation": content[857:929], "test": content[929:]}, 2)
     read_through(tmp_path / "out", ["click"])
 
 
 def test_real_indexed_rows(repository: Path, tmp_path: Path) -> None:
     raw = real_rows(repository, "criteo")
-    ADAPTERS["criteo"](raw, tmp_path / "out", layout="indexed", validation_share=0.1)
+    ADAPTERS["criteo"].part(raw, tmp_path / "out", layout="indexed", validation_share=0.1)
     dataset = open_dataset(tmp_path / "out")
     assert {name: dataset.spec.splits[name].rows for name in SPLITS} == {
         "train": 9000,

@@ -102,7 +102,7 @@ def write(folder: Path, raw: Raw, compress: bool = True) -> Path:
 def prepared(folder: Path, raw: Raw, change: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row) -> Path:
     """Prepare ``raw`` with ``change`` made to every row of the log."""
     changed = {**raw, kuairand.LOG: [change(row) for row in raw[kuairand.LOG]]}
-    ADAPTERS["kuairand"](write(folder / "raw", changed), folder / "out")
+    ADAPTERS["kuairand"].part(write(folder / "raw", changed), folder / "out")
     return folder / "out"
 
 
@@ -200,14 +200,14 @@ def test_prepared_data_can_be_read(out: Path) -> None:
 
 
 def test_the_same_bytes_every_time_also_from_plain_files(out: Path, raw: Raw, tmp_path: Path) -> None:
-    ADAPTERS["kuairand"](write(tmp_path / "raw", raw, compress=False), tmp_path / "out")
+    ADAPTERS["kuairand"].part(write(tmp_path / "raw", raw, compress=False), tmp_path / "out")
     assert differences(out, tmp_path / "out") == []
 
 
 def test_mistakes(raw: Raw, tmp_path: Path) -> None:
     def sentence(input: Path, output: Path) -> str:
         with pytest.raises(UserError) as error:
-            ADAPTERS["kuairand"](input, output)
+            ADAPTERS["kuairand"].part(input, output)
         return str(error.value)
 
     assert "there is no such folder" in sentence(tmp_path / "nothing", tmp_path / "out")
@@ -229,7 +229,7 @@ def test_the_shipped_data_set_is_what_prepare_makes(repository: Path, tmp_path: 
     source = Path(os.environ.get("DLRM_MTL_RAW_DATA", repository.parent / "shared" / "data")) / "kuairand-pure"
     if not source.is_dir():
         pytest.skip(f"{source}: the raw data are not there (set DLRM_MTL_RAW_DATA)")
-    ADAPTERS["kuairand"](source, tmp_path / "out")
+    ADAPTERS["kuairand"].part(source, tmp_path / "out")
     assert differences(repository / "datasets" / "kuairand_pure", tmp_path / "out") == []
 
 

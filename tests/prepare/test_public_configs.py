@@ -39,10 +39,10 @@ def test_configurations_are_valid_and_name_their_command(config: Path) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_train(config: Path, repository: Path, tmp_path: Path) -> None:
     if config.stem == "aliccp_mmoe":
-        ADAPTERS["aliccp"](Published(rows=600).write(tmp_path / "raw"), tmp_path / "data")
+        ADAPTERS["aliccp"].part(Published(rows=600).write(tmp_path / "raw"), tmp_path / "data")
     else:
         folder, adapter, options = REAL[config.stem]
-        ADAPTERS[adapter](real_rows(repository, folder), tmp_path / "data", **options)
+        ADAPTERS[adapter].part(real_rows(repository, folder), tmp_path / "data", **options)
     small = {"data.path": tmp_path / "data", "data.batch_size": 16, "data.evaluation_batch_size": 4096}
     small |= {"training.max_steps": 20, "training.evaluate_every": 10}
     overrides = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]

@@ -52,7 +52,7 @@ def write(folder: Path, log: list[Event], compress: bool = False, extra: str = "
 
 
 def prepared(folder: Path, log: list[Event], **options: Any) -> Path:
-    ADAPTERS["userbehavior"](write(folder / "raw", log), folder / "out", **options)
+    ADAPTERS["userbehavior"].part(write(folder / "raw", log), folder / "out", **options)
     return folder / "out"
 
 
@@ -188,10 +188,10 @@ def test_k_core_and_behaviours(log: list[Event], tmp_path: Path) -> None:
 
 def test_the_same_bytes_whatever_the_threads_memory_and_compression(log: list[Event], tmp_path: Path) -> None:
     raw, packed = write(tmp_path / "raw", log), write(tmp_path / "gz", log, compress=True)
-    ADAPTERS["userbehavior"](raw, tmp_path / "one", threads=1)
-    ADAPTERS["userbehavior"](packed, tmp_path / "many", threads=4, memory="200MB")
+    ADAPTERS["userbehavior"].part(raw, tmp_path / "one", threads=1)
+    ADAPTERS["userbehavior"].part(packed, tmp_path / "many", threads=4, memory="200MB")
     assert differences(tmp_path / "one", tmp_path / "many") == []
-    ADAPTERS["userbehavior"](raw, tmp_path / "seed", seed=1)
+    ADAPTERS["userbehavior"].part(raw, tmp_path / "seed", seed=1)
     assert differences(tmp_path / "one", tmp_path / "seed") != []
 
 
@@ -200,7 +200,7 @@ def test_a_comma_at_the_end_of_lines_is_no_field(log: list[Event], tmp_path: Pat
     commas.mkdir()
     (commas / "UserBehavior.csv").write_text((raw / "UserBehavior.csv").read_text().replace("\n", ",\n"))
     for folder in (raw, commas):
-        ADAPTERS["userbehavior"](folder, folder / "out", negatives=0)
+        ADAPTERS["userbehavior"].part(folder, folder / "out", negatives=0)
     assert differences(raw / "out", commas / "out") == []
 
 
@@ -233,7 +233,7 @@ def test_training_rows_are_shuffled_and_can_be_read(log: list[Event], tmp_path: 
 def test_mistakes(log: list[Event], tmp_path: Path, extra: str, options: dict[str, Any], sentence: str) -> None:
     raw = write(tmp_path / "raw", log, extra=extra)
     with pytest.raises(UserError) as error:
-        ADAPTERS["userbehavior"](raw, tmp_path / "out", **options)
+        ADAPTERS["userbehavior"].part(raw, tmp_path / "out", **options)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -254,7 +254,7 @@ def test_ehcf_layout(tmp_path: Path) -> None:
     )
     (raw / "cart.csv").write_text("uid\tsid\t3\n" + "".join(f"{u}\t{i}\tcart\n" for u, i in cart))
     out = tmp_path / "out"
-    ADAPTERS["userbehavior"](raw, out, layout="ehcf")
+    ADAPTERS["userbehavior"].part(raw, out, layout="ehcf")
     found = {
         name: {(r["user_id"], r["item_id"]): (r["cart"], r["buy"]) for r in positives(out, name)} for name in SPLITS
     }
@@ -265,12 +265,12 @@ def test_ehcf_layout(tmp_path: Path) -> None:
         assert all(labels[0] == int(pair in set(cart)) for pair, labels in found[name].items())
     assert open_dataset(out).spec.names("sparse") == ["user", "item"]
     with pytest.raises(UserError, match="have no times"):
-        ADAPTERS["userbehavior"](raw, tmp_path / "other", layout="ehcf", split="time")
+        ADAPTERS["userbehavior"].part(raw, tmp_path / "other", layout="ehcf", split="time")
 
 
 def test_real_slice(repository: Path, tmp_path: Path) -> None:
     raw = real_rows(repository, "taobao")
-    ADAPTERS["userbehavior"](raw, tmp_path / "out")
+    ADAPTERS["userbehavior"].part(raw, tmp_path / "out")
     pairs = "SELECT count(DISTINCT (column0, column1)), count(DISTINCT (column0, column1)) FILTER (column3 = 'buy')"
     wanted = duckdb.execute(f"{pairs} FROM read_csv('{raw}/UserBehavior*.csv.gz', header = false)").fetchone()
     rows = f"read_parquet('{tmp_path}/out/*/part-*.parquet')"
@@ -281,7 +281,7 @@ def test_real_slice(repository: Path, tmp_path: Path) -> None:
 
 def test_real_ehcf_files(repository: Path, tmp_path: Path) -> None:
     raw = real_rows(repository, "taobao")
-    ADAPTERS["userbehavior"](raw, tmp_path / "out", layout="ehcf", negatives=0, evaluation_negatives=1)
+    ADAPTERS["userbehavior"].part(raw, tmp_path / "out", layout="ehcf", negatives=0, evaluation_negatives=1)
     rows = f"read_parquet('{tmp_path}/out/{{}}/*.parquet')"
     train, validation, test = (rows.format(name) for name in SPLITS)
     bought = "count(*) FILTER (buy = 1), sum(cart)"

@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe
 from dlrm_mtl.prepare.common.io import (
@@ -86,6 +87,7 @@ INTEGER = "CAST(CAST({0} AS DOUBLE) AS BIGINT)"
 TAGS = "CAST(string_split(tag, ',') AS INTEGER[])"
 
 
+@register("adapter", "kuairand")
 def prepare(input: Path, output: Path, progress: Progress = lambda what, done: None) -> None:
     """KuaiRand-Pure: short-video exposures with clicks, likes and long views, split by day.
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.sql import quote
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe
@@ -39,6 +40,7 @@ class Split(str, Enum):
     cs330 = "cs330"
 
 
+@register("adapter", "movielens")
 def prepare(
     input: Annotated[
         Path,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.data.spec import (
     DATASET_FILE,
     DatasetSpec,
@@ -34,6 +35,7 @@ Made by `dlrm-mtl prepare synthetic`. Ids are Zipf-distributed, id 1 being the m
 sigmoid(its true logit), which is in the column logit_LABEL and is no feature. truth.json says how it is computed."""
 
 
+@register("adapter", "synthetic")
 def prepare(
     output: Path,
     *,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.schema import read_yaml, validate
 from dlrm_mtl.core.sql import identifier, quote
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
@@ -23,6 +24,7 @@ from dlrm_mtl.prepare.table.values import dense, id_checks, label, verify
 ROW_GROUP_ROWS = 65536
 
 
+@register("adapter", "table")
 def prepare(
     input: Annotated[
         list[Path] | None, typer.Option(help="CSV (plain or .gz) or Parquet file, or folder of them. May be repeated.")
