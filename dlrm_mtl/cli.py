@@ -280,7 +280,7 @@ def config_schema() -> None:
 
 @data_app.command("describe")
 def data_describe(
-    folder: Annotated[Path, typer.Argument(help="The data set's folder, which holds dataset.yaml.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The data set's folder, which holds dataset.yaml.")],
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page with plots to this file, too.")] = None,
     split: Annotated[
         str | None, typer.Option(help="The split that features are described over. Default: train.")

@@ -172,9 +172,16 @@ Result = TypeVar("Result")
 
 def unreachable(place: str, error: Exception) -> UserError:
     """The error for something of which the storage does not even say whether it is there."""
-    return UserError(
-        f"{place}: cannot be read ({first_line(error)}); check the path, the credentials and their permissions."
-    )
+    problem = first_line(error)
+    if isinstance(error, PermissionError) or any(word in problem.lower() for word in _DENIED):
+        remedy = "check the path, the credentials and their permissions"
+    else:
+        remedy = "check the path, and that this machine can reach it"
+    return UserError(f"{place}: cannot be read ({problem}); {remedy}.")
+
+
+_DENIED = ("denied", "forbidden", "unauthorized", "credential", "signature", "access key")
+"""What storage says of a request that it understands and refuses."""
 
 
 def read_again(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -43,26 +44,70 @@ class AdapterGroup(TyperGroup):
 def as_command(adapter: Callable[..., str | None]) -> Callable[..., None]:
     """A function with the parameters of ``adapter`` but ``progress``, which shows a bar while it runs and says when it is done.
 
-    What it returns is printed; if that is nothing, where the data set is.
+    What it returns is printed; if that is nothing, where the data set is. An output that is remote is made here and uploaded.
     """
-    signature = inspect.signature(adapter)
     hints = get_type_hints(adapter, include_extras=True)
     parameters = []
-    for name, parameter in signature.parameters.items():
+    for name, parameter in inspect.signature(adapter).parameters.items():
         if name != "progress":
             plain = name in FOLDERS and hints[name] is Path
-            annotation = FOLDERS[name] if plain else hints[name]
+            annotation = _as_text(FOLDERS[name] if plain else hints[name])
             parameters.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
+    paths = [parameter.name for parameter in parameters if parameter.annotation != hints[parameter.name]]
 
     def command(**options: Any) -> None:
-        with _progress() as progress:
-            said = adapter(**options, progress=progress)
-        typer.echo(f"{options['output']}: ready; name it as data.path in a configuration" if said is None else said)
+        output = options["output"]
+        options |= {name: _local(name, options[name]) for name in paths if name != "output"}
+        with _progress() as progress, _staged(output, progress) as local:
+            said = adapter(**{**options, "output": local}, progress=progress)
+        if said is None:
+            said = f"{local}: ready; name it as data.path in a configuration"
+        typer.echo(said if local is None else said.replace(str(local), output))
 
     command.__doc__ = (inspect.getdoc(adapter) or "").split("\n\n")[0]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+_TEXTS: dict[Any, Any] = {
+    Path: str,
+    Path | None: str | None,
+    list[Path]: list[str],
+    list[Path] | None: list[str] | None,
+}
+
+
+def _as_text(hint: Any) -> Any:
+    """The annotation of an option, with text in place of paths: Path would take the second slash out of a URI."""
+    kind, *options = get_args(hint)
+    if kind not in _TEXTS:
+        return hint
+    option = copy.copy(options[0])
+    option.metavar = option.metavar or "<path>"
+    return Annotated[_TEXTS[kind], option]
+
+
+def _local(name: str, value: Any) -> Any:
+    """The path, or list of paths, that an option names; raises :class:`UserError` for a URI."""
+    if isinstance(value, list):
+        return [_local(name, one) for one in value]
+    if isinstance(value, str) and "://" in value:
+        raise UserError(f"prepare: --{name} {value}: only local files are read; copy them to this machine.")
+    return Path(value) if isinstance(value, str) else value
+
+
+@contextlib.contextmanager
+def _staged(output: str | None, progress: Callable[[str, float], None]) -> Iterator[Path | None]:
+    """The local path to write for ``output``, which may be a URI."""
+    from dlrm_mtl.data.spec import DATASET_FILE
+    from dlrm_mtl.storage.staged_output import staged_output
+
+    if output is None:
+        yield None
+        return
+    with staged_output(output, DATASET_FILE, told=lambda done: progress("uploading", done)) as local:
+        yield local
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ class DatasetProfile:
 
 
 def profile_dataset(
-    path: Path, split: str | None = None, memory: str = "2GB", progress: Progress = lambda what, done: None
+    path: str | Path, split: str | None = None, memory: str = "2GB", progress: Progress = lambda what, done: None
 ) -> DatasetProfile:
     """Profile the data set in the folder ``path``.
 
@@ -210,7 +210,7 @@ def _types(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]
     return {str(row[0]): str(row[1]) for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
 
 
-def _refuse_missing(path: Path, spec: DatasetSpec, types: dict[str, dict[str, str]]) -> None:
+def _refuse_missing(path: str | Path, spec: DatasetSpec, types: dict[str, dict[str, str]]) -> None:
     for column in [*(feature.source for feature in spec.features), *(label.source for label in spec.labels)]:
         for split, columns in types.items():
             if column not in columns:

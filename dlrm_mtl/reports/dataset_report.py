@@ -14,7 +14,7 @@ FEWEST_FOR_A_CURVE = 20
 """Features with fewer distinct ids get no curve of how concentrated they are."""
 
 
-def describe_dataset(path: Path, html: Path | None = None, split: str | None = None, memory: str = "2GB") -> None:
+def describe_dataset(path: str | Path, html: Path | None = None, split: str | None = None, memory: str = "2GB") -> None:
     """Print what is in the data set in the folder ``path``, and write it as a page.
 
     Raises:
