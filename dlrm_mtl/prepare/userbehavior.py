@@ -36,11 +36,11 @@ from dlrm_mtl.prepare.common.duck import (
     find_files,
     insert_csv,
     one_row,
-    refuse_empty,
     workspace,
 )
 from dlrm_mtl.prepare.common.io import Progress, output_folder
 from dlrm_mtl.prepare.common.k_core import k_core, part_of_event
+from dlrm_mtl.prepare.common.preparation import refuse_empty
 from dlrm_mtl.prepare.common.splits import random_split
 from dlrm_mtl.prepare.common.user_item import RowFactory, RowOptions, number, write_rows
 

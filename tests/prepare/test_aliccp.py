@@ -14,7 +14,7 @@ import pytest
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.prepare import ADAPTERS
-from dlrm_mtl.prepare.aliccp import COMMON, OWN
+from dlrm_mtl.prepare.aliccp.files import COMMON, OWN
 from tests.prepare.published import SPLITS, differences, read_through, split, values
 
 MANY = ("109_14", "110_14", "127_14", "150_14", "210")

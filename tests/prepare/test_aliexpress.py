@@ -15,7 +15,7 @@ import pytest
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.prepare import ADAPTERS
-from dlrm_mtl.prepare.aliexpress import CATEGORIES, LABELS, NUMBERS
+from dlrm_mtl.prepare.aliexpress.files import CATEGORIES, LABELS, NUMBERS
 from tests.prepare.published import SPLITS, differences, read_through, real_rows, split, values
 
 HEADER = ["search_id", *CATEGORIES, *NUMBERS, *LABELS]

@@ -16,7 +16,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.prepare import ADAPTERS
 from dlrm_mtl.prepare.common.ids import hash_ids
-from dlrm_mtl.prepare.criteo import CATEGORIES, COUNTS
+from dlrm_mtl.prepare.criteo.files import CATEGORIES, COUNTS
 from tests.prepare.published import SPLITS, differences, read_through, real_rows, split, values
 
 Row = list[str]

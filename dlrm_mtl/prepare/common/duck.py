@@ -199,10 +199,3 @@ class SplitWriter:
             )
         self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         self._written += group.num_rows
-
-
-def refuse_empty(rows: Mapping[str, int], remedy: str) -> None:
-    """Raise :class:`UserError` if a split (name -> rows) has none."""
-    for split, count in rows.items():
-        if count == 0:
-            raise UserError(f"prepare: the split {split!r} would hold no rows; {remedy}.")

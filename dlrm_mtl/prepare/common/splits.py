@@ -73,5 +73,14 @@ def range_split(row: str, ranges: Sequence[tuple[str, int]]) -> str:
     return _case(cases, ranges[-1][0])
 
 
+def in_order(first: int, second: int) -> dict[str, str]:
+    """SQL conditions of train, validation and test by ``rowid``: before ``first``, before ``second``, and from there on."""
+    return {
+        "train": f"rowid < {first}",
+        "validation": f"rowid >= {first} AND rowid < {second}",
+        "test": f"rowid >= {second}",
+    }
+
+
 def _case(cases: Sequence[str], otherwise: str) -> str:
     return f"CASE {' '.join(cases)} ELSE {quote(otherwise)} END" if cases else quote(otherwise)

@@ -1,12 +1,11 @@
-"""Tables of examples, one row each, to splits on disk: ids for categorical columns, the rest as it is, in the order of rows.
+"""Ids of categorical columns of a DuckDB table, 64-bit integers or lists of them: by frequency in training, or hashed.
 
-The rows are in a DuckDB table; categorical columns hold 64-bit integers or lists of them. Ids go by frequency in training and
-are looked up in sorted arrays while rows stream by, so no join disturbs their order; memory is 12 bytes per distinct value.
+Ids are looked up in sorted arrays while rows stream by, so no join disturbs their order; memory is 12 bytes per distinct value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 import typer
 
 from dlrm_mtl.core.sql import quote
-from dlrm_mtl.prepare.common.duck import SplitWriter, one_row, stream
+from dlrm_mtl.prepare.common.duck import one_row, stream
 from dlrm_mtl.prepare.common.ids import hash_sql
 
 MinCount = Annotated[int, typer.Option(min=1, help="Values that training has fewer times get id 0, unknown.")]
@@ -134,39 +133,11 @@ class Vocabularies:
                 writer.write_batch(batch.cast(schema))
 
 
-def write_splits(
-    vocabularies: Vocabularies,
-    folder: Path,
-    table: str,
-    splits: Mapping[str, str],
-    categorical: Sequence[Categorical],
-    others: Mapping[str, tuple[str, pa.DataType]],
-    told: Callable[[str, float], None],
-) -> dict[str, int]:
-    """Write every split (name -> SQL condition) of ``table`` in the order of its rows; returns rows per split.
-
-    ``others`` are columns that are no ids: name -> (SQL, type). They come first. ``told`` hears the split and the share done.
-    """
-    schema = pa.schema(
-        [
-            *((name, type_) for name, (_, type_) in others.items()),
-            *((column.name, pa.list_(pa.int32()) if column.many else pa.int32()) for column in categorical),
-        ]
-    )
-    selected = [f'{expression} AS "{name}"' for name, (expression, _) in others.items()]
-    selected += [vocabularies.select(column) for column in categorical]
-    total = max(one_row(vocabularies.connection, f"SELECT count(*) FROM {table}")[0], 1)
-    counts, done = {}, 0
-    for split, condition in splits.items():
-        with SplitWriter(folder / split, schema) as writer:
-            for batch in stream(
-                vocabularies.connection, f"SELECT {', '.join(selected)} FROM {table} WHERE {condition}"
-            ):
-                columns = {name: batch.column(name) for name in batch.schema.names}
-                for column in categorical:
-                    columns[column.name] = vocabularies.encode(column.name, columns[column.name])
-                writer.write(pa.RecordBatch.from_pydict(columns))
-                done += batch.num_rows
-                told(split, done / total)
-        counts[split] = writer.rows
-    return counts
+def single(lists: pa.ListArray) -> pa.Array:
+    """Lists of at most one id as ids; an empty list is null."""
+    offsets = lists.offsets.to_numpy(zero_copy_only=False)
+    empty = np.diff(offsets) == 0
+    values = lists.values.to_numpy(zero_copy_only=False)
+    ids = np.zeros(len(lists), dtype=np.int32)
+    ids[~empty] = values[offsets[:-1][~empty]]
+    return pa.array(ids, mask=empty)

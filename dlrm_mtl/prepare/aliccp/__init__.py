@@ -1,0 +1,3 @@
+"""The adapter for Ali-CCP."""
+
+from dlrm_mtl.prepare.aliccp import adapter as adapter
