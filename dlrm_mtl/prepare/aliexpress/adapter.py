@@ -19,11 +19,11 @@ from dlrm_mtl.prepare.common.duck import Memory, Threads
 from dlrm_mtl.prepare.common.examples import Examples, write_examples
 from dlrm_mtl.prepare.common.io import Progress
 from dlrm_mtl.prepare.common.preparation import (
-    categories,
     comma_separated,
     preparing,
     refuse_rows,
     require_training,
+    sparse_features,
     splits_in_folders,
 )
 from dlrm_mtl.prepare.common.splits import random_split
@@ -97,7 +97,7 @@ def _specification(names: list[str], sizes: dict[str, int], validation: str) -> 
     if names:
         numbers = ", ".join(f"{number}: {name}" for number, name in enumerate(names, 1))
         features.append(FeatureSpec(name="country", kind="sparse", vocabulary_size=len(names) + 1, description=numbers))
-    features += categories(sizes, CATEGORIES)
+    features += sparse_features(sizes, CATEGORIES)
     features += [FeatureSpec(name=name, kind="dense") for name in NUMBERS]
     where = f" ({', '.join(names)})" if names else ""
     texts = {

@@ -80,6 +80,6 @@ def splits_in_folders(about: Mapping[str, str] | None = None) -> dict[str, Split
     return {name: SplitSpec(folder=name, description=(about or {}).get(name)) for name in SPLITS}
 
 
-def categories(sizes: Mapping[str, int], names: Sequence[str]) -> list[FeatureSpec]:
+def sparse_features(sizes: Mapping[str, int], names: Sequence[str]) -> list[FeatureSpec]:
     """Sparse features, with their vocabularies' ``sizes``."""
     return [FeatureSpec(name=name, kind="sparse", vocabulary_size=sizes[name]) for name in names]

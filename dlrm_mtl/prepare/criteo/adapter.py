@@ -15,9 +15,9 @@ from dlrm_mtl.prepare.common.duck import Memory, Threads
 from dlrm_mtl.prepare.common.examples import Examples, write_examples
 from dlrm_mtl.prepare.common.io import Progress
 from dlrm_mtl.prepare.common.preparation import (
-    categories,
     preparing,
     require_training,
+    sparse_features,
     splits_in_folders,
 )
 from dlrm_mtl.prepare.common.vocabularies import Categorical, HashSize, MinCount, Numbering
@@ -103,6 +103,6 @@ def _specification(layout: str, sizes: dict[str, int], numbering: Numbering) -> 
         licence=LICENCE,
         citation=CITATION if raw else f"{CITATION}. Indexed sample: {INDEXED_CITATION}",
         splits=splits_in_folders(),
-        features=categories(sizes, list(sizes)) + (logs if raw else []),
+        features=sparse_features(sizes, list(sizes)) + (logs if raw else []),
         labels=[LabelSpec(name="click")],
     )

@@ -1,0 +1,3 @@
+"""The adapter for Taobao UserBehavior."""
+
+from dlrm_mtl.prepare.userbehavior import adapter as adapter
