@@ -17,8 +17,8 @@ from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.negatives.drawn_rows import NegativeSampler
 from dlrm_mtl.data.negatives.known_pairs import KnownPairs
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.prepare import ehcf
-from dlrm_mtl.prepare.userbehavior import prepare
+from dlrm_mtl.prepare.userbehavior import ehcf
+from dlrm_mtl.prepare.userbehavior.adapter import prepare
 
 Ids = NDArray[np.int64]
 
