@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,8 @@ from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec
 from dlrm_mtl.data.statistics import describe, write_spec
 from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder, plain_name
 from dlrm_mtl.prepare.table.description import FileSplit, TableDescription, TimeSplit, UserSplit
-from dlrm_mtl.prepare.table.files import Table, files_of_splits, find_files, load
+from dlrm_mtl.prepare.table.files import Table, load
+from dlrm_mtl.prepare.table.find import FileSplits, files_of_splits, find_files
 from dlrm_mtl.prepare.table.ids import Ids, number_values, write_vocabularies
 from dlrm_mtl.prepare.table.splits import create_splits
 from dlrm_mtl.prepare.table.values import dense, id_checks, label, verify
@@ -40,6 +42,10 @@ def prepare(
         Path | None,
         typer.Option(metavar="FILE", help="Draft a description of this file or folder, and do nothing else."),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="With --infer: the names of the columns of a CSV file without a header."),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Memory that may be used, such as 4GB. Default: 80% of the machine's."),
@@ -58,7 +64,11 @@ def prepare(
             )
         from dlrm_mtl.prepare.table.infer import write_draft
 
-        return write_draft(infer, output)
+        return write_draft(infer, output, None if columns is None else _names(columns))
+    if columns is not None:
+        raise UserError(
+            "prepare table: --columns goes with --infer; otherwise source.columns in the description names them."
+        )
     for option, value in (("--input", input), ("--output", output), ("--description", description)):
         if not value:
             raise UserError(f"prepare table: {option} is required; add it, or draft a description with --infer FILE.")
@@ -67,6 +77,14 @@ def prepare(
     assert description is not None
     remarks = prepare_table(input, output, read_description(description), memory, threads, progress)
     return "\n".join([f"{output}: ready; name it as data.path in a configuration", *remarks])
+
+
+def _names(columns: str) -> list[str]:
+    """The names in a line such as `user,item,"price, EUR"`."""
+    names = [name.strip() for name in next(csv.reader([columns], skipinitialspace=True), [])]
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise UserError(f"--columns {columns}: these are no names, each once, with commas between; correct them.")
+    return names
 
 
 def read_description(path: Path) -> TableDescription:
@@ -86,11 +104,12 @@ def prepare_table(
 
     Rows keep the order of the files. Raises :class:`UserError`.
     """
-    files, parquet = find_files(inputs, description.source)
-    splits_of_files: dict[Path, str] = {}
-    if isinstance(description.split, FileSplit):
-        splits_of_files = files_of_splits(files, inputs, description.split.files)
-        files = list(splits_of_files)
+    split = description.split
+    found = find_files(inputs, description.source, every=isinstance(split, FileSplit))
+    files, splits_of_files = found.files, FileSplits({}, {})
+    if isinstance(split, FileSplit):
+        splits_of_files = files_of_splits(files, inputs, split.files, split.divide)
+        files = splits_of_files.files
     with (
         output_folder(output) as folder,
         tempfile.TemporaryDirectory(prefix=f".{plain_name(output)}.work-", dir=output.parent) as work,
@@ -101,20 +120,20 @@ def prepare_table(
             Path(work),
             files,
             description.source,
-            parquet=parquet,
+            parquet=found.parquet,
             wanted=_columns(description),
             progress=lambda done: progress("reading the files", 0.3 * done),
         )
         checks, columns = [], {}
         for feature in description.used:
             if feature.kind == "dense":
-                columns[feature.name], found = dense(table, feature)
-                checks += found
+                columns[feature.name], needed = dense(table, feature)
+                checks += needed
             else:
                 checks += id_checks(table, feature)
         for config in description.labels:
-            columns[config.name], found = label(table, config)
-            checks += found
+            columns[config.name], needed = label(table, config)
+            checks += needed
         progress("checking numbers and labels", 0.3)
         verify(table, checks)
         counts = create_splits(table, description, splits_of_files)
@@ -125,9 +144,9 @@ def prepare_table(
             description.source.nulls,
             lambda name, done: progress(f"numbering {name}", 0.4 + 0.3 * done),
         )
-        for position, split in enumerate(counts):
-            progress(f"writing {split}", 0.7 + 0.2 * position / len(counts))
-            _write(table, ids, {**ids.columns, **columns}, description, split, folder)
+        for position, name in enumerate(counts):
+            progress(f"writing {name}", 0.7 + 0.2 * position / len(counts))
+            _write(table, ids, {**ids.columns, **columns}, description, name, folder)
         write_vocabularies(table, ids, folder / "vocabularies.parquet")
         progress("describing", 0.9)
         complete = describe(folder, _specification(description, ids, counts))
@@ -137,7 +156,8 @@ def prepare_table(
             complete = complete.model_copy(update={"features": features})
             write_spec(folder / DATASET_FILE, complete)
     progress("done", 1.0)
-    return [*_skipped(table), *_constant(complete)]
+    passed_over = [] if isinstance(split, FileSplit) else found.remarks
+    return [*passed_over, *_skipped(table), *_constant(complete)]
 
 
 def _columns(description: TableDescription) -> list[str]:

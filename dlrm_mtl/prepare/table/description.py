@@ -14,7 +14,7 @@ from dlrm_mtl.prepare.table.conditions import parse_condition
 
 
 class SourceConfig(Strict):
-    """How the files are read. All but `format` and `nulls` concerns CSV files only."""
+    """How the files are read. Only `format`, `nulls`, `decimal` and `thousands` concern Parquet files, too."""
 
     format: Literal["csv", "parquet"] | None = None
     """`csv` or `parquet`; default: as the names of the files say."""
@@ -32,6 +32,14 @@ class SourceConfig(Strict):
     """Lines that cannot be read, such as those with too few fields: stop with an error, or skip and count them."""
     nulls: list[str] = Field(default_factory=lambda: [""])
     """Texts that stand for a missing value, such as "", NA or "?"."""
+    skip: int = Field(default=0, ge=0)
+    """Lines before the header, or before the first row, such as a title."""
+    strip: bool = False
+    """Whether blanks around a field are no part of it."""
+    decimal: Literal[".", ","] = "."
+    """What stands before the fraction of a number: 19.90 or 19,90."""
+    thousands: Literal[",", ".", " ", "'"] | None = None
+    """What stands between the thousands of a number, as in 1,000; default: nothing."""
 
     @model_validator(mode="after")
     def _columns_and_header(self) -> SourceConfig:
@@ -42,6 +50,8 @@ class SourceConfig(Strict):
         repeated = sorted({name for name in self.columns or [] if (self.columns or []).count(name) > 1})
         if repeated:
             raise ValueError(f"columns has {repeated[0]!r} more than once; rename one.")
+        if self.thousands == self.decimal:
+            raise ValueError(f"decimal and thousands are both {self.decimal!r}; change one.")
         if any(character in self.separator for character in "\r\n\0") or self.separator == self.quote:
             raise ValueError(
                 f"separator {self.separator!r} is a line end or the quote; name what stands between fields."
@@ -118,6 +128,9 @@ class FeatureConfig(Strict):
     """Name of another feature whose ids this one uses, such as `item` for the last items."""
     separator: str | None = Field(default=None, min_length=1)
     """What stands between the entries of a list in a text, such as "|". Columns of lists in Parquet need none."""
+    brackets: bool = False
+    """Whether such lists stand in brackets, as Python and JSON write them: `[1, 2]`, `['a', 'b']`, numpy's `[1 2]`. Brackets,
+    and blanks and quotes around entries, are no part of them."""
     max_length: int | None = Field(default=None, gt=0)
     """Longer lists are cut: sequences keep their last entries, others their first. Default: no limit."""
     transform: Literal["log1p", "signed_log"] | None = None
@@ -136,7 +149,7 @@ class FeatureConfig(Strict):
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> FeatureConfig:
-        lists = {"separator", "max_length"}
+        lists = {"separator", "brackets", "max_length"}
         allowed = {
             "sparse": {"vocabulary", "vocabulary_of", *lists},
             "sequence": {"vocabulary", "vocabulary_of", *lists},
@@ -148,6 +161,10 @@ class FeatureConfig(Strict):
             raise ValueError(f"{odd[0]} has no meaning for feature {self.name!r}, which is {self.kind}; remove it.")
         if self.vocabulary is not None and self.vocabulary_of is not None:
             raise ValueError(f"feature {self.name!r} has both vocabulary and vocabulary_of; remove one.")
+        if self.brackets and (self.separator is None or len(self.separator) != 1):
+            raise ValueError(
+                f"feature {self.name!r} has lists in brackets, which need a separator of one character; set it."
+            )
         if self.clip is not None and self.clip[0] > self.clip[1]:
             raise ValueError(
                 f"clip of feature {self.name!r} goes from {self.clip[0]} down to {self.clip[1]}; swap them."
@@ -267,7 +284,19 @@ class FileSplit(Strict):
     name: Literal["files"]
     files: dict[str, list[str]]
     """For each split the names of its files, or patterns such as part-*.csv, relative to the folder that is --input."""
+    divide: dict[str, Shares] = Field(default_factory=dict)
+    """Files that are divided by chance: for a name or pattern the share of each split, such as
+    `{test.csv: {validation: 0.5, test: 0.5}}`."""
+    seed: int = 0
+    """Another seed divides them otherwise."""
     _names = field_validator("files")(_check_names)
+
+    @field_validator("divide")
+    @classmethod
+    def _check_divided(cls, divide: dict[str, Shares]) -> dict[str, Shares]:
+        for shares in divide.values():
+            _check_shares(shares)
+        return divide
 
 
 SplitConfig = Annotated[
@@ -303,7 +332,7 @@ class TableDescription(Strict):
         """The names of the splits, in order."""
         split = self.split
         if isinstance(split, FileSplit):
-            return list(split.files)
+            return list(dict.fromkeys([*split.files, *(name for shares in split.divide.values() for name in shares)]))
         if isinstance(split, TimeSplit) and split.cuts is not None:
             return ["train", *split.cuts]
         return list(split.shares or {})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import bisect
 import csv
-import fnmatch
 import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +22,16 @@ from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.dataset import open_files
 from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.table.description import SourceConfig
+from dlrm_mtl.prepare.table.kinds import refuse_other_kinds
 
 HEADER_BYTES = 4_000_000
 """The first line is looked for in so many bytes."""
 
 DECODED_CHARACTERS = 1 << 20
 """Characters that are decoded at a time."""
+
+BLANKS = " \t\u00a0"
+"""What `strip` takes away."""
 
 LONGEST_NAME = 500
 """Characters of a column's name."""
@@ -50,6 +53,8 @@ class Table:
     """For each file with malformed lines that were skipped: how many, and the number of the first."""
     behind: dict[Path, int] = field(default_factory=dict)
     """How many of the skipped lines lie behind a quote that another malformed line opens."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """How the files are read; numbers in texts may have a decimal comma, or separators of thousands."""
     whole: dict[str, bool] = field(default_factory=dict)
     """For each column of texts that was looked through: whether all of them are whole numbers."""
 
@@ -68,53 +73,6 @@ class Table:
         return f"{self.files[position]}: row {row - (self.ends[position - 1] if position else 0) + 1}"
 
 
-def find_files(inputs: Sequence[Path], source: SourceConfig) -> tuple[list[Path], bool]:
-    """The data files that ``inputs`` name, files or folders, in order; and whether they are Parquet.
-
-    In folders, names that begin with ``_`` or ``.`` are passed over. Raises :class:`UserError`.
-    """
-    files: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and _visible(file.relative_to(path)))
-            chosen = [file for file in inside if _is_parquet(file)] if source.format != "csv" else []
-            if not chosen and source.format != "parquet":
-                chosen = [file for file in inside if not _is_parquet(file)]
-            if not chosen:
-                raise UserError(f"{path}: holds no {source.format or 'CSV or Parquet'} file; name another folder.")
-            files += chosen
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"{path}: there is no such file or folder; check --input.")
-    parquet = {source.format == "parquet" if source.format else _is_parquet(file) for file in files}
-    if len(parquet) > 1:
-        raise UserError(
-            f"{inputs[0]}: there are CSV and Parquet files; set source.format in the description, or name files of one format."
-        )
-    return files, parquet.pop()
-
-
-def files_of_splits(
-    files: Sequence[Path], inputs: Sequence[Path], patterns: Mapping[str, Sequence[str]]
-) -> dict[Path, str]:
-    """The split of each file that a pattern matches, in the order of splits; raises :class:`UserError`."""
-    chosen: dict[Path, str] = {}
-    names = {file: _names(file, inputs) for file in files}
-    for split, wanted in patterns.items():
-        for pattern in wanted:
-            matched = [file for file in files if any(fnmatch.fnmatchcase(name, pattern) for name in names[file])]
-            if not matched:
-                known = suggest(pattern, {min(names[file], key=len) for file in files[:20]})
-                raise UserError(f"split.files.{split}: no file of --input matches {pattern!r}; {known}.")
-            for file in matched:
-                if chosen.setdefault(file, split) != split:
-                    raise UserError(
-                        f"split.files: {file} belongs to the splits {chosen[file]!r} and {split!r}; a row may be in one only."
-                    )
-    return chosen
-
-
 def load(
     connection: duckdb.DuckDBPyConnection,
     work: Path,
@@ -131,13 +89,14 @@ def load(
     Columns of CSV files are texts. Texts that stand for null become null. ``limit`` is the number of rows to stop at. Raises
     :class:`UserError` for files that cannot be read, lack a column, have other types than the first, or hold no row.
     """
-    table = Table(connection, work)
+    table = Table(connection, work, source=source)
     names = None if wanted is None else list(dict.fromkeys(wanted))
     load_one = _load_parquet if parquet else _load_csv
     for position, path in enumerate(files):
         progress(position / len(files))
         left = None if limit is None else limit - table.rows
         if left is None or left > 0:
+            refuse_other_kinds(path, parquet=parquet)
             load_one(table, path, source, names, left)
             row = one_row(connection, "SELECT count(*) FROM rows")
             table.files.append(path)
@@ -159,8 +118,17 @@ def read_header(path: Path, source: SourceConfig) -> list[str]:
         with open_raw(path) as stream:
             content = stream.read(HEADER_BYTES)
         text = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace", newline="")
+        for _ in range(source.skip):
+            text.readline()
         if len(source.separator) == 1:
-            names = next(csv.reader(text, delimiter=source.separator, quotechar=source.quote, strict=True), [])
+            lines = csv.reader(
+                text,
+                delimiter=source.separator,
+                quotechar=source.quote,
+                skipinitialspace=source.strip and source.separator != " ",
+                strict=True,
+            )
+            names = next(lines, [])
         else:
             mark = source.quote or ""
             names = [name.strip(mark) for name in text.readline().rstrip("\r\n").split(source.separator)]
@@ -170,6 +138,8 @@ def read_header(path: Path, source: SourceConfig) -> list[str]:
         raise UserError(f"{path}: line 1 cannot be read ({error}); check source.separator and source.quote.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); it may be truncated or damaged.") from None
+    if source.strip:
+        names = [name.strip(BLANKS) for name in names]
     if any("\ufffd" in name for name in names):
         raise UserError(f"{path}: line 1 is not {source.encoding}; {_ENCODING}.")
     if not any(names):
@@ -181,7 +151,7 @@ def read_header(path: Path, source: SourceConfig) -> list[str]:
         raise UserError(
             f"{path}: line 1 has {odd[:40]!r}, which cannot name a column; correct it, or check source.separator and quote."
         )
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    repeated = next((name for name in names if name and names.count(name) > 1), None)
     if repeated is not None:
         raise UserError(f"{path}: line 1 names column {repeated!r} more than once; rename one.")
     return names
@@ -201,6 +171,8 @@ def csv_options(source: SourceConfig, columns: Sequence[str], path: Path) -> str
         "header": str(source.header).lower(),
         "compression": "'gzip'" if _is_gzip(path) else "'none'",
     }
+    if source.skip:
+        options["skip"] = str(source.skip)
     if nulls:
         options["nullstr"] = f"[{nulls}]"
     return ", ".join(f"{key} = {value}" for key, value in options.items())
@@ -213,7 +185,7 @@ def _load_csv(table: Table, path: Path, source: SourceConfig, wanted: list[str] 
         table.types = dict.fromkeys(chosen, "VARCHAR")
         table.connection.execute(f"CREATE TABLE rows ({', '.join(f'{table.column(name)} VARCHAR' for name in chosen)})")
     columns = [f"f{position}" for position in range(len(names))]
-    selected = ", ".join(columns[names.index(name)] for name in table.types)
+    selected = ", ".join(_read(columns[names.index(name)], source) for name in table.types)
     skip = source.malformed == "skip"
     readable = path if source.is_utf8 else _decoded(path, source, table.work / "decoded.csv")
     options = csv_options(source, columns, readable) + (", store_rejects = true" if skip else "")
@@ -236,6 +208,15 @@ def _load_csv(table: Table, path: Path, source: SourceConfig, wanted: list[str] 
         if "GZIP" not in str(error).upper() and not about(readable, error):
             raise
         raise UserError(f"{path}: cannot be read ({_first_line(error)}); it may be truncated or damaged.") from None
+
+
+def _read(column: str, source: SourceConfig) -> str:
+    """SQL of a column of a CSV file: without blanks around it where those mean nothing."""
+    if not source.strip:
+        return column
+    stripped = f"trim({column}, {quote(BLANKS)})"
+    nulls = ", ".join(quote(text) for text in source.nulls)
+    return f"CASE WHEN {stripped} NOT IN ({nulls}) THEN {stripped} END" if nulls else stripped
 
 
 def _decoded(path: Path, source: SourceConfig, target: Path) -> Path:
@@ -320,6 +301,8 @@ def _lost_lines(table: Table, path: Path, source: SourceConfig, scan: str, colum
     """How many lines of a CSV file are in no row: all that are not empty, less the header and those of the rows."""
     lines = 0
     with open_raw(path) as stream:
+        for _ in range(source.skip):
+            stream.readline()
         rest = b""
         while piece := stream.read(HEADER_BYTES):
             *whole, rest = (rest + piece.replace(b"\r", b"\n")).split(b"\n")
@@ -384,17 +367,3 @@ def _is_gzip(path: Path) -> bool:
             return stream.read(2) == b"\x1f\x8b"
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from None
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in (".parquet", ".pq")
-
-
-def _visible(relative: Path) -> bool:
-    return not any(part.startswith(("_", ".")) for part in relative.parts)
-
-
-def _names(file: Path, inputs: Sequence[Path]) -> set[str]:
-    """What a pattern may call a file: its path, and its path below an input folder; its name if the file is an input itself."""
-    below = {str(file.relative_to(folder)) for folder in inputs if folder in file.parents}
-    return {str(file), *(below or {file.name})}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 
-from dlrm_mtl.core.errors import UserError
+import numpy as np
+
 from dlrm_mtl.core.sql import quote
 from dlrm_mtl.prepare.common.ids import one_row
-from dlrm_mtl.prepare.table.files import Table, open_raw
-from dlrm_mtl.prepare.table.values import is_list, number
+from dlrm_mtl.prepare.table.dialect import MISSING, Dialect
+from dlrm_mtl.prepare.table.files import Table
+from dlrm_mtl.prepare.table.values import bracketed, is_list, number
 
-GUESSED_BYTES = 65536
-"""The dialect of a CSV file is guessed from so many bytes."""
+PLAINLY_MISSING = ("?", "NaN", "nan", "NULL", "<NA>", "#N/A", "N/A", "\\N")
+"""Texts that stand for a missing value also in columns of texts."""
+
+MOST_COUNTED = 2000
+"""Columns of whole numbers with more distinct values are not asked how often each value comes."""
 
 SEPARATORS = ["|", ";", ",", " "]
 """What entries of a list may be separated by, the likeliest first."""
@@ -42,6 +45,16 @@ class Column:
     """What its values are lists by."""
     entries: float
     """Mean number of entries by the separator."""
+    brackets: bool = False
+    """Whether its values are lists in brackets."""
+    padded: bool = False
+    """Whether whole numbers have leading zeros, as codes have."""
+    amounts: bool = False
+    """Whether its values are numbers with a sign of currency or per cent."""
+    zeros: float = 0.0
+    """Share of 0 in what is not null."""
+    graded: bool = False
+    """Whether neighbouring numbers come about equally often, or round ones more often, as with quantities."""
 
     @property
     def words(self) -> str:
@@ -58,55 +71,67 @@ class Column:
         )
 
 
-def guess_source(path: Path) -> dict[str, object]:
-    """The ``source`` of a description that reads the CSV file ``path``, guessed from its first 64 kB."""
-    try:
-        with open_raw(path) as stream:
-            content = stream.read(GUESSED_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); it may be truncated or damaged.") from None
-    source: dict[str, object] = {}
-    text = ""
-    encodings = ["utf-16"] if content.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8-sig", "cp1252", "latin-1"]
-    for encoding in encodings:
-        try:
-            text = codecs.getincrementaldecoder(encoding)().decode(content)  # passes over half a character at the end
-        except UnicodeDecodeError:
-            continue
-        if encoding != "utf-8-sig":
-            source["encoding"] = encoding
-        break
-    if len(content) == GUESSED_BYTES:
-        text = text[: text.rfind("\n") + 1] or text
-    lines = [line for line in text.splitlines() if line][:200]
-    if not lines:
-        raise UserError(f"{path}: there are no rows; write the data there.")
-    source["separator"] = separator = _guess_separator(lines)
-    first = [field.strip('"') for field in lines[0].split(separator)]
-    named = all(_is_name(field) for field in first) and len(set(first)) == len(first)
-    if not named:
-        source["header"] = False
-        source["columns"] = [f"c{position}" for position in range(len(first))]
-    if separator == ",":
-        del source["separator"]
-    return source
+def refine(table: Table, found: Dialect) -> bool:
+    """Add to ``found`` which texts of the loaded rows stand for nothing, and how numbers are written; whether that is news."""
+    known = {"source": dict(found.source), "nulls": list(table.source.nulls)}
+    nulls = list(known["nulls"])
+    for name, type_ in table.types.items():
+        if type_ == "VARCHAR" and name:
+            nulls += [text for text in _missing(table, name) if text not in nulls]
+    if nulls != known["nulls"]:
+        found.source["nulls"] = nulls
+        added = ", ".join(repr(text) for text in nulls if text)
+        found.remarks.append(f"{added}: taken for missing values")
+    for name, type_ in table.types.items():
+        if type_ == "VARCHAR" and name and "decimal" not in found.source and "thousands" not in found.source:
+            marks = _number_marks(table, name, nulls)
+            found.source.update(marks)
+            if marks:
+                found.remarks.append(
+                    f"column {name!r} has numbers as {_example(table, name)!r}; if these are lists, change it"
+                )
+    return found.source != known["source"]
 
 
-def _guess_separator(lines: Sequence[str]) -> str:
-    """The one that cuts most lines into the same number of fields, the more the better."""
+def _missing(table: Table, name: str) -> list[str]:
+    """Texts of a column that stand for a missing value: all that are no numbers where the others are, else plain ones."""
+    column, value = table.column(name), number(table, name)
+    odd = f"{column} IS NOT NULL AND ({value} IS NULL OR NOT isfinite({value}))"
+    rows = table.connection.execute(f"SELECT DISTINCT {column} FROM rows WHERE {odd} LIMIT 9").fetchall()
+    texts = sorted(str(row[0]) for row in rows)
+    (numbers,) = one_row(table.connection, f"SELECT count(*) FROM rows WHERE isfinite({value})")
+    if texts and numbers and all(text.strip().lower() in MISSING for text in texts):
+        return texts
+    listed = ", ".join(quote(text) for text in PLAINLY_MISSING)
+    rows = table.connection.execute(f"SELECT DISTINCT {column} FROM rows WHERE {column} IN ({listed})").fetchall()
+    return sorted(str(row[0]) for row in rows)
 
-    def merit(separator: str) -> tuple[float, int]:
-        counts = [line.count(separator) for line in lines]
-        usual = max(set(counts), key=lambda count: (counts.count(count), count))
-        return (counts.count(usual) / len(counts) if usual else 0.0, usual)
 
-    merits = {separator: merit(separator) for separator in ("::", "\t", ",", ";", "|")}
-    best = max(merits, key=lambda separator: (round(merits[separator][0], 1), merits[separator][1]))
-    return best if merits[best][1] else ","
+def _number_marks(table: Table, name: str, nulls: Sequence[str]) -> dict[str, str]:
+    """The decimal comma and the separator of thousands of a column's numbers, if they have such; nothing if they are plain."""
+    column = f"trim({table.column(name)})"
+    known = f"FROM rows WHERE {column} NOT IN ({', '.join(quote(text) for text in nulls)})"
+    patterns = {
+        "plain": r"[-+]?\d*\.?\d*",
+        "comma": r"[-+]?\d+(,\d+)?",
+        "grouped": r"[-+]?\d{1,3}(,\d{3})*(\.\d+)?",
+        "both": r"[-+]?(\d{1,3}(\.\d{3})*|\d+)(,\d+)?",
+        "three": r"[-+]?\d+(,\d{3})?",
+    }
+    tests = ", ".join(f"bool_and(regexp_full_match({column}, {quote(pattern)}))" for pattern in patterns.values())
+    plain, comma, grouped, both, three = one_row(table.connection, f"SELECT {tests} {known}")
+    if plain is not False:
+        return {}
+    if grouped and (not comma or (three and table.source.separator == ",")):
+        return {"thousands": ","}
+    if comma:
+        return {"decimal": ","}
+    return {"decimal": ",", "thousands": "."} if both else {}
 
 
-def _is_name(field: str) -> bool:
-    return bool(field.strip()) and not re.fullmatch(r"\s*[-+]?[\d.,:/eE-]+\s*", field) and field.isprintable()
+def _example(table: Table, name: str) -> str:
+    column = table.column(name)
+    return str(one_row(table.connection, f"SELECT min({column}) FROM rows WHERE {column} LIKE '%,%'")[0])
 
 
 def look(table: Table, name: str) -> Column:
@@ -125,12 +150,21 @@ def look(table: Table, name: str) -> Column:
     query = f"""SELECT count(*), count({column}), count(DISTINCT {column}), count({value}), {integral}, min({value}),
         max({value}), count({dates}), {lists} FROM rows"""
     rows, known, distinct, numbers, whole, low, high, times, *found = one_row(table.connection, query)
+    bracketed_, padded, amounts, zeros = one_row(
+        table.connection,
+        f"""SELECT bool_and(regexp_full_match({plain}, {quote(_BRACKETS)})), bool_or(regexp_matches({plain}, '^0\\d')),
+        bool_and(regexp_full_match({plain}, {quote(_AMOUNT)})), avg(CAST({value} = 0 AS INTEGER)) FROM rows""",
+    )
     common = table.connection.execute(
         f"SELECT {plain} FROM rows WHERE {column} IS NOT NULL GROUP BY ALL ORDER BY count(*) DESC, 1 LIMIT 2"
     ).fetchall()
     numeric = known > 0 and numbers == known
     separator, entries = None, 1.0
-    if not numeric and type_ == "VARCHAR" and times < known:
+    if type_ == "VARCHAR" and bracketed_:
+        separator = _bracket_separator(table, column)
+        lists = bracketed(plain, separator)
+        (entries,) = one_row(table.connection, f"SELECT coalesce(avg(len({lists})), 0) FROM rows")
+    elif not numeric and type_ == "VARCHAR" and times < known:
         for position, candidate in enumerate(SEPARATORS):
             if found[2 * position + 1] > 0.2 * max(known, 1) and _are_lists(table, column, candidate, distinct):
                 separator, entries = candidate, float(found[2 * position] or 1)
@@ -148,8 +182,50 @@ def look(table: Table, name: str) -> Column:
         tuple(str(entry[0]) for entry in common),
         dated,
         separator,
-        entries,
+        float(entries),
+        brackets=bool(bracketed_) and type_ == "VARCHAR",
+        padded=bool(padded) and type_ == "VARCHAR" and bool(whole),
+        amounts=bool(amounts) and not numeric,
+        zeros=float(zeros or 0),
+        graded=bool(whole) and numeric and _is_graded(table, value, distinct),
     )
+
+
+_BRACKETS = r"\s*(\[[^{:]*\]|\([^:]*[,;][^:]*\)|\{[^:]*[,;][^:]*\})\s*"
+_AMOUNT = r"\s*([$€£¥]\s*[-+]?\d[\d.,]*|[-+]?\d[\d.,]*\s*[$€£¥%])\s*"
+
+
+def _bracket_separator(table: Table, column: str) -> str:
+    """What separates the entries of lists in brackets: a comma if there is any, else the first of the others that occurs."""
+    for separator in (",", ";", "|", " "):
+        (found,) = one_row(
+            table.connection, f"SELECT bool_or(contains(trim({column}, ' []'), {quote(separator)})) FROM rows"
+        )
+        if found:
+            return separator
+    return ","
+
+
+def _is_graded(table: Table, value: str, distinct: int) -> bool:
+    """Whether whole numbers come as quantities do: counts of neighbours are alike, or multiples of five stand out."""
+    if not 20 <= distinct <= MOST_COUNTED:
+        return False
+    rows = table.connection.execute(
+        f"SELECT {value} AS v, count(*) FROM rows WHERE {value} IS NOT NULL GROUP BY v ORDER BY v"
+    ).fetchall()
+    counts = {int(number_): int(count) for number_, count in rows}
+    inner = sorted(counts)[1:-1]
+    fives = range(inner[0] + -inner[0] % 5, inner[-1] + 1, 5)
+    outstanding = sum(
+        counts.get(five, 0) > (counts.get(five - 1, 0) + counts.get(five + 1, 0)) / 2 for five in fives[:MOST_COUNTED]
+    )
+    if len(fives) >= 6 and outstanding >= 0.85 * len(fives):
+        return True
+    beside = [(counts[one], counts[other]) for one, other in pairwise(inner) if other == one + 1]
+    if len(beside) < 0.5 * distinct or distinct > 300:
+        return False
+    pairs = np.log1p(np.asarray(beside, np.float64))
+    return bool(pairs.std(axis=0).min() > 0 and np.corrcoef(pairs.T)[0, 1] > 0.8)
 
 
 def _are_lists(table: Table, column: str, separator: str, distinct: int) -> bool:

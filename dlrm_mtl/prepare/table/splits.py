@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.sql import quote, text_time
@@ -13,13 +11,14 @@ from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.common.splits import random_split, range_split, time_cuts, time_split
 from dlrm_mtl.prepare.table.description import FileSplit, RandomSplit, TableDescription, TimeSplit, UserSplit
 from dlrm_mtl.prepare.table.files import Table
+from dlrm_mtl.prepare.table.find import FileSplits
 from dlrm_mtl.prepare.table.values import Check, id_text, number, verify
 
 
-def create_splits(table: Table, description: TableDescription, files: Mapping[Path, str]) -> dict[str, int]:
+def create_splits(table: Table, description: TableDescription, files: FileSplits) -> dict[str, int]:
     """Create the table ``splits`` (split), one row for each row of ``rows``; returns the number of rows of each split.
 
-    ``files`` has the split of each file, for splits by files. Raises :class:`UserError` if a split would hold no row.
+    ``files`` says what becomes of each file, for splits by files. Raises :class:`UserError` if a split would hold no row.
     """
     split = description.split
     if isinstance(split, RandomSplit):
@@ -28,9 +27,7 @@ def create_splits(table: Table, description: TableDescription, files: Mapping[Pa
         _known(table, split.column)
         expression = random_split(f"coalesce({id_text(table, split.column)}, '')", split.shares, seed=split.seed)
     elif isinstance(split, FileSplit):
-        expression = range_split(
-            "rowid", [(files[path], end) for path, end in zip(table.files, table.ends, strict=True)]
-        )
+        expression = _by_file(table, files, split.seed)
     else:
         expression = _by_time(table, split)
     table.connection.execute(f"CREATE TABLE splits AS SELECT {expression} AS split FROM rows")
@@ -41,6 +38,16 @@ def create_splits(table: Table, description: TableDescription, files: Mapping[Pa
             f"{table.files[0]}: split {empty!r} gets none of the {table.rows} rows; change split in the description."
         )
     return {name: int(counts[name]) for name in description.split_names}
+
+
+def _by_file(table: Table, files: FileSplits, seed: int) -> str:
+    cases = []
+    for position, path in enumerate(table.files):
+        shares = files.divided.get(path)
+        split = quote(files.whole[path]) if shares is None else random_split("rowid", shares, seed=seed)
+        cases.append(f"WHEN '{position}' THEN {split}")
+    file = range_split("rowid", [(str(position), end) for position, end in enumerate(table.ends)])
+    return f"CASE {file} {' '.join(cases)} END"
 
 
 def _by_time(table: Table, split: TimeSplit) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.sql import quote
 from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.table.conditions import parse_condition
-from dlrm_mtl.prepare.table.description import FeatureConfig, LabelConfig
+from dlrm_mtl.prepare.table.description import FeatureConfig, LabelConfig, SourceConfig
 from dlrm_mtl.prepare.table.files import Table
 
 EXACT = {"FLOAT": 2**24, "DOUBLE": 2**53}
@@ -19,6 +20,7 @@ LARGEST = 3.4e38
 """The reader works in float32."""
 
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
+_NOTHING = "('none', 'nan', 'null', '<na>')"
 _TIMES = ("DATE", "TIMESTAMP")
 _TEXTS = ("VARCHAR", "BLOB", "UUID", "ENUM")
 
@@ -92,7 +94,18 @@ def number(table: Table, name: str) -> str:
         return f"epoch({column})"
     if type_ == "BOOLEAN":
         column = f"CAST({column} AS INTEGER)"
-    return f"TRY_CAST({'trim(' + column + ')' if type_ == 'VARCHAR' else column} AS DOUBLE)"
+    return f"TRY_CAST({_plain_number(column, table.source) if type_ == 'VARCHAR' else column} AS DOUBLE)"
+
+
+def _plain_number(column: str, source: SourceConfig) -> str:
+    """SQL of the text of a number with a decimal point, and without separators of thousands."""
+    text = f"trim({column})"
+    if source.thousands is not None:
+        mark, point = re.escape(source.thousands), re.escape(source.decimal)
+        grouped = rf"[-+]?\d{{1,3}}({mark}\d{{3}})+({point}\d*)?"
+        plain = f"replace({text}, {quote(source.thousands)}, '')"
+        text = f"CASE WHEN regexp_full_match({text}, {quote(grouped)}) THEN {plain} ELSE {text} END"
+    return text if source.decimal == "." else f"replace({text}, {quote(source.decimal)}, '.')"
 
 
 def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
@@ -101,6 +114,8 @@ def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
     if is_list(table.types[feature.source]):
         type_ = table.types[feature.source].split("[")[0]
         column = f"list_transform({column}, lambda x: {_by_value('x', type_)})"
+    elif feature.brackets:
+        column = bracketed(text(table, feature.source), str(feature.separator))
     else:
         column = f"string_split({text(table, feature.source)}, {quote(str(feature.separator))})"
     absent = ", ".join(quote(null) for null in {"", *nulls})
@@ -108,6 +123,17 @@ def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
     if feature.max_length is None:
         return listed
     return f"({listed})[{f'-{feature.max_length}:' if feature.kind == 'sequence' else f':{feature.max_length}'}]"
+
+
+def bracketed(value: str, separator: str) -> str:
+    """SQL of the entries of a text such as `[1, 2]` or `['a', 'b']`; None, nan and null without quotes are no entries."""
+    mark = r"\s" if separator.isspace() else re.escape(separator)
+    between = rf"[^{mark}\[\](){{}}]"
+    quoted = r'"(?:[^"\\]|\\.)*"' + r"|'(?:[^'\\]|\\.)*'"
+    pattern = rf"""{quoted}|[^{mark}\s\[\](){{}}"']{between}*"""
+    entries = f"list_filter(regexp_extract_all({value}, {quote(pattern)}), lambda x: lower(trim(x)) NOT IN {_NOTHING})"
+    quotes = f"({quote(chr(34))}, {quote(chr(39))})"
+    return f"list_transform({entries}, lambda x: CASE WHEN x[1] IN {quotes} THEN x[2:-2] ELSE trim(x) END)"
 
 
 def has_lists(table: Table, feature: FeatureConfig) -> bool:

@@ -1,0 +1,115 @@
+"""Columns that tell a model the answer: what a column alone says about a binary label, by one query for each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import duckdb
+
+SUSPICIOUS_AUC = 0.9
+"""Few columns that are known before an event say as much about it."""
+
+FEWEST = 20
+"""Rows of each class of a label, below which nothing is said."""
+
+COMMON = 0.5
+"""A value that all rows of a class have is suspicious if it has no greater share of the other class."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something that a column says about a label, and that it may not have known before."""
+
+    column: str
+    label: str
+    exact: bool
+    """Whether the column says the label of every row: it is null, or equal, by the label."""
+    text: str
+    """What it says, such as "null exactly where click is 0"."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A column in SQL.
+
+    Args:
+        sql: a number, or what tells values apart; for a list its length.
+        number: whether its size counts; otherwise values are ordered by the rate of the label among a value's other rows.
+        listed: whether it is the length of a list, null where that is empty.
+    """
+
+    sql: str
+    number: bool
+    listed: bool = False
+
+
+def find_leaks(
+    connection: duckdb.DuckDBPyConnection, rows: str, columns: Mapping[str, Candidate], labels: Mapping[str, str]
+) -> list[Leak]:
+    """What each of ``columns`` says about each of ``labels``, where that is suspicious.
+
+    Args:
+        connection: to the database.
+        rows: SQL of what the columns are taken from, behind FROM.
+        columns: by name.
+        labels: SQL of binary labels, by name; null and what is neither 0 nor 1 does not count.
+    """
+    found = []
+    for name, column in columns.items():
+        for label, sql in labels.items():
+            leak = _look(connection, rows, name, column, label, sql)
+            if leak is not None:
+                found.append(leak)
+    return found
+
+
+def _look(
+    connection: duckdb.DuckDBPyConnection, rows: str, name: str, column: Candidate, label: str, sql: str
+) -> Leak | None:
+    # Values (x) with their positives (p) and negatives (n). A category is ordered by its rate without the row itself, which a
+    # positive sees as (p - 1) / (p + n - 1): ids that come once say nothing, and nothing is learned by heart.
+    order = "x NULLS FIRST" if column.number else "score"
+    scored = "SELECT x, p, n, NULL AS score FROM counts"
+    if not column.number:
+        scored = """SELECT x, p, 0 AS n, (p - 1 + prior) / (p + n) AS score FROM counts, priors WHERE p > 0
+            UNION ALL SELECT x, 0, n, (p + prior) / (p + n) FROM counts, priors WHERE n > 0"""
+    query = f"""WITH counts AS (
+            SELECT x, count(*) FILTER (y = 1) AS p, count(*) FILTER (y = 0) AS n
+            FROM (SELECT {column.sql} AS x, TRY_CAST({sql} AS DOUBLE) AS y FROM {rows}) WHERE y IN (0, 1) GROUP BY x),
+        priors AS (SELECT sum(p) / sum(p + n) AS prior FROM counts),
+        scored AS ({scored}),
+        ranked AS (SELECT p, n, sum(n) OVER (ORDER BY {order} RANGE UNBOUNDED PRECEDING) AS upto,
+            sum(n) OVER (PARTITION BY {"x" if column.number else "score"}) AS here FROM scored)
+        SELECT (SELECT sum(p) FROM counts), (SELECT sum(n) FROM counts),
+        (SELECT sum(p * (upto - here / 2)) FROM ranked),
+        (SELECT coalesce(sum(p), 0) FROM counts WHERE x IS NULL), (SELECT coalesce(sum(n), 0) FROM counts WHERE x IS NULL),
+        (SELECT count(*) FROM counts WHERE x IS NOT NULL), (SELECT max(p) FROM counts), (SELECT max(n) FROM counts),
+        (SELECT max(n) FROM counts WHERE p = (SELECT max(p) FROM counts)),
+        (SELECT max(p) FROM counts WHERE n = (SELECT max(n) FROM counts)),
+        (SELECT coalesce(bool_and(p = 0 OR n = 0), false) FROM counts)"""
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    positives, negatives = int(row[0] or 0), int(row[1] or 0)
+    if min(positives, negatives) < FEWEST:
+        return None
+    won, null_p, null_n, distinct = float(row[2] or 0), int(row[3]), int(row[4]), int(row[5])
+    empty = "empty" if column.listed else "null"
+    if (null_p, null_n) == (0, negatives):
+        return Leak(name, label, True, f"{empty} exactly where {label} is 0")
+    if (null_p, null_n) == (positives, 0):
+        return Leak(name, label, True, f"{empty} exactly where {label} is 1")
+    if row[10] and distinct == 2 and null_p + null_n == 0:
+        return Leak(name, label, True, f"equal to {label}, value for value")
+    if row[6] == positives and row[8] <= COMMON * negatives:
+        return Leak(name, label, False, f"constant where {label} is 1")
+    if row[7] == negatives and row[9] <= COMMON * positives:
+        return Leak(name, label, False, f"constant where {label} is 0")
+    pairs = positives * negatives
+    aucs = [won / pairs]
+    if column.number:  # nulls came first; let them come last, too
+        last = won - (positives - null_p) * null_n + null_p * (negatives - null_n)
+        aucs = [auc for one in (won / pairs, last / pairs) for auc in (one, 1 - one)]
+    if max(aucs) > SUSPICIOUS_AUC:
+        return Leak(name, label, False, f"alone it has an AUC of {max(aucs):.3f} for {label}")
+    return None

@@ -1,0 +1,186 @@
+"""Which files a user's table lies in, and which split each of them is."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.prepare.table.description import Shares, SourceConfig
+from dlrm_mtl.prepare.table.kinds import starts_as_parquet
+
+TABLES = (".csv", ".tsv")
+"""Endings that say a text file is a table; beside such files of a folder, others are passed over."""
+
+NO_TABLE = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|changes|citation|authors|md5sums?|sha\d+sums?|checksums?|index)(\..*)?"
+    r"|.*\.(md|rst|pdf|html?|xml|json|ya?ml|toml|ini|cfg|py|ipynb|r|sql|sh|docx?|xlsx?|png|jpe?g|gif|svg|zip|tar|tgz|md5|sha\d+)",
+    re.IGNORECASE,
+)
+"""Names of what lies beside tables and is none."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a table."""
+
+    files: list[Path]
+    parquet: bool
+    passed_over: list[Path] = field(default_factory=list)
+    """Files of the folders that are not taken for data."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the files that were passed over."""
+        if not self.passed_over:
+            return []
+        names = ", ".join(repr(str(path)) for path in self.passed_over[:3])
+        more = f" and {len(self.passed_over) - 3:,} more" if len(self.passed_over) > 3 else ""
+        kind = "Parquet" if self.parquet else "CSV"
+        return [f"remark: {names}{more} passed over, beside {kind} files; name a file itself to have it read"]
+
+
+def find_files(inputs: Sequence[Path], source: SourceConfig, *, every: bool = False) -> Found:
+    """The data files that ``inputs`` name, files or folders, in order.
+
+    In folders, names that begin with ``_`` or ``.`` are passed over; so are, unless ``every`` is set, files that are no tables
+    by their names, and beside .csv and .tsv files all others.
+
+    Raises:
+        UserError: there is no such file, or files of both formats.
+    """
+    files: list[Path] = []
+    passed_over: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and _visible(file.relative_to(path)))
+            chosen = [file for file in inside if is_parquet(file)] if source.format != "csv" else []
+            if not chosen and source.format != "parquet":
+                texts = [file for file in inside if not is_parquet(file)]
+                chosen = texts if every else _tables(texts)
+            if not chosen:
+                raise UserError(f"{path}: holds no {source.format or 'CSV or Parquet'} file; name another folder.")
+            files += chosen
+            passed_over += [file for file in inside if file not in set(chosen)]
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{path}: there is no such file or folder; check --input.")
+    parquet = {source.format == "parquet" if source.format else is_parquet(file) for file in files}
+    if len(parquet) > 1:
+        raise UserError(
+            f"{inputs[0]}: there are CSV and Parquet files; set source.format in the description, or name files of one format."
+        )
+    return Found(files, parquet.pop(), passed_over)
+
+
+def _tables(files: Sequence[Path]) -> list[Path]:
+    """Those of the text files of a folder that are tables: .csv and .tsv files if there are any, else what may be one."""
+    surely = [file for file in files if _ending(file) in TABLES]
+    return surely or [file for file in files if not NO_TABLE.fullmatch(file.name)] or list(files)
+
+
+def _ending(file: Path) -> str:
+    """The ending of a file's name, in lower case, without that of its compression."""
+    name = file.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+@dataclass(frozen=True)
+class FileSplits:
+    """What becomes of each file: a split, or several by chance."""
+
+    whole: dict[Path, str]
+    """The split of each file that is one."""
+    divided: dict[Path, Shares]
+    """The shares of the splits of each file that is divided."""
+
+    @property
+    def files(self) -> list[Path]:
+        """All files, in the order of their splits."""
+        return [*self.whole, *self.divided]
+
+
+def files_of_splits(
+    files: Sequence[Path],
+    inputs: Sequence[Path],
+    patterns: Mapping[str, Sequence[str]],
+    divide: Mapping[str, Shares],
+) -> FileSplits:
+    """What becomes of each file that a pattern matches, in the order of splits.
+
+    Args:
+        files: all files.
+        inputs: the files and folders that the user named; patterns are relative to the folders.
+        patterns: for each split the names of its files, or patterns.
+        divide: for names or patterns the shares that a file is divided by.
+
+    Raises:
+        UserError: a pattern matches no file, or two match one.
+    """
+    chosen: dict[Path, str] = {}
+    names = {file: _names(file, inputs) for file in files}
+
+    def matching(pattern: str, place: str) -> list[Path]:
+        matched = [file for file in files if any(fnmatch.fnmatchcase(name, pattern) for name in names[file])]
+        if not matched:
+            known = suggest(pattern, {min(names[file], key=len) for file in files[:20]})
+            raise UserError(f"{place}: no file of --input matches {pattern!r}; {known}.")
+        return matched
+
+    for split, wanted in patterns.items():
+        for pattern in wanted:
+            for file in matching(pattern, f"split.files.{split}"):
+                if chosen.setdefault(file, split) != split:
+                    raise UserError(
+                        f"split.files: {file} belongs to the splits {chosen[file]!r} and {split!r}; a row may be in one only: "
+                        f"to divide the file, name it in split.divide instead, as {{{file.name}: "
+                        f"{{{chosen[file]}: 0.5, {split}: 0.5}}}}."
+                    )
+    divided: dict[Path, Shares] = {}
+    for pattern, shares in divide.items():
+        for file in matching(pattern, f"split.divide.{pattern}"):
+            other = "split.files" if file in chosen else "split.divide"
+            if file in chosen or divided.get(file, shares) != shares:
+                raise UserError(
+                    f"split.divide.{pattern}: {file} is named in {other}, too; a row may be in one split only: remove one."
+                )
+            divided[file] = shares
+    return FileSplits(chosen, divided)
+
+
+GIVEN = {"train": "train|training|trn", "validation": "val|valid|validation|dev", "test": "test|tst|testing|eval"}
+"""How files that are splits already are called."""
+
+
+def given_splits(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The split that each file's name says it is; empty unless there are `train` and another, and every file says one."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        words = set(re.split(r"[^a-z]+", file.name.lower()))
+        said = [split for split, names in GIVEN.items() if words & set(names.split("|"))]
+        if len(said) != 1:
+            return {}
+        found.setdefault(said[0], []).append(file)
+    twice = Counter(file.name for file in files)
+    return found if len(found) > 1 and "train" in found and max(twice.values()) == 1 else {}
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet, by its name or its first bytes."""
+    return path.suffix.lower() in (".parquet", ".pq") or starts_as_parquet(path)
+
+
+def _visible(relative: Path) -> bool:
+    return not any(part.startswith(("_", ".")) for part in relative.parts)
+
+
+def _names(file: Path, inputs: Sequence[Path]) -> set[str]:
+    """What a pattern may call a file: its path, and its path below an input folder; its name if the file is an input itself."""
+    below = {str(file.relative_to(folder)) for folder in inputs if folder in file.parents}
+    return {str(file), *(below or {file.name})}
