@@ -317,7 +317,7 @@ def _lost_lines(table: Table, path: Path, source: SourceConfig, scan: str, colum
 
 
 def _chosen(table: Table, path: Path, names: list[str], wanted: list[str] | None) -> list[str]:
-    chosen = list(table.types) or (names if wanted is None else wanted)
+    chosen = list(table.types) or (list(dict.fromkeys(names)) if wanted is None else wanted)
     missing = next((name for name in chosen if name not in names), None)
     if missing is not None:
         raise UserError(f"{path}: there is no column {missing!r}; {suggest(missing, names)}.")

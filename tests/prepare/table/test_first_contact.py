@@ -366,3 +366,29 @@ def test_files_that_are_splits_already(tmp_path: Path) -> None:
         changed = {**content, "split": {"name": "files", **split}}
         with pytest.raises(UserError, match=sentence):
             prepare_table([raw], tmp_path / "other", validate(TableDescription, changed, "d.yaml"))
+
+
+LEAKS = {
+    "dwell": (lambda i, y: "" if not y else i % 40 + 1, "null exactly where click is 0"),
+    "reason": (lambda i, y: f"r{i % 4}" if not y else "", "null exactly where click is 1"),
+    "copy": (lambda i, y: y, "equal to click, value for value"),
+    "answer": (lambda i, y: "yes" if y else "no", "equal to click, value for value"),
+    "paid": (lambda i, y: 0 if not y else i % 50 + 1, "constant where click is 0"),
+    "score": (lambda i, y: y * 30 + i % 37, "alone it has an AUC of 0.9"),
+    "place": (lambda i, y: f"p{i % 5 + 5 * y}" if i % 11 else "p0", "alone it has an AUC of 0.9"),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_column_that_knows_the_answer_is_said(tmp_path: Path, name: str) -> None:
+    make, text = LEAKS[name]
+    rng = random.Random(1)
+    clicks = [rng.randrange(2) for _ in range(400)]
+    rows = [f"u{i % 9},{rng.randrange(300)},x{i},{make(i, y)},{y}" for i, y in enumerate(clicks)]
+    (tmp_path / "x.csv").write_text("\n".join([f"user,item_id,row,{name},click", *rows]))
+    found = draft_table(tmp_path / "x.csv")
+    told = [line for line in found.text.splitlines() if "LEAKS THE ANSWER?" in line]
+    assert [f"name: {name}" in line and text in line for line in told] == [True]
+    assert any(f"column {name!r} may tell the answer: {text}" in remark for remark in found.remarks)
+    exact = "exactly" in text or "equal" in text
+    assert (features(yaml.safe_load(found.text))[name]["kind"] == "ignore") == exact
