@@ -71,7 +71,7 @@ class IdsProfile:
     curve: tuple[Floats, Floats]
     """Numbers k of ids, and the share of all ids other than 0 that the k most frequent ones have."""
     unseen: dict[str, float]
-    """For every other split, the share of its ids that do not occur in this one; 0 does not count."""
+    """For every other split, the share of its ids that are 0, unknown, or do not occur in this one."""
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,8 @@ def _ids(
     for name, other in others.items():
         new, all_ = _row(
             connection,
-            f"""SELECT count(*) FILTER (f.id IS NULL), count(*)
-            FROM (SELECT id FROM ({_each(other, column, listed[name])}) WHERE id <> 0) o
+            f"""SELECT count(*) FILTER (f.id IS NULL OR o.id = 0), count(*)
+            FROM (SELECT id FROM ({_each(other, column, listed[name])}) WHERE id IS NOT NULL) o
             LEFT JOIN frequencies f USING (id)""",
         )
         unseen[name] = new / all_ if all_ else 0.0

@@ -150,8 +150,8 @@ def dataset_page(profile: DatasetProfile) -> Page:
     if profile.ids:
         text = (
             f"Over the split {profile.split}. Coverage: rows with an id other than 0. Unknown: share of id 0. Outside: ids "
-            "beyond the vocabulary. Unseen: share of another split's ids that do not occur here. Curves: the share of all "
-            "occurrences that the k most frequent ids have."
+            "beyond the vocabulary. Unseen: share of another split's ids that are 0 or do not occur here. Curves: the share of "
+            "all occurrences that the k most frequent ids have."
         )
         curves = []
         for ids in profile.ids:

@@ -54,8 +54,8 @@ def test_ids(dataset: Path, profile: DatasetProfile, name: str) -> None:
     expected = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]
     assert [id_ for id_, _ in found.top] == [id_ for id_, _ in expected]
     assert [part for _, part in found.top] == pytest.approx([count / total for _, count in expected])
-    others = [id_ for row in ids_by_row(dataset, "test", name) for id_ in row or [] if id_]
-    assert found.unseen["test"] == pytest.approx(sum(id_ not in counts for id_ in others) / len(others))
+    others = [id_ for row in ids_by_row(dataset, "test", name) for id_ in row or []]
+    assert found.unseen["test"] == pytest.approx(sum(not id_ or id_ not in counts for id_ in others) / len(others))
     falling = np.cumsum(sorted((count for id_, count in counts.items() if id_), reverse=True))
     assert found.curve[1] == pytest.approx([falling[int(k) - 1] / falling[-1] for k in found.curve[0]])
     assert found.curve[0][-1] == found.distinct
