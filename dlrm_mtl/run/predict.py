@@ -37,6 +37,9 @@ from dlrm_mtl.training.tensors import RunTensors
 
 logger = logging.getLogger(__name__)
 
+OTHER_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".xlsx")
+"""Endings of files that nobody expects Parquet in."""
+
 Floats = NDArray[np.float32]
 Entry = tuple[Batch | None, int, pa.Table]
 
@@ -122,6 +125,9 @@ def predict_run(
     Raises:
         UserError: the run, the checkpoint, the input or the output cannot be used.
     """
+    ending = Path(str(target)).suffix.lower()
+    if ending in OTHER_ENDINGS:
+        raise UserError(f"--output {target}: predictions are written as Parquet, not as {ending}; name it .parquet.")
     with process_group() as process, trained_run(run, overrides) as (checkpoints, config), ExitStack() as output:
         predictor = Predictor(process, checkpoints, config, source, carry, checkpoint, batch_size)
         sinks: list[pa.NativeFile] = []
