@@ -7,6 +7,7 @@ gives alike: no vector instructions in PyTorch, the compatible mode of MKL, one 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -40,27 +41,30 @@ def machine() -> str:
 
 def train(config: Path, folder: Path, processes: int) -> dict[str, Any]:
     """Train for 20 steps; losses of every step, as metrics.jsonl has them, and the metrics on the test split."""
-    done = _run("train", config, "--output", folder, processes=processes)
+    done = commands.run("train", config, "--output", folder, processes=processes, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     losses = commands.losses(folder / "metrics.jsonl")
     results = json.loads((folder / "results.json").read_text())
     return {"losses": {str(step): values for step, values in losses.items()}, "test": results["test"]}
 
 
-def resume(folder: Path) -> subprocess.CompletedProcess[str]:
+def resume(folder: Path) -> None:
     """Go on with a run by its own configuration."""
-    return _run("train", folder / "config.yaml", "--output", folder, "--resume", processes=1)
+    done = commands.run("train", folder / "config.yaml", "--output", folder, "--resume", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _run(*arguments: object, processes: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        commands.command(*arguments, processes=processes),
+def repeat(folder: Path) -> None:
+    """Train everything anew, and go on with the old run from its first checkpoint, below ``folder``; in held arithmetic."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.golden.record", "--repeat", folder],
         env=ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=280,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def processes_of(name: str) -> int:
@@ -69,12 +73,21 @@ def processes_of(name: str) -> int:
 
 
 def main() -> None:
-    """Record the losses named on the command line, or all."""
+    """Record the losses named on the command line, or all; see also :func:`repeat`."""
+    if sys.argv[1:2] == ["--repeat"]:
+        folder = Path(sys.argv[2])
+        for name in NAMES:
+            found = train(HERE / f"{name}.yaml", folder / name, processes_of(name))
+            (folder / f"{name}.json").write_text(json.dumps(found))
+        resume(folder / "old")
+        return
     for name in sys.argv[1:] or NAMES:
-        with tempfile.TemporaryDirectory() as folder:
-            found = train(HERE / f"{name}.yaml", Path(folder) / "run", processes_of(name))
+        with tempfile.TemporaryDirectory() as temporary:
+            found = train(HERE / f"{name}.yaml", Path(temporary) / "run", processes_of(name))
         (HERE / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
+    if not ENVIRONMENT.items() <= os.environ.items():  # PyTorch and MKL look at it when they are loaded
+        os.execve(sys.executable, [sys.executable, "-m", "tests.golden.record", *sys.argv[1:]], ENVIRONMENT)
     main()
