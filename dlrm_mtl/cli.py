@@ -7,6 +7,7 @@ import gc
 import io
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -98,6 +99,25 @@ def _options(
     ] = False,
 ) -> None:
     """Options before the command."""
+
+
+@app.command()
+def init(
+    data_set: Annotated[
+        str, typer.Argument(metavar="DATASET", help="The data set's folder, which holds dataset.yaml; path or URI.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="YAML file to write, such as run.yaml. Default: print it.")
+    ] = None,
+) -> None:
+    """Draft a first configuration for a data set: a task for every label, all features, sizes that fit."""
+    from dlrm_mtl.config.draft import draft_config, write_draft
+
+    if output is None:
+        print(draft_config(data_set), end="")
+    else:
+        write_draft(data_set, output)
+        print(f"{output}: written; look through it, then: dlrm-mtl train {shlex.quote(str(output))}")
 
 
 @app.command()

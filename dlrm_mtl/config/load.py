@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dlrm_mtl.core.plugins import load_plugins
 from dlrm_mtl.core.registry import registrations
 from dlrm_mtl.core.schema import read_yaml, validate
 from dlrm_mtl.core.yaml_text import parse_yaml
+from dlrm_mtl.data.spec import DATASET_FILE
 
 _known = -1
 """How many parts were registered when the schema was made."""
@@ -35,6 +37,7 @@ def load_config(
     Raises:
         UserError: with one sentence per mistake.
     """
+    _refuse_data_set(Path(path))
     content = read_extended(Path(path))
     for override in overrides or []:
         apply_override(content, override)
@@ -59,6 +62,16 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         apply_override(content, override)
     know_all_parts()
     return validate(RunConfig, content, config.name)
+
+
+def _refuse_data_set(path: Path) -> None:
+    """Say what to do with a data set's folder, or its dataset.yaml, in the place of a configuration."""
+    if path.name == DATASET_FILE or Path(path, DATASET_FILE).is_file():
+        folder = path.parent if path.name == DATASET_FILE else path
+        raise UserError(
+            f"{path}: this is a data set, not a configuration; draft one with "
+            f"`dlrm-mtl init {shlex.quote(str(folder))} --output run.yaml` and name run.yaml."
+        )
 
 
 def know_all_parts() -> None:

@@ -50,6 +50,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         close = closest(str(path), beside, cutoff=0.8)
         hint = f"did you mean {close}?" if close else f"check the path (it is relative to {Path.cwd()})."
         raise UserError(f"{path}: there is no such file; {hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder where a YAML file is expected; name a file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a readable YAML file.") from None
     return mapping_of(text, path)

@@ -11,7 +11,14 @@ An adapter is a function that registers itself, ``@register("adapter", NAME)``, 
 
 from __future__ import annotations
 
+import shlex
+
 from dlrm_mtl.core.registry import home
 
 ADAPTERS = home("adapter", __name__)
 """All adapters, by name; they are imported when one is first asked for, so that the command line starts quickly."""
+
+
+def ready(output: object) -> str:
+    """The last line about a data set that is written, which says how to go on with it."""
+    return f"{output}: ready; draft a configuration with: dlrm-mtl init {shlex.quote(str(output))} --output run.yaml"

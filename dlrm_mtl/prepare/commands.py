@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.plugins import load_plugins
 from dlrm_mtl.core.suggest import suggest
-from dlrm_mtl.prepare import ADAPTERS
+from dlrm_mtl.prepare import ADAPTERS, ready
 
 FOLDERS = {
     "input": Annotated[Path, typer.Option(help="Folder with the raw files.")],
@@ -61,7 +61,7 @@ def as_command(adapter: Callable[..., str | None]) -> Callable[..., None]:
         with _progress() as progress, _staged(output, progress) as local:
             said = adapter(**{**options, "output": local}, progress=progress)
         if said is None:
-            said = f"{local}: ready; name it as data.path in a configuration"
+            said = ready(local)
         typer.echo(said if local is None else said.replace(str(local), output))
 
     command.__doc__ = (inspect.getdoc(adapter) or "").split("\n\n")[0]

@@ -42,7 +42,10 @@ def left_here(raw: Path) -> list[str]:
 def test_a_data_set_on_a_store_is_the_local_one(bucket: fs.S3FileSystem, call: Call, raw: Path, tmp_path: Path) -> None:
     code, said = call("prepare", "criteo", "--input", raw, "--output", "s3://bucket/sets/ads")
     assert code == 0, said
-    assert "s3://bucket/sets/ads: ready; name it as data.path in a configuration" in said
+    assert (
+        "s3://bucket/sets/ads: ready; draft a configuration with: dlrm-mtl init s3://bucket/sets/ads --output run.yaml"
+        in said
+    )
     assert left_here(raw) == []
     assert call("prepare", "criteo", "--input", raw, "--output", tmp_path / "ads")[0] == 0
     fs.copy_files("bucket/sets/ads", str(tmp_path / "copy"), source_filesystem=bucket)

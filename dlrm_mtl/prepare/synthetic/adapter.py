@@ -22,6 +22,7 @@ from dlrm_mtl.data.spec import (
     SplitSpec,
 )
 from dlrm_mtl.data.statistics import write_spec
+from dlrm_mtl.prepare import ready
 from dlrm_mtl.prepare.common.io import Progress, output_folder
 from dlrm_mtl.prepare.synthetic.options import bags, per_task, split_rows, vocabulary_sizes
 from dlrm_mtl.prepare.synthetic.truth import BLOCKS, Truth, Wanted, fit_truth, measure_block, summarise
@@ -123,7 +124,7 @@ def prepare(
         f"positives {entry['rate']:.2%}"
         for name, entry in summary["tasks"].items()
     ]
-    return "\n".join([*lines, f"{output}: {rows:,} rows, ready; name it as data.path in a configuration"])
+    return "\n".join([*lines, f"{rows:,} rows", ready(output)])
 
 
 def _correlation(value: float, tasks: int) -> float:

@@ -15,6 +15,7 @@ from dlrm_mtl.core.schema import read_yaml, validate
 from dlrm_mtl.core.sql import identifier, quote
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe, write_spec
+from dlrm_mtl.prepare import ready
 from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder, plain_name
 from dlrm_mtl.prepare.table.description import FileSplit, TableDescription, TimeSplit, UserSplit
 from dlrm_mtl.prepare.table.files import Table, load
@@ -76,7 +77,7 @@ def prepare(
     assert output is not None
     assert description is not None
     remarks = prepare_table(input, output, read_description(description), memory, threads, progress)
-    return "\n".join([f"{output}: ready; name it as data.path in a configuration", *remarks])
+    return "\n".join([ready(output), *remarks])
 
 
 def _names(columns: str) -> list[str]:

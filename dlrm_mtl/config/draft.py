@@ -1,0 +1,149 @@
+"""A first configuration for a data set, with the reasons beside it: what ``dlrm-mtl init`` writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, LabelSpec
+
+STEPS = 100
+"""Steps that an epoch should have at least, before batches grow."""
+SMALLEST, LARGEST = 64, 4096
+"""Rows of a batch."""
+UNBOUNDED_ROWS = 1_000_000
+"""Rows for ids that are not numbered, where the data set does not say how many distinct ones there are."""
+
+
+def draft_config(path: str) -> str:
+    """The text of a configuration that trains on the data set in ``path``: all features, a task for every label, MMoE, Clippy.
+
+    Args:
+        path: the data set's folder or its dataset.yaml; path or URI.
+
+    Raises:
+        UserError: there is no data set, or none of its labels can be learned.
+    """
+    folder = path[: -len(DATASET_FILE)].rstrip("/") or "." if path.endswith(DATASET_FILE) else path
+    spec = open_dataset(folder).spec
+    learnable = [label for label in spec.labels if not _constant(label)]
+    if not learnable:
+        raise UserError(f"{folder}: no label has both values in the training rows; there is nothing to learn.")
+    rows = spec.splits["train"].rows if "train" in spec.splits else None
+    lines = [
+        f"# A first run on {_comment(spec.name)}{f': {rows:,} training rows' if rows else ''}. Every key and its default:",
+        "# dlrm-mtl config schema. Then: dlrm-mtl config check THIS_FILE, and dlrm-mtl train THIS_FILE.",
+        f"name: {_text(_plain(spec.name))}",
+        "seed: 1",
+        "data:",
+        f"  path: {_text(folder)}",
+        f"  batch_size: {_batch_size(rows)}  # rows of a step, over all processes",
+        *_unbounded(spec),
+        "tasks:",
+        *[line for label in learnable for line in _task(label)],
+        *[
+            f"  # {_comment(label.name)} is left out: it is the same in all training rows"
+            for label in spec.labels
+            if _constant(label)
+        ],
+        "model:",
+        f"  embeddings: {{dim: {8 if rows and rows < 100_000 else 16}}}  # width of a row of every table",
+        "  interaction: {name: dcnv2, layers: 1}",
+        *_multitask(len(learnable)),
+        "  tower: {layers: [32], norm: layer, dropout: 0.1}  # each task's own layers",
+        "optimizer:  # Clippy for tables and layers; of both rates, try a third and three times as much first",
+        "  sparse: {name: clippy_rowwise_adagrad, learning_rate: 0.1, initial_accumulator_value: 0.001}",
+        "  dense: {name: clippy_adagrad, learning_rate: 0.1, initial_accumulator_value: 0.01}",
+        "  schedule: {warmup_steps: 40, decay: cosine}",
+        "training:",
+        "  epochs: 2  # tables of ids overfit soon: look at the validation metrics before you raise it",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _constant(label: LabelSpec) -> bool:
+    return label.kind == "binary" and label.mean in (0.0, 1.0)
+
+
+def _task(label: LabelSpec) -> list[str]:
+    name = _text(label.name)
+    if label.kind == "real":
+        mean = "" if label.mean is None else f"  # mean {label.mean:.4g}"
+        return [f"  - {{name: {name}, loss: mean_squared_error}}{mean}"]
+    return [f"  - {{name: {name}}}" + ("" if label.mean is None else f"  # positive in {label.mean:.2%} of the rows")]
+
+
+def _multitask(tasks: int) -> list[str]:
+    if tasks == 1:
+        return ["  multitask: {name: shared_bottom, layers: [64], norm: layer, dropout: 0.1}"]
+    experts = max(4, tasks)
+    return [
+        f"  multitask: {{name: mmoe, experts: {experts}, layers: [64], norm: layer, dropout: 0.1}}  # others: dlrm-mtl models"
+    ]
+
+
+def _unbounded(spec: DatasetSpec) -> list[str]:
+    names = [feature.name for feature in spec.features if feature.unbounded]
+    if not names:
+        return []
+    return [
+        "  unbounded:  # rows of the tables whose ids are not numbered; the least used ids make room",
+        *[f"    {_text(name)}: {_rows(spec, name)}" for name in names],
+    ]
+
+
+def _rows(spec: DatasetSpec, name: str) -> int:
+    distinct = getattr(spec.feature(name).statistics, "distinct", None)
+    return UNBOUNDED_ROWS if distinct is None else max(2, math.ceil(1.25 * distinct) + 1)
+
+
+def _batch_size(rows: int | None) -> int:
+    """The power of two that gives an epoch at least :data:`STEPS` steps, within limits."""
+    if not rows:
+        return 1024
+    return min(LARGEST, max(SMALLEST, 2 ** int(math.log2(max(rows / STEPS, 1)))))
+
+
+def _plain(name: str) -> str:
+    """A name that is a folder's, too."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._-") or "run"
+
+
+def _text(value: str) -> str:
+    """A text as YAML: bare where that is a text, otherwise in JSON's quotes, which YAML reads."""
+    bare = re.fullmatch(r"[A-Za-z][\w./-]*", value) and value.lower() not in (
+        "yes",
+        "no",
+        "on",
+        "off",
+        "true",
+        "false",
+        "null",
+        "y",
+        "n",
+    )
+    return value if bare else json.dumps(value)
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.split())
+
+
+def write_draft(path: str, output: Path) -> None:
+    """Write :func:`draft_config` to ``output``, which must not be there.
+
+    Raises:
+        UserError: as :func:`draft_config`; or ``output`` is there, or cannot be written.
+    """
+    text = draft_config(path)
+    try:
+        with open(output, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{output}: this file is there already; remove it, or name another with --output.") from None
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); name another file with --output.") from None
