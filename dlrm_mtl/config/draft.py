@@ -61,6 +61,7 @@ def draft_config(path: str) -> str:
         "  schedule: {warmup_steps: 40, decay: cosine}",
         "training:",
         "  epochs: 2  # tables of ids overfit soon: look at the validation metrics before you raise it",
+        *(["  early_stopping: {metric: mean/rmse}"] if all(label.kind == "real" for label in learnable) else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -126,7 +127,7 @@ def _text(value: str) -> str:
         "y",
         "n",
     )
-    return value if bare else json.dumps(value)
+    return value if bare else json.dumps(value, ensure_ascii=False)
 
 
 def _comment(text: str) -> str:
