@@ -8,6 +8,7 @@ import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 CONTEXT = multiprocessing.get_context("forkserver")
 """Makes processes from one that has imported already what takes ten seconds to import."""
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
+util.get_temp_dir()  # now: a test that moves temporary files must not take the server's socket with it
 
 
 def run_processes(count: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:

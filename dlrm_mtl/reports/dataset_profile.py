@@ -19,6 +19,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.sql import file_literal, identifier, in_utc, quote
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.leaks import Candidate, Leak, find_leaks
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec
 
 Floats = NDArray[np.float64]
@@ -115,6 +116,8 @@ class DatasetProfile:
     ids: list[IdsProfile]
     numbers: list[NumbersProfile]
     labels: list[LabelProfile]
+    leaks: list[Leak]
+    """What a feature alone says about a binary label, where that is suspicious."""
 
 
 def profile_dataset(
@@ -138,7 +141,7 @@ def profile_dataset(
     split = split or ("train" if "train" in spec.splits else next(iter(spec.splits), "train"))
     opened = {name: dataset.split(name) for name in {split: None, **spec.splits}}
     features = sorted(spec.features, key=lambda feature: feature.kind == "dense")
-    total = len(opened) * (1 + len(spec.labels)) + len(features)
+    total = len(opened) * (1 + len(spec.labels)) + len(features) + 1
     done = 0
 
     def step(what: str) -> None:
@@ -181,8 +184,24 @@ def profile_dataset(
                 size = None if owner.unbounded else spec.vocabulary_size(feature.name)
                 listed = {name: types[name][feature.source].endswith("]") for name in sources}
                 ids.append(_ids(connection, sources[split], others, listed, split, feature, size))
+        step("what features say of labels")
+        leaks = _leaks(connection, sources[split], types[split], spec)
         progress("", 1.0)
-    return DatasetProfile(spec, split, splits, ids, numbers, labels)
+    return DatasetProfile(spec, split, splits, ids, numbers, labels, leaks)
+
+
+def _leaks(connection: duckdb.DuckDBPyConnection, source: str, types: dict[str, str], spec: DatasetSpec) -> list[Leak]:
+    candidates = {}
+    for feature in spec.features:
+        column = identifier(feature.source)
+        if feature.kind == "dense":
+            candidates[feature.name] = Candidate(f"CAST({column} AS DOUBLE)", number=True)
+        elif types[feature.source].endswith("]"):
+            candidates[feature.name] = Candidate(f"nullif(len({column}), 0)", number=True, listed=True)
+        else:  # id 0 stands for unknown, and for missing values in what prepare has written
+            candidates[feature.name] = Candidate(f"nullif({column}, 0)", number=False)
+    labels = {label.name: identifier(label.source) for label in spec.labels if label.kind == "binary"}
+    return find_leaks(connection, source, candidates, labels)
 
 
 @contextmanager

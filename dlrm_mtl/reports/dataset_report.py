@@ -26,6 +26,7 @@ def describe_dataset(path: str | Path, html: Path | None = None, split: str | No
     for table in (
         splits_table(profile),
         labels_table(profile),
+        leaks_table(profile),
         ids_table(profile, brief=True),
         numbers_table(profile, brief=True),
     ):
@@ -62,6 +63,13 @@ def labels_table(profile: DatasetProfile) -> PageTable:
         rows.append([entry.label.name, entry.label.kind, *means, *nulls])
     columns = ("label", "kind", *(f"mean {name}" for name in names), *(f"null {name}" for name in names))
     return PageTable(columns, rows, text_columns=2, caption="Labels: share of positives (binary) or mean (real)")
+
+
+def leaks_table(profile: DatasetProfile) -> PageTable:
+    """Features that may know the answer; no rows where nothing is suspicious."""
+    rows = [[leak.column, leak.text] for leak in profile.leaks]
+    caption = "These features may know the answer: leave out what is not known before the event"
+    return PageTable(("feature", "in the training rows"), rows, text_columns=2, caption=caption)
 
 
 def ids_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
@@ -125,7 +133,7 @@ def numbers_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
 
 
 def dataset_page(profile: DatasetProfile) -> Page:
-    """The page: the tables, label rates by split, how concentrated ids are, and histograms."""
+    """The page: the tables, suspicious features, label rates by split, how concentrated ids are, and histograms."""
     from dlrm_mtl.reports.plots import COLOURS, Line, grouped_bars, histogram_plot, line_plot  # slow to import
 
     spec = profile.spec
@@ -147,6 +155,12 @@ def dataset_page(profile: DatasetProfile) -> Page:
             )
         text = "Share of positives of a binary label, mean of a real one; rows where it is null do not count."
         page.sections.append(Section("Labels", text, [_untitled(labels_table(profile))], figures))
+    if profile.leaks:
+        text = (
+            "What is known only after the event, such as the time that was spent after a click, makes metrics look good and a "
+            "model useless. Leave such features out, by data.sparse, data.sequence and data.dense of a run."
+        )
+        page.sections.append(Section("Features that may know the answer", text, [_untitled(leaks_table(profile))]))
     if profile.ids:
         text = (
             f"Over the split {profile.split}. Coverage: rows with an id other than 0. Unknown: share of id 0. Outside: ids "

@@ -209,3 +209,26 @@ def test_mistakes(dataset: Path, tmp_path: Path) -> None:
     texts = write(tmp_path / "texts", {"y": [0, 1], "x": ["a", "b"]}, [{"name": "x", "kind": "dense"}])
     with pytest.raises(UserError, match=r"cannot be read \(.*Could not convert"):
         profile_dataset(texts)
+
+
+def test_features_that_know_the_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A prepared id that is 0 where nothing was clicked, a number that is null there, a list that is empty there."""
+    folder = synthetic.write_dataset(tmp_path / "data", rows=400)
+    assert profile_dataset(folder).leaks == []
+    for path in folder.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        clicks = table["click"].to_pylist()
+        columns = {
+            "user": [1 + i % 9 if click else 0 for i, click in enumerate(clicks)],
+            "tags": [[1] if click else [] for click in clicks],
+            "price": [i / 10 if click else None for i, click in enumerate(clicks)],
+            "age": [float(click) for click in clicks],
+        }
+        for name, values in columns.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values))
+        pq.write_table(table, path)
+    described = profile_dataset(folder)
+    assert {leak.column for leak in described.leaks if leak.label == "click" and leak.exact} == set(columns)
+    describe_dataset(folder, tmp_path / "page.html")
+    assert "user    null exactly where click is 0" in re.sub(" *│ *", "    ", capfd.readouterr().out)
+    assert "Features that may know the answer" in (tmp_path / "page.html").read_text()
