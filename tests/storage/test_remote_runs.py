@@ -120,7 +120,8 @@ def test_a_run_is_killed_and_goes_on_elsewhere(
     best, latest = pointer(bucket, "best"), pointer(bucket, "latest")
     assert latest == max(theirs)
     there = s3.files(bucket, RUN)
-    assert {name for name in there if "/" not in name} == {"config.yaml", "plan.json", "metrics.jsonl", "results.json"}
+    written = {"config.yaml", "contract.json", "plan.json", "metrics.jsonl", "history.jsonl", "results.json"}
+    assert {name for name in there if "/" not in name} == written
     assert len([name for name in there if name.startswith("tensorboard/")]) == 2
     steps = {name.split("/")[1] for name in there if name.startswith("checkpoints/step_")}
     assert {f"step_{best:08d}", f"step_{latest:08d}"} <= steps
