@@ -65,7 +65,8 @@ def test_a_run_from_data_to_predictions(
     assert code == 0, printed
     assert "resuming after step 13" in printed
     there = names(store, "bucket/runs/a")
-    assert {name for name in there if "/" not in name} == {"config.yaml", "plan.json", "metrics.jsonl", "results.json"}
+    written = {"config.yaml", "contract.json", "plan.json", "metrics.jsonl", "history.jsonl", "results.json"}
+    assert {name for name in there if "/" not in name} == written
     assert 1 <= len({name.split("/")[1] for name in there if name.startswith("checkpoints/step_")}) <= 2
 
     target = "gs://bucket/predictions/test.parquet"
