@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 from dlrm_mtl.core.extras import extras_named
 
 if TYPE_CHECKING:
-    from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig, TensorInfo, build_balancing, gram_of
+    from dlrm_mtl.balancing import (
+        Balancer,
+        BalancerConfig,
+        BalancingConfig,
+        NoBalancingConfig,
+        TensorInfo,
+        build_balancing,
+        gram_of,
+    )
     from dlrm_mtl.balancing.gradient_balance import GradientBalance
     from dlrm_mtl.balancing.metabalance import MetaBalanceConfig
     from dlrm_mtl.balancing.pcgrad import PCGradConfig
     from dlrm_mtl.config.load import load_config
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.errors import UserError
+    from dlrm_mtl.core.parts import Misfit
     from dlrm_mtl.core.registry import register
     from dlrm_mtl.data.batch import Batch
     from dlrm_mtl.data.config import DataConfig
     from dlrm_mtl.data.dataset import open_dataset
+    from dlrm_mtl.data.growing import Consumed, next_round
     from dlrm_mtl.data.negatives.config import NegativesConfig
     from dlrm_mtl.data.negatives.rewrite import Negatives
     from dlrm_mtl.data.reader import BatchLoader
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
     from dlrm_mtl.embeddings.task_gradients import TaskGradients
     from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
     from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+    from dlrm_mtl.models.blocks import Block, ParallelMLP, StackConfig
     from dlrm_mtl.models.multitask import build_multitask
     from dlrm_mtl.models.multitask.adatt import AdaTT, AdaTTConfig, AdaTTSpConfig
     from dlrm_mtl.models.multitask.aitm import AITM, AITMConfig
@@ -45,12 +56,15 @@ if TYPE_CHECKING:
     from dlrm_mtl.optim.clippy import ClippyOptions
     from dlrm_mtl.optim.clippy import preset as clippy_preset
     from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad
+    from dlrm_mtl.optim.dense import DenseOptimizerConfig
+    from dlrm_mtl.prepare.common.ids import hash_ids
     from dlrm_mtl.reports.compare import compare_runs as compare
     from dlrm_mtl.reports.dataset_profile import profile_dataset
     from dlrm_mtl.reports.groups import group_runs, mean_and_interval
     from dlrm_mtl.reports.runs import read_runs
     from dlrm_mtl.run.api import Run, evaluate, open_run, predict, train
     from dlrm_mtl.tasks.binary import binary_cross_entropy, focal
+    from dlrm_mtl.tasks.loss import RowLossConfig
     from dlrm_mtl.tasks.products import product_logit
     from dlrm_mtl.tasks.ranking import bpr, bpr_probability, in_batch_softmax, softmax_cross_entropy
     from dlrm_mtl.tasks.regression import absolute_error, huber, squared_error
@@ -71,8 +85,17 @@ __all__ = [  # noqa: RUF022  (by subject)
     "Run",
     "Listener",
     "compare",
-    "register",
     "UserError",
+    # Parts of your own
+    "register",
+    "Misfit",
+    "Block",
+    "ParallelMLP",
+    "StackConfig",
+    "Balancer",
+    "BalancerConfig",
+    "RowLossConfig",
+    "DenseOptimizerConfig",
     # Dense and table optimizers
     "ClippyAdagrad",
     "ClippyOptions",
@@ -139,6 +162,9 @@ __all__ = [  # noqa: RUF022  (by subject)
     "SplitSpec",
     "NegativesConfig",
     "Negatives",
+    "Consumed",
+    "next_round",
+    "hash_ids",
     # What runs left behind
     "read_runs",
     "group_runs",
@@ -147,17 +173,19 @@ __all__ = [  # noqa: RUF022  (by subject)
 ]
 
 _MODULES = {
-    "balancing": "build_balancing TensorInfo gram_of BalancingConfig NoBalancingConfig",
+    "balancing": "Balancer BalancerConfig BalancingConfig NoBalancingConfig TensorInfo build_balancing gram_of",
     "balancing.gradient_balance": "GradientBalance",
     "balancing.metabalance": "MetaBalanceConfig",
     "balancing.pcgrad": "PCGradConfig",
     "config.load": "load_config",
     "config.run": "RunConfig",
     "core.errors": "UserError",
+    "core.parts": "Misfit",
     "core.registry": "register",
     "data.batch": "Batch",
     "data.config": "DataConfig",
     "data.dataset": "open_dataset",
+    "data.growing": "Consumed next_round",
     "data.negatives.config": "NegativesConfig",
     "data.negatives.rewrite": "Negatives",
     "data.reader": "BatchLoader",
@@ -167,6 +195,7 @@ _MODULES = {
     "embeddings.task_gradients": "TaskGradients",
     "embeddings.torchrec.sharders": "two_phase_sharders",
     "embeddings.two_phase": "TwoPhaseOptimizer",
+    "models.blocks": "Block ParallelMLP StackConfig",
     "models.multitask": "build_multitask",
     "models.multitask.adatt": "AdaTT AdaTTConfig AdaTTSpConfig",
     "models.multitask.aitm": "AITM AITMConfig",
@@ -179,12 +208,15 @@ _MODULES = {
     "models.multitask.single_task": "SingleTask SingleTaskConfig",
     "optim.clippy": "ClippyOptions preset:clippy_preset",
     "optim.clippy_adagrad": "ClippyAdagrad",
+    "optim.dense": "DenseOptimizerConfig",
+    "prepare.common.ids": "hash_ids",
     "reports.compare": "compare_runs:compare",
     "reports.dataset_profile": "profile_dataset",
     "reports.groups": "group_runs mean_and_interval",
     "reports.runs": "read_runs",
     "run.api": "train evaluate predict open_run Run",
     "tasks.binary": "binary_cross_entropy focal",
+    "tasks.loss": "RowLossConfig",
     "tasks.products": "product_logit",
     "tasks.ranking": "bpr bpr_probability softmax_cross_entropy in_batch_softmax",
     "tasks.regression": "squared_error absolute_error huber",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests import commands
 
@@ -16,6 +17,12 @@ DOCUMENT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.S | re.M)
+
+
+def test_the_first_block_is_a_part_of_the_run() -> None:
+    first, run = (yaml.safe_load(blocks("yaml")[at]) for at in (0, -1))
+    assert first["plugins"] == run["plugins"]
+    assert first["model"].items() <= run["model"].items()
 
 
 def succeeds(*arguments: object, cwd: Path, processes: int = 1) -> str:

@@ -1,6 +1,7 @@
 """MetaBalance on the sharded tables of a plain TorchRec model: clicks, beside seconds whose gradients drown them.
 
-torchrun --nproc-per-node 2 docs/examples/balanced_tables_in_torchrec.py
+``python docs/examples/balanced_tables_in_torchrec.py`` runs it in one process;
+``torchrun --nproc-per-node 2 docs/examples/balanced_tables_in_torchrec.py`` in two.
 """
 
 import torch
@@ -78,7 +79,10 @@ def main() -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     plain, balanced = main()
     if dist.get_rank() == 0:
         print(f"the click's loss: {plain:.4f} with the plain sum, {balanced:.4f} with MetaBalance")

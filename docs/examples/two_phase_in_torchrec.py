@@ -1,6 +1,7 @@
 """Row-wise Clippy AdaGrad under a plain TorchRec model: three lines, marked (1) to (3).
 
-torchrun --nproc-per-node 2 docs/examples/two_phase_in_torchrec.py
+``python docs/examples/two_phase_in_torchrec.py`` runs it in one process;
+``torchrun --nproc-per-node 2 docs/examples/two_phase_in_torchrec.py`` in two.
 """
 
 import torch
@@ -51,7 +52,10 @@ def main(steps: int = 200) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     first, last = main()
     if dist.get_rank() == 0:
         print(f"loss {first:.3f} -> {last:.3f}")

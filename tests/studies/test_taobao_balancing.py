@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "taobao_balancing"
+EXAMPLE = Path(__file__).parents[2] / "studies" / "taobao_balancing"
 SIBLINGS = ("purchases", "ranking", "report", "runs", "study")
 
 

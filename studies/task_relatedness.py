@@ -11,7 +11,7 @@ that they have equally many parameters. The learning rate of each is the one of 
 as a share of the targets' variance, mean of the tasks. All architectures see the same tasks and rows for the same seed, so
 ratios to the shared bottom are taken seed by seed.
 
-    python docs/examples/task_relatedness.py --json relatedness.json --plot docs/figures/task_relatedness.svg
+    python studies/task_relatedness.py --json relatedness.json --plot docs/figures/task_relatedness.svg
 """
 
 from __future__ import annotations

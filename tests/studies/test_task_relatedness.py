@@ -1,4 +1,4 @@
-"""docs/examples/task_relatedness.py runs, and trains what it says."""
+"""studies/task_relatedness.py runs, and trains what it says."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from docs.examples import task_relatedness as study
+from studies import task_relatedness as study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = dataclasses.replace(study.QUICK, cosines=(-1.0, 0.5), parameters=3000, steps=3, rows=8, held_out=50)
 
 
 def test_quick_run_writes_figures_and_plot(tmp_path: Path) -> None:
     figures, drawing = tmp_path / "figures.json", tmp_path / "plot.svg"
-    line = [sys.executable, "docs/examples/task_relatedness.py", "--quick", "--seeds", "3", "--workers", "1"]
+    line = [sys.executable, "studies/task_relatedness.py", "--quick", "--seeds", "3", "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*line, "--json", figures, "--plot", drawing], cwd=ROOT, env=environment, capture_output=True, text=True

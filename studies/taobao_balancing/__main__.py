@@ -10,7 +10,7 @@ Purchases are the target, carts the auxiliary. Model: NeuMF with one tower per t
 for every user with test purchases. The learning rate is the one with which vanilla has the highest NDCG@10 on validation
 purchases, on seeds of their own; all methods use it. The best epoch of a run is chosen by the same metric.
 
-    python docs/examples/taobao_balancing --data FOLDER --jobs 2 --json taobao.json --plot taobao.svg
+    python studies/taobao_balancing --data FOLDER --jobs 2 --json taobao.json --plot taobao.svg
 
 The same command goes on where an interrupted one has stopped, run by run.
 """
@@ -125,7 +125,7 @@ def main() -> None:
     """Run the study from the command line."""
     about, *_ = (__doc__ or "").split("\n\n    python")
     parser = argparse.ArgumentParser(
-        prog="python docs/examples/taobao_balancing",
+        prog="python studies/taobao_balancing",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="An interrupted study goes on with the same command, if it has a --json file.",
