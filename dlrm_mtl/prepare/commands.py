@@ -7,7 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -80,10 +80,10 @@ _TEXTS: dict[Any, Any] = {
 
 def _as_text(hint: Any) -> Any:
     """The annotation of an option, with text in place of paths: Path would take the second slash out of a URI."""
-    kind, *options = get_args(hint)
+    kind, *options = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     if kind not in _TEXTS:
         return hint
-    option = copy.copy(options[0])
+    option = copy.copy(options[0]) if options else typer.Option()
     option.metavar = option.metavar or "<path>"
     return Annotated[_TEXTS[kind], option]
 
