@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 import dlrm_mtl
 
 HEAVY = {"torch", "torchrec", "fbgemm_gpu", "duckdb", "pyarrow", "matplotlib", "pydantic", "numpy"}
@@ -56,3 +58,11 @@ def test_a_dense_optimizer_needs_torch_only() -> None:
 def test_names_are_promised_ones() -> None:
     """A name that goes away, or comes, is a decision: change this list with it."""
     assert sorted(dlrm_mtl.__all__) == (Path(__file__).parent / "public_names.txt").read_text().split()
+
+
+def test_one_version_number(repository: Path) -> None:
+    cited = yaml.safe_load((repository / "CITATION.cff").read_text())["version"]
+    assert str(cited) == dlrm_mtl.__version__, (
+        f"CITATION.cff has version {cited}, dlrm_mtl/__init__.py {dlrm_mtl.__version__}"
+    )
+    assert "version = attr: dlrm_mtl.__version__" in (repository / "setup.cfg").read_text()
