@@ -53,11 +53,13 @@ class Checkpoints:
     Args:
         store: of the run.
         keep: how many are kept besides the best one.
+        guard: called on the first process before anything is written; raises :class:`UserError` where it may not.
     """
 
-    def __init__(self, store: RunStore, keep: int = 2) -> None:
+    def __init__(self, store: RunStore, keep: int = 2, guard: Callable[[], None] = lambda: None) -> None:
         self.store = store
         self.keep = keep
+        self.guard = guard
         self.place = f"{store.place}/{CHECKPOINTS}"
         self._whole: set[str] = set()
 
@@ -131,6 +133,7 @@ class Checkpoints:
         """Write ``step_N``; to be called on every process. A checkpoint either exists as a whole or not at all."""
         name = step_name(state.step)
         folder = f"{CHECKPOINTS}/{name}"
+        first_process_only(self.guard)
         if name in self._whole:  # of this step, with another state: as after the last evaluation
             first_process_only(lambda: self._rewrite_state(folder, state))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from dlrm_mtl.checkpoint.state import CHECKPOINTS
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.yaml_text import parse_yaml
 from dlrm_mtl.storage.output import write_whole
+from dlrm_mtl.storage.run_lock import LOCK, RunLock, lock_of
 
 if TYPE_CHECKING:  # configurations need PyTorch, which whoever only reads a folder does not
     from dlrm_mtl.config.run import RunConfig
@@ -66,7 +68,7 @@ class RunFolder(RunFiles):
         Raises:
             UserError: the folder cannot be written to, holds something else than a run, or a run that is not to be continued.
         """
-        there = self.store.check_writable()
+        there = [name for name in self.store.check_writable() if name != LOCK]
         if there and self.config.name not in there:
             raise UserError(f"{self.place}: this folder holds other files; name a new or empty one with --output.")
         if there and not resume and (not restarted or self.results.name in there):
@@ -88,6 +90,14 @@ class RunFolder(RunFiles):
                 f"{self.place}: its {self.config.name} is not the configuration of a run of dlrm-mtl, so nothing here is "
                 "touched; name another folder with --output."
             )
+
+    def lock(self, restarted: bool) -> RunLock:
+        """The lock on this folder, not yet taken; ``restarted`` as in :meth:`check`."""
+        return lock_of(self.store, os.environ.get("TORCHELASTIC_RUN_ID", ""), restarted)
+
+    def holds_run(self) -> bool:
+        """Whether there is a run here; for one process."""
+        return self.store.read(self.config.name) is not None
 
     def clear(self) -> None:
         """Remove what a run leaves here before its first checkpoint is complete, and nothing else."""

@@ -12,6 +12,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.run.folder import NO_RUN
 from dlrm_mtl.storage.filesystems import is_local, locate
 from dlrm_mtl.storage.remote_folder import RemoteStore
+from dlrm_mtl.storage.run_lock import lock_of
 from dlrm_mtl.storage.run_store import LocalStore, RunStore
 
 _STEP = re.compile(r"step_\d{8,}")
@@ -103,6 +104,11 @@ def superfluous(checkpoints: Checkpoints, keep: int) -> list[str]:
 
 
 def prune(checkpoints: Checkpoints, names: list[str]) -> None:
-    """Remove the checkpoints ``names``; the file that says that one is complete goes first."""
-    for name in names:
-        checkpoints.discard(name)
+    """Remove the checkpoints ``names``; the file that says that one is complete goes first.
+
+    Raises:
+        UserError: a job is training into this folder.
+    """
+    with lock_of(checkpoints.store):
+        for name in names:
+            checkpoints.discard(name)

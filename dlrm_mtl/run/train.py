@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -76,11 +76,19 @@ def run_training(
         raise UserError("--set-on-resume: goes with --resume; set keys of a new run with --set.")
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
-    with process_group() as process, run_folder(output) as folder:
+    with process_group() as process, run_folder(output) as folder, ExitStack() as held:
         # After a failure a launcher starts all processes again with the same command: then the run goes on.
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints)
-        resume = first_process_only(lambda: folder.check(resume, restarted))
+        lock = folder.lock(restarted)
+        checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints, lock.check)
+
+        def begin() -> bool:
+            goes_on = folder.check(resume, restarted)
+            if goes_on and folder.holds_run():
+                held.enter_context(lock)
+            return goes_on
+
+        resume = first_process_only(begin)
         found = resumption(checkpoints, config, folder, fallback, changed) if resume else None
         contract = found.contract if found else None
         if contract is not None:
@@ -116,7 +124,14 @@ def run_training(
         enter(contract, config, progress)
         before = progress.step
         changes = found.changes if found else []
-        first_process_only(partial(prepare_folder, folder, config, contract, model, progress, changes, resume))
+
+        def prepare() -> None:
+            if lock.holder is None:  # nothing is written before, and another job may have begun meanwhile
+                held.enter_context(lock)
+                folder.check(resume, restarted)
+            prepare_folder(folder, config, contract, model, progress, changes, resume)
+
+        first_process_only(prepare)
         rows = train_data.rows if train_data else None
         start = Start(config, process, model, before, folder.place, dataset.spec.name, rows, steps)
         told = Listeners([*own_listeners(config, folder, process), *listeners], process.is_main)
