@@ -22,7 +22,7 @@ from dlrm_mtl.prepare.table.files import Table, load
 from dlrm_mtl.prepare.table.find import FileSplits, files_of_splits, find_files
 from dlrm_mtl.prepare.table.ids import Ids, number_values, write_vocabularies
 from dlrm_mtl.prepare.table.splits import create_splits
-from dlrm_mtl.prepare.table.values import dense, id_checks, label, verify
+from dlrm_mtl.prepare.table.values import dense, id_checks, label, verify, verify_literals
 
 ROW_GROUP_ROWS = 65536
 
@@ -137,6 +137,8 @@ def prepare_table(
             checks += needed
         progress("checking numbers and labels", 0.3)
         verify(table, checks)
+        for config in description.labels:
+            verify_literals(table, config)
         counts = create_splits(table, description, splits_of_files)
         numbered = [feature for feature in description.used if feature.kind != "dense"]
         ids = number_values(

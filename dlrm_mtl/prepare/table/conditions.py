@@ -49,6 +49,8 @@ class Condition:
     """Columns that are compared with numbers."""
     texts: frozenset[str]
     """Columns that are compared with texts, or asked whether they are null."""
+    literals: frozenset[tuple[str, str]]
+    """Columns, each with a text that it is compared with."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -62,7 +64,7 @@ def parse_condition(text: str) -> Condition:
     tree = parser.condition(0)
     if parser.kind != "end":
         raise ValueError(f"{parser.here} is left over after the condition: join two conditions by 'and' or 'or'")
-    return Condition(text, tree, frozenset(parser.numbers), frozenset(parser.texts))
+    return Condition(text, tree, frozenset(parser.numbers), frozenset(parser.texts), frozenset(parser.literals))
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -92,6 +94,7 @@ class _Parser:
     position: int = 0
     numbers: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
+    literals: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def kind(self) -> str:
@@ -155,9 +158,9 @@ class _Parser:
         negated = "NOT " if self.take("not") else ""
         if self.take("in"):
             self.expect("(")
-            values = [self.value()]
+            values = [self.value(column)]
             while self.take(","):
-                values.append(self.value())
+                values.append(self.value(column))
             self.expect(")")
             if len({is_number for _, is_number in values}) > 1:
                 raise ValueError(f"the values after {column!r} in are numbers and texts: use one kind")
@@ -166,7 +169,7 @@ class _Parser:
         operator = None if negated else self.take(*COMPARISONS)
         if operator is None:
             raise ValueError(f"a comparison such as == is expected after {column!r}, not {self.here}")
-        value, is_number = self.value()
+        value, is_number = self.value(column)
         read = self.reader(column, is_number)
         return lambda number, text: f"({read(number, text)} {COMPARISONS[operator]} {value})"
 
@@ -174,8 +177,8 @@ class _Parser:
         (self.numbers if is_number else self.texts).add(column)
         return lambda number, text: number(column) if is_number else text(column)
 
-    def value(self) -> tuple[str, bool]:
-        """The SQL of a value, and whether it is a number."""
+    def value(self, column: str) -> tuple[str, bool]:
+        """The SQL of a value that ``column`` is compared with, and whether it is a number."""
         kind, token = self.kind, self.token
         if kind == "number":
             self.position += 1
@@ -184,6 +187,7 @@ class _Parser:
             return f"CAST({quote(token)} AS DOUBLE)", True
         if kind == "text":
             self.position += 1
+            self.literals.add((column, token[1:-1]))
             return quote(token[1:-1]), False
         remedy = " (texts stand in quotes)" if kind in ("word", "quoted") else ""
         raise ValueError(f"a number or a text is expected, not {self.here}{remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,6 +202,36 @@ def label(table: Table, config: LabelConfig) -> tuple[str, list[Check]]:
     problem = f"which label {config.name!r} cannot be: it is neither 0 nor 1; give a condition as where, or make its kind real"
     bad = f"{table.column(config.source)} IS NOT NULL AND ({value} IS NULL OR {value} NOT IN (0, 1))"
     return f"CAST({value} AS TINYINT)", [Check(bad, config.source, problem)]
+
+
+MOST_VALUES = 10_000
+"""Distinct values among which the nearest to a mistaken text are looked for."""
+
+
+def verify_literals(table: Table, config: LabelConfig) -> None:
+    """Refuse a label that is the same in all rows because its condition names a text that its column never holds.
+
+    Raises:
+        UserError: it names the nearest texts.
+    """
+    if config.where is None:
+        return
+    condition = parse_condition(config.where)
+    sql = condition.sql(lambda name: number(table, name), lambda name: text(table, name))
+    (values,) = one_row(table.connection, f"SELECT count(DISTINCT {sql}) FROM rows")
+    if values > 1:
+        return
+    for column, literal in sorted(condition.literals):
+        value = text(table, column)
+        if one_row(table.connection, f"SELECT count(*) FROM rows WHERE {value} = {quote(literal)}")[0]:
+            continue
+        query = f"SELECT DISTINCT {value} FROM rows WHERE {value} IS NOT NULL LIMIT {MOST_VALUES}"
+        held = sorted(str(row[0]) for row in table.connection.execute(query).fetchall())
+        near = difflib.get_close_matches(literal, held, n=3, cutoff=0.5) or held[:3]
+        raise UserError(
+            f"label {config.name!r}: where {config.where!r} is the same in all rows, because column {column!r} never holds "
+            f"{literal!r}; it holds {', '.join(map(repr, near))}: correct the text, with blanks as they stand in the file."
+        )
 
 
 def verify(table: Table, checks: Sequence[Check]) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.spec import DenseStatistics
 from dlrm_mtl.prepare.table.adapter import prepare, prepare_table
@@ -201,13 +202,22 @@ def test_a_label_without_positives_is_allowed_with_a_remark(tmp_path: Path) -> N
     path = write_csv(tmp_path / "raw.csv", rows(ROWS))
     labels = [
         {"name": "click"},
-        {"name": "never", "where": 'income == "1"'},
-        {"name": "always", "where": 'income != "1"'},
+        {"name": "never", "where": "seconds > 1e30"},
+        {"name": "always", "where": "seconds < 1e30 or seconds is null"},
     ]
     (one, other) = prepare_table([path], tmp_path / "out", description(labels=labels))
     assert "'never' is never 1" in one
     assert "'always' is always 1" in other
     read_all(tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", ['income == "50000+."', 'income in ("50000+.", "x")', 'not income == "50000+."'])
+def test_a_text_that_never_comes_is_refused_before_anything_is_written(tmp_path: Path, where: str) -> None:
+    path = write_csv(tmp_path / "raw.csv", rows(ROWS))
+    labels = [{"name": "click"}, {"name": "rich", "where": where}]
+    with pytest.raises(UserError, match=r"column 'income' never holds '50000\+\.'; it holds ' 50000\+\.'"):
+        prepare_table([path], tmp_path / "out", description(labels=labels))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
