@@ -23,8 +23,8 @@ from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.prepare import ADAPTERS
-from dlrm_mtl.prepare.kuairand import adapter as kuairand
-from dlrm_mtl.prepare.kuairand import rates as kuairand_rates
+from dlrm_mtl.prepare.kuairand import columns, rates, tables
+from dlrm_mtl.prepare.kuairand.adapter import SPLITS
 
 DAYS = [*range(20220425, 20220431), *range(20220501, 20220509)]
 Raw = dict[str, list[dict[str, Any]]]
@@ -43,16 +43,16 @@ def raw() -> Raw:
             "hourmin": rng.integers(0, 24) * 100,
             "time_ms": 1650812400000 + day * 86400000 + rng.integers(0, 86400000),
         }
-        row |= {signal: int(rng.random() < 0.3) for signal in kuairand.SIGNALS}
+        row |= {signal: int(rng.random() < 0.3) for signal in columns.SIGNALS}
         row |= {"play_time_ms": rng.integers(0, 9999), "profile_stay_time": 0, "comment_stay_time": 5}
         log.append({**row, "duration_ms": rng.integers(0, 2) * 30000, "is_rand": 0, "tab": rng.integers(0, 3)})
-    categories = dict.fromkeys(kuairand.USER_CATEGORIES, 1) | {"user_active_degree": "full_active"}
+    categories = dict.fromkeys(columns.USER_CATEGORIES, 1) | {"user_active_degree": "full_active"}
     user_rows = [
         {
             "user_id": user,
             **categories,
-            **dict.fromkeys(kuairand.RANGES, "[1,5)"),
-            **dict.fromkeys(kuairand.COUNTS, user),
+            **dict.fromkeys(columns.RANGES, "[1,5)"),
+            **dict.fromkeys(columns.COUNTS, user),
         }
         for user in range(users)
     ]
@@ -81,7 +81,7 @@ def raw() -> Raw:
         sequences = {"watch_seq": watched, "like_seq": liked, "long_watch_seq": long}
         texts = {name: " ".join(map(str, ids)) or None for name, ids in sequences.items()}
         history_rows.append({"user_id": user, "history_len": len(watched), "last_time_ms": 1650612400000, **texts})
-    return {kuairand.LOG: log, kuairand.USERS: user_rows, kuairand.VIDEOS: video_rows, kuairand.HISTORY: history_rows}
+    return {tables.LOG: log, tables.USERS: user_rows, tables.VIDEOS: video_rows, tables.HISTORY: history_rows}
 
 
 def write(folder: Path, raw: Raw, compress: bool = True) -> Path:
@@ -101,13 +101,13 @@ def write(folder: Path, raw: Raw, compress: bool = True) -> Path:
 
 def prepared(folder: Path, raw: Raw, change: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row) -> Path:
     """Prepare ``raw`` with ``change`` made to every row of the log."""
-    changed = {**raw, kuairand.LOG: [change(row) for row in raw[kuairand.LOG]]}
+    changed = {**raw, tables.LOG: [change(row) for row in raw[tables.LOG]]}
     ADAPTERS["kuairand"].part(write(folder / "raw", changed), folder / "out")
     return folder / "out"
 
 
 def everything(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(folder / split) for split in kuairand.SPLITS])
+    return pa.concat_tables([pq.read_table(folder / split) for split in SPLITS])
 
 
 def features(folder: Path) -> pa.Table:
@@ -121,8 +121,8 @@ def out(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_splits_by_day_and_order_of_rows(out: Path, raw: Raw) -> None:
-    assert everything(out).num_rows == len(raw[kuairand.LOG])
-    for split, (first, last) in kuairand.SPLITS.items():
+    assert everything(out).num_rows == len(raw[tables.LOG])
+    for split, (first, last) in SPLITS.items():
         rows = pq.read_table(out / split).select(["date", "user_id", "time_ms"]).to_pylist()
         assert all(first <= row["date"] <= last for row in rows)
         assert rows == sorted(rows, key=lambda row: (row["user_id"], row["time_ms"]))
@@ -133,9 +133,9 @@ def test_ids_can_be_mapped_back(out: Path, raw: Raw) -> None:
     names = {
         (row["feature"], row["id"]): row["value"] for row in pq.read_table(out / "vocabularies.parquet").to_pylist()
     }
-    videos = {row["video_id"]: row for row in raw[kuairand.VIDEOS]}
-    users = {row["user_id"]: row for row in raw[kuairand.USERS]}
-    history = {row["user_id"]: row for row in raw[kuairand.HISTORY]}
+    videos = {row["video_id"]: row for row in raw[tables.VIDEOS]}
+    users = {row["user_id"]: row for row in raw[tables.USERS]}
+    history = {row["user_id"]: row for row in raw[tables.HISTORY]}
     for row in everything(out).to_pylist():
         user, video = users[row["user_id"] - 1], videos[row["video_id"] - 1]
         assert names["author", row["author"]] == str(video["author_id"])
@@ -144,17 +144,17 @@ def test_ids_can_be_mapped_back(out: Path, raw: Raw) -> None:
         assert names.get(("onehot_feat4", row["onehot_feat4"])) == (None if user["onehot_feat4"] is None else "1")
         tags = None if row["tag"] is None else ",".join(names["tag", tag] for tag in row["tag"])
         assert tags == video["tag"]
-        for name in kuairand.HISTORIES:
+        for name in columns.HISTORIES:
             text = history.get(user["user_id"], {}).get(name)
-            wanted = None if text is None else [int(video) + 1 for video in text.split()][-kuairand.HISTORY_LENGTH :]
+            wanted = None if text is None else [int(video) + 1 for video in text.split()][-columns.HISTORY_LENGTH :]
             assert row[name] == wanted
 
 
 def test_rates_are_those_of_earlier_days(out: Path, raw: Raw) -> None:
     """Every rate of a user, computed row by row."""
     target = "is_click"
-    log = raw[kuairand.LOG]
-    training = [row for row in log if row["date"] <= kuairand.LAST_TRAINING_DAY]
+    log = raw[tables.LOG]
+    training = [row for row in log if row["date"] <= rates.LAST_TRAINING_DAY]
 
     def tab_rate(row: dict[str, Any]) -> float:
         known = [other for other in training if other["date"] <= row["date"]]
@@ -166,33 +166,33 @@ def test_rates_are_those_of_earlier_days(out: Path, raw: Raw) -> None:
     for row in everything(out).to_pylist():
         past = [value for user, date, value in excess if user == row["user_id"] - 1 and date < row["date"]]
         wanted = sum(past) / (len(past) + 5) if past else 0.0
-        assert row["user_is_click_rate"] == pytest.approx(wanted, abs=kuairand_rates.STEPS[target] / 2 + 1e-6)
+        assert row["user_is_click_rate"] == pytest.approx(wanted, abs=rates.STEPS[target] / 2 + 1e-6)
         assert row["user_exposures_log"] == pytest.approx(math.log1p(len(past)), abs=0.125001)
 
 
 @pytest.mark.parametrize("day", [20220425, 20220430, 20220505, 20220506])
 def test_no_feature_knows_the_feedback_of_its_day_or_later(out: Path, raw: Raw, tmp_path: Path, day: int) -> None:
-    feedback = [*kuairand.SIGNALS, "play_time_ms", "profile_stay_time", "comment_stay_time"]
+    feedback = [*columns.SIGNALS, "play_time_ms", "profile_stay_time", "comment_stay_time"]
 
     def change(row: dict[str, Any]) -> dict[str, Any]:
         return row if row["date"] < day else {**row, **{name: 1 - min(row[name], 1) for name in feedback}}
 
     changed = prepared(tmp_path, raw, change)
-    until = day if day <= kuairand.LAST_TRAINING_DAY else DAYS[-1]  # later rows never know validation and test days
+    until = day if day <= rates.LAST_TRAINING_DAY else DAYS[-1]  # later rows never know validation and test days
     # Rows whose feedback alone differs keep their place only if no tie is broken by it: times are distinct here.
     before, after = (
         table.filter(pa.compute.less_equal(table.column("date"), until)) for table in map(features, (out, changed))
     )
     assert before.num_rows > 0
     assert before.equals(after)
-    if day < kuairand.LAST_TRAINING_DAY:
+    if day < rates.LAST_TRAINING_DAY:
         assert not features(out).equals(features(changed))
 
 
 def test_prepared_data_can_be_read(out: Path) -> None:
     dataset = open_dataset(out)
     config = DataConfig(path=str(out), batch_size=64, evaluation_batch_size=64, lanes=4)
-    for split in kuairand.SPLITS:
+    for split in SPLITS:
         loader = BatchLoader(dataset.split(split), config, ["is_click", "long_view", "play_time_ms"])
         batches = list(loader.epoch(0))
         assert sum(batch.weights[:, 0].sum().item() for batch in batches) == loader.rows
@@ -212,15 +212,15 @@ def test_mistakes(raw: Raw, tmp_path: Path) -> None:
 
     assert "there is no such folder" in sentence(tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    assert f"lacks {kuairand.LOG} and {kuairand.USERS}" in sentence(tmp_path / "empty", tmp_path / "out")
+    assert f"lacks {tables.LOG} and {tables.USERS}" in sentence(tmp_path / "empty", tmp_path / "out")
     folder = write(tmp_path / "raw", raw)
     assert "already exists" in sentence(folder, tmp_path / "raw")
     (tmp_path / "file").touch()
     assert "cannot be written" in sentence(folder, tmp_path / "file" / "out")
-    broken = write(tmp_path / "number", {**raw, kuairand.LOG: [{**raw[kuairand.LOG][0], "tab": "x"}]})
-    assert kuairand.LOG in sentence(broken, tmp_path / "out")
-    users = [{key: value for key, value in row.items() if key != "onehot_feat3"} for row in raw[kuairand.USERS]]
-    lacking = write(tmp_path / "column", {**raw, kuairand.USERS: users})
+    broken = write(tmp_path / "number", {**raw, tables.LOG: [{**raw[tables.LOG][0], "tab": "x"}]})
+    assert tables.LOG in sentence(broken, tmp_path / "out")
+    users = [{key: value for key, value in row.items() if key != "onehot_feat3"} for row in raw[tables.USERS]]
+    lacking = write(tmp_path / "column", {**raw, tables.USERS: users})
     assert "onehot_feat3" in sentence(lacking, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "raw", "file", "number", "column"}
 

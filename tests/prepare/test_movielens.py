@@ -14,8 +14,9 @@ import pytest
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.prepare.movielens.adapter import Split, cs330_training_rows, prepare
-from dlrm_mtl.prepare.movielens.files import GENRES
+from dlrm_mtl.prepare.movielens.adapter import prepare
+from dlrm_mtl.prepare.movielens.divide import RatingSplit, cs330_training_rows
+from dlrm_mtl.prepare.movielens.tables import GENRES
 from tests.prepare.tables import read_all
 
 USERS = {
@@ -124,7 +125,7 @@ def test_utf8_and_latin1_texts_give_the_same(tmp_path: Path) -> None:
 
 def test_splits_and_threshold(tmp_path: Path) -> None:
     write_100k(tmp_path / "raw", ratings())
-    prepare(tmp_path / "raw", tmp_path / "time", split=Split.time, like_from=3)
+    prepare(tmp_path / "raw", tmp_path / "time", split=RatingSplit.time, like_from=3)
     times = {
         split: [row["timestamp"] for row in pq.read_table(tmp_path / "time" / split).to_pylist()]
         for split in ("train", "validation", "test")
@@ -132,7 +133,7 @@ def test_splits_and_threshold(tmp_path: Path) -> None:
     assert max(times["train"]) < min(times["validation"])
     assert max(times["validation"]) < min(times["test"])
     assert all(row["liked"] == (row["rating"] >= 3) for row in all_rows(tmp_path / "time"))
-    prepare(tmp_path / "raw", tmp_path / "user", split=Split.user, training_share=0.6, validation_share=0.2)
+    prepare(tmp_path / "raw", tmp_path / "user", split=RatingSplit.user, training_share=0.6, validation_share=0.2)
     users = [
         set(pq.read_table(tmp_path / "user" / split)["user"].to_pylist()) for split in ("train", "validation", "test")
     ]
@@ -158,7 +159,7 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds none of u.data, ratings.dat, ratings.csv" in sentence("empty")
     write_100k(tmp_path / "raw", ratings())
-    assert "not 400" in sentence("raw", split=Split.cs330)
+    assert "not 400" in sentence("raw", split=RatingSplit.cs330)
     assert "leave no test rows" in sentence("raw", training_share=0.9, validation_share=0.1)
     (tmp_path / "raw" / "u.data").write_text("1\t1\t5\t881250949\n1\t2\tfive\t881250949\n")
     assert "u.data: row 2: column 'rating' holds 'five'" in sentence("raw")
@@ -172,7 +173,7 @@ def test_movielens_100k_itself(repository: Path, tmp_path: Path) -> None:
     source = Path(os.environ.get("DLRM_MTL_RAW_DATA", repository.parent / "shared" / "data")) / "ml-100k"
     if not source.is_dir():
         pytest.skip(f"{source}: the raw data are not there (set DLRM_MTL_RAW_DATA)")
-    prepare(source, tmp_path / "out", split=Split.cs330)
+    prepare(source, tmp_path / "out", split=RatingSplit.cs330)
     spec = open_dataset(tmp_path / "out").spec
     assert {name: split.rows for name, split in spec.splits.items()} == {"train": 95_000, "test": 5_000}
     assert spec.vocabulary_size("user") == 944

@@ -52,6 +52,19 @@ def connect_on_disk(work: Path, memory: str | None = None, threads: int | None =
     return duckdb.connect(str(work / "work.duckdb"), config=config)
 
 
+@contextmanager
+def work_beside(
+    output: Path, memory: str | None = None, threads: int | None = None
+) -> Iterator[tuple[Path, duckdb.DuckDBPyConnection]]:
+    """Give a folder for temporary files beside ``output``, which is removed at the end, and a database in it."""
+    prefix = f".{plain_name(output)}.work-"
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as work,
+        connect_on_disk(Path(work), memory, threads) as connection,
+    ):
+        yield Path(work), connection
+
+
 def find_inputs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """Find each of ``names`` in ``folder``, as it is or with ``.gz`` appended; raises :class:`UserError`."""
     if not folder.is_dir():
@@ -118,27 +131,8 @@ def load_csv(connection: duckdb.DuckDBPyConnection, table: str, path: Path, colu
         raise UserError(f"{path}: cannot be read as expected ({problem}); download the file again.") from None
 
 
-def create_vocabulary(connection: duckdb.DuckDBPyConnection, feature: str, values: str) -> int:
-    """Number the values of the query ``values`` (one column) and return the vocabulary size.
-
-    Ids go by descending frequency, then by value, from 1; 0 is left for unknown and null. The ids are in the table
-    ``vocabulary_FEATURE`` with columns id, value (text), count.
-    """
-    table = f"vocabulary_{feature}"
-    connection.execute(
-        f"""CREATE TABLE {table} AS
-        SELECT CAST(row_number() OVER (ORDER BY count DESC, value) AS INTEGER) AS id, value, count
-        FROM (SELECT value, count(*) AS count FROM (SELECT CAST(value AS VARCHAR) AS value FROM ({values}) AS t(value))
-              WHERE value IS NOT NULL GROUP BY value)
-        ORDER BY id"""
-    )
-    row = connection.execute(f"SELECT count(*) + 1 FROM {table}").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 def vocabularies_table(connection: duckdb.DuckDBPyConnection, features: Sequence[str]) -> pa.Table:
-    """All vocabularies in one table: feature, id, value, count."""
+    """The tables ``vocabulary_FEATURE`` in one: feature, id, value, count."""
     parts = [
         connection.sql(
             f"SELECT {quote(feature)} AS feature, id, value, count FROM vocabulary_{feature} ORDER BY id"

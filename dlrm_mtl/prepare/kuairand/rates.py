@@ -22,7 +22,7 @@ STEPS = {"is_click": 0.02, "long_view": 0.02, "is_like": 0.002, "is_profile_ente
 
 
 @dataclass(frozen=True)
-class Group:
+class RateGroup:
     """Rows that share the values of ``keys``; ``strength`` is the number of average rows that a rate is mixed with."""
 
     name: str
@@ -35,9 +35,9 @@ class Group:
 
 
 GROUPS = [
-    Group("user", ("user_id",), 5, targets=tuple(TARGETS), history=True),
-    Group("video", ("video_id",), 20, targets=tuple(TARGETS), history=True),
-    Group("user_tag", ("user_id", "first_tag"), 3, history=True),
+    RateGroup("user", ("user_id",), 5, targets=tuple(TARGETS), history=True),
+    RateGroup("video", ("video_id",), 20, targets=tuple(TARGETS), history=True),
+    RateGroup("user_tag", ("user_id", "first_tag"), 3, history=True),
 ]
 
 
@@ -70,7 +70,7 @@ def create(connection: duckdb.DuckDBPyConnection) -> None:
         _create_rates(connection, group)
 
 
-def _describe(group: Group) -> dict[str, str]:
+def _describe(group: RateGroup) -> dict[str, str]:
     key = " and ".join(group.keys)
     texts = {}
     if group.targets:
@@ -125,7 +125,7 @@ def _create_past(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _create_rates(connection: duckdb.DuckDBPyConnection, group: Group) -> None:
+def _create_rates(connection: duckdb.DuckDBPyConnection, group: RateGroup) -> None:
     keys = ", ".join(group.keys)
     selected, joins, tables = ["e.row"], [], []
     if group.targets:
@@ -152,11 +152,11 @@ def _create_rates(connection: duckdb.DuckDBPyConnection, group: Group) -> None:
     )
 
 
-def _same(group: Group, other: str) -> str:
+def _same(group: RateGroup, other: str) -> str:
     return " AND ".join(f"e.{key} = {other}.{key}" for key in group.keys)
 
 
-def _rate(table: str, target: str, group: Group, name: str) -> str:
+def _rate(table: str, target: str, group: RateGroup, name: str) -> str:
     rate = f"coalesce({table}.{target} / ({table}.n + {group.strength}), 0)"
     per_unit = round(1 / STEPS[target])
     return f"round({rate} * {per_unit}) / {per_unit} AS {group.name}_{name}"

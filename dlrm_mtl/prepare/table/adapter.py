@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from dlrm_mtl.core.sql import identifier, quote
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe, write_spec
 from dlrm_mtl.prepare import ready
-from dlrm_mtl.prepare.common.io import Progress, connect_on_disk, output_folder, plain_name
+from dlrm_mtl.prepare.common.io import Progress, output_folder, work_beside
 from dlrm_mtl.prepare.table.description import FileSplit, TableDescription, TimeSplit, UserSplit
 from dlrm_mtl.prepare.table.files import Table, load
 from dlrm_mtl.prepare.table.find import FileSplits, files_of_splits, find_files
@@ -111,14 +110,10 @@ def prepare_table(
     if isinstance(split, FileSplit):
         splits_of_files = files_of_splits(files, inputs, split.files, split.divide)
         files = splits_of_files.files
-    with (
-        output_folder(output) as folder,
-        tempfile.TemporaryDirectory(prefix=f".{plain_name(output)}.work-", dir=output.parent) as work,
-        connect_on_disk(Path(work), memory, threads) as connection,
-    ):
+    with output_folder(output) as folder, work_beside(output, memory, threads) as (work, connection):
         table = load(
             connection,
-            Path(work),
+            work,
             files,
             description.source,
             parquet=found.parquet,

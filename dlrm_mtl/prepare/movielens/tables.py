@@ -1,20 +1,13 @@
-"""The file layouts of MovieLens, and their rows in DuckDB tables of one form.
-
-- 100K: u.data (tab), u.item and u.user (|), no headers; genres are 19 columns of 0 and 1.
-- 1M and 10M: ratings.dat, movies.dat and (1M) users.dat, separated by ``::``, no headers.
-- 20M, 25M, 32M and the small ones: ratings.csv and movies.csv with headers.
-
-Texts are UTF-8 or latin-1, whichever fits.
-"""
+"""MovieLens: the files of every layout to DuckDB tables of one form. Texts are UTF-8 or latin-1, whichever fits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.prepare.movielens.layouts import FLAGS, RATING, FileLayout
 from dlrm_mtl.prepare.table.description import SourceConfig
 from dlrm_mtl.prepare.table.files import Table, open_raw
 from dlrm_mtl.prepare.table.files import load as load_table
@@ -27,73 +20,7 @@ GENRES += ["Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Th
 NO_GENRES = "(no genres listed)"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The files of one generation of MovieLens."""
-
-    name: str
-    ratings: str
-    movies: str
-    users: str | None
-    ratings_source: SourceConfig
-    other_source: SourceConfig
-    """How movies and users are read, but for the names of their columns."""
-    movie_columns: tuple[str, ...]
-    user_columns: tuple[str, ...] = ()
-
-
-_RATING = ("userId", "movieId", "rating", "timestamp")
-_MOVIE = ("movieId", "title", "genres")
-_FLAGS = tuple(f"genre_{position}" for position in range(19))
-
-
-def _source(separator: str, columns: tuple[str, ...] | None, quote: str | None = None) -> SourceConfig:
-    names = None if columns is None else list(columns)
-    return SourceConfig(separator=separator, header=columns is None, columns=names, quote=quote)
-
-
-LAYOUTS = [
-    Layout(
-        "100K",
-        "u.data",
-        "u.item",
-        "u.user",
-        _source("\t", _RATING),
-        _source("|", ("x",)),
-        ("movieId", "title", "released", "video", "url", *_FLAGS),
-        ("userId", "age", "gender", "occupation", "zip"),
-    ),
-    Layout(
-        "1M",
-        "ratings.dat",
-        "movies.dat",
-        "users.dat",
-        _source("::", _RATING),
-        _source("::", ("x",)),
-        _MOVIE,
-        ("userId", "gender", "age", "occupation", "zip"),
-    ),
-    Layout("csv", "ratings.csv", "movies.csv", None, _source(",", None, '"'), _source(",", None, '"'), _MOVIE),
-]
-
-
-def find_layout(folder: Path) -> tuple[Layout, dict[str, Path]]:
-    """The layout of the files in ``folder``, and their paths by name; raises :class:`UserError`."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; name the one that holds MovieLens, such as ml-100k.")
-    for layout in LAYOUTS:
-        paths = {name: path for name in (layout.ratings, layout.movies, layout.users) if (path := _find(folder, name))}
-        if layout.ratings in paths:
-            if layout.movies not in paths:
-                raise UserError(
-                    f"{folder}: lacks {layout.movies}, which goes with {layout.ratings}; download MovieLens again."
-                )
-            return layout, {str(name): path for name, path in paths.items()}
-    wanted = ", ".join(layout.ratings for layout in LAYOUTS)
-    raise UserError(f"{folder}: holds none of {wanted} (plain or with .gz appended); name the folder of one MovieLens.")
-
-
-def load(connection: duckdb.DuckDBPyConnection, work: Path, layout: Layout, paths: dict[str, Path]) -> list[str]:
+def load(connection: duckdb.DuckDBPyConnection, work: Path, layout: FileLayout, paths: dict[str, Path]) -> list[str]:
     """Create the tables ratings, movies and users; returns the attributes of users that there are.
 
     - ratings: row (from 0, in the order of the file), user, item, rating, time (seconds since 1970)
@@ -102,10 +29,10 @@ def load(connection: duckdb.DuckDBPyConnection, work: Path, layout: Layout, path
 
     Raises :class:`UserError` for a file that cannot be read, or a number that is none.
     """
-    table = _load(connection, work, paths[layout.ratings], layout.ratings_source, _RATING)
-    for name in _RATING:
+    table = _load(connection, work, paths[layout.ratings], layout.ratings_source, RATING)
+    for name in RATING:
         _expect_number(table, name, above=0 if name in ("userId", "movieId") else None, whole=name != "rating")
-    values = {name: number(table, name) for name in _RATING}
+    values = {name: number(table, name) for name in RATING}
     connection.execute(
         f"""CREATE TABLE ratings AS SELECT rowid AS row, CAST({values["userId"]} AS INTEGER) AS user,
         CAST({values["movieId"]} AS INTEGER) AS item, {values["rating"]} AS rating,
@@ -131,7 +58,7 @@ def load(connection: duckdb.DuckDBPyConnection, work: Path, layout: Layout, path
     return list(attributes)
 
 
-def _load_movies(connection: duckdb.DuckDBPyConnection, work: Path, layout: Layout, path: Path) -> None:
+def _load_movies(connection: duckdb.DuckDBPyConnection, work: Path, layout: FileLayout, path: Path) -> None:
     source = layout.other_source
     if not source.header:
         source = source.model_copy(update={"columns": list(layout.movie_columns)})
@@ -142,7 +69,7 @@ def _load_movies(connection: duckdb.DuckDBPyConnection, work: Path, layout: Layo
     if layout.name == "100K":
         flags = ", ".join(
             f"CASE WHEN {table.column(flag)} = '1' THEN '{genre.replace(chr(39), chr(39) * 2)}' END"
-            for flag, genre in zip(_FLAGS[1:], GENRES, strict=True)
+            for flag, genre in zip(FLAGS[1:], GENRES, strict=True)
         )
         genres = f"list_filter([{flags}], lambda g: g IS NOT NULL)"
         year = f"coalesce({year}, TRY_CAST(right({table.column('released')}, 4) AS INTEGER))"
@@ -190,8 +117,3 @@ def _refuse_repeats(connection: duckdb.DuckDBPyConnection, table: str, key: str,
     query = f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1 ORDER BY {key} LIMIT 1"
     for (value,) in connection.execute(query).fetchall():
         raise UserError(f"{path}: {key} {value} comes more than once; download the file again.")
-
-
-def _find(folder: Path, name: str | None) -> Path | None:
-    paths = [folder / f"{name}{ending}" for ending in ("", ".gz")] if name else []
-    return next((path for path in paths if path.is_file()), None)
