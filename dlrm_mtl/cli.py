@@ -218,6 +218,60 @@ def predict(
 
 
 @app.command()
+def export(
+    run: RunPath,
+    output: Annotated[str, typer.Option(help="The bundle: a folder to write, on this machine.")],
+    checkpoint: CheckpointName = "best",
+    overrides: Overrides = None,
+) -> None:
+    """Export a trained run as a bundle: one folder that scores rows without TorchRec, with `score` or dlrm_mtl.Scorer."""
+    from dlrm_mtl.doctor import check_or_raise
+
+    check_or_raise()
+    from dlrm_mtl.serve.export import export_run
+
+    export_run(run, output, checkpoint, overrides or [])
+
+
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[FEATURE=]POLICY",
+        help="`refuse`, `default` (as null) or `unknown` (as id 0), for one feature or all. May be repeated.",
+    ),
+]
+
+
+@app.command()
+def score(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The folder that `export` wrote.")],
+    input: Annotated[
+        str,
+        typer.Option(
+            help="Rows of the prepared data set: Parquet file or folder, or JSON lines (.jsonl); path or URI."
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="File to write, by its ending .parquet, .csv or .jsonl; path or URI.")],
+    carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
+    missing: PolicyOption = None,
+    unknown: PolicyOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 8192,
+    plugins: Plugins = None,
+) -> None:
+    """Score the rows of a file with a bundle, in constant memory; needs neither TorchRec nor the run."""
+    from dlrm_mtl.serve.score_file import policies_of, score_file
+    from dlrm_mtl.serve.scorer import Scorer
+
+    scorer = Scorer(
+        bundle,
+        missing=policies_of(missing or [], "--missing"),
+        unknown=policies_of(unknown or [], "--unknown"),
+        plugins=plugins or [],
+    )
+    score_file(scorer, input, output, carry or [], batch_size)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, finished or still training.")],
     html: Annotated[

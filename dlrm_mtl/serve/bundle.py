@@ -1,0 +1,238 @@
+"""A bundle: a trained model in one folder. Nothing in it is executed, and every byte has a checksum.
+
+It holds
+
+- ``model.json``: the tasks, the model's configuration, and the data contract: features in order, kinds, transforms,
+  vocabulary sizes.
+- ``tables.safetensors``: every embedding table as a whole, ``tables.NAME`` [rows, dim] float32, and the row of every unbounded
+  id, ``ids.NAME`` [rows] int64.
+- ``dense.safetensors``: all other weights.
+- ``golden.jsonl``: rows of the data set as they are stored, with the scores that the trained model gave them.
+- ``bundle.json``: the format, and size and SHA-256 of each file. It is written last; its own SHA-256 is the bundle's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import Field
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.parts import rebuild
+from dlrm_mtl.core.plugins import load_plugins
+from dlrm_mtl.core.schema import Strict, validate
+from dlrm_mtl.data.config import DataConfig, UnboundedConfig
+from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.models.registry import AnyModelConfig
+from dlrm_mtl.serve.tensor_files import REMEDY
+from dlrm_mtl.storage.output import sync_folder, write_whole
+from dlrm_mtl.tasks.config import TaskConfig
+
+FORMAT = 1
+BUNDLE_FILE = "bundle.json"
+MODEL_FILE = "model.json"
+TABLES_FILE = "tables.safetensors"
+DENSE_FILE = "dense.safetensors"
+GOLDEN_FILE = "golden.jsonl"
+FILES = (MODEL_FILE, TABLES_FILE, DENSE_FILE, GOLDEN_FILE)
+PIECE = 16 << 20
+"""Bytes that are read at a time to check them."""
+THREADS = 4
+
+
+class BundleFile(Strict):
+    """A file of a bundle."""
+
+    size: int = Field(ge=0)
+    """Bytes."""
+    sha256: str
+
+
+class Manifest(Strict):
+    """The content of ``bundle.json``."""
+
+    format: int
+    files: dict[str, BundleFile]
+
+
+class ServedData(Strict):
+    """The keys of the run's ``data`` that decide what the model is given; see :class:`~dlrm_mtl.data.config.DataConfig`."""
+
+    sparse: list[str]
+    sequence: list[str]
+    dense: list[str]
+    max_sequence_length: int
+    dense_limit: float | None
+    out_of_range: str
+    unbounded: dict[str, UnboundedConfig]
+
+    def config(self, path: str) -> DataConfig:
+        """The ``data`` part of a configuration with these keys."""
+        return validate(DataConfig, {"path": path, **self.model_dump()}, path)
+
+
+class ServedModel(Strict):
+    """The content of ``model.json``."""
+
+    name: str
+    """Of the run."""
+    step: int
+    """Of the checkpoint."""
+    plugins: list[str]
+    """Modules whose parts the model is made of. They are not imported unless the user names them, too."""
+    dataset: DatasetSpec
+    """The features that the model reads, and the tasks' labels."""
+    data: ServedData
+    tasks: list[TaskConfig] = Field(min_length=1)
+    model: AnyModelConfig
+    golden: dict[str, tuple[float, float]]
+    """Of every part of the model's input, its name and two sums over the golden rows; see :mod:`dlrm_mtl.serve.golden`."""
+
+
+@contextmanager
+def new_bundle(output: str | Path, check: Callable[[Path], object]) -> Iterator[Path]:
+    """A folder to write the files of a bundle into; it gets the name ``output``, whole, when the block ends.
+
+    Args:
+        output: local folder.
+        check: called with the complete folder before it gets its name; raises where it is not fit for use.
+
+    Raises:
+        UserError: there is something of that name, or it cannot be written.
+    """
+    if "://" in str(output):
+        raise UserError(
+            f"{output}: a bundle is written to a local folder; name one with --output, and copy it from there."
+        )
+    target = Path(output)
+    if target.exists():
+        raise UserError(f"{output}: this folder exists already; name another with --output, or remove it.")
+    temporary = target.with_name(f"{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(temporary)
+        temporary.mkdir()
+        try:
+            yield temporary
+            files = {name: measure(temporary / name) for name in FILES}
+            write_whole(temporary / BUNDLE_FILE, Manifest(format=FORMAT, files=files).model_dump_json(indent=1))
+            check(temporary)
+            os.rename(temporary, target)
+            sync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); name another place with --output.") from None
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what an export that was killed has left, and nothing else."""
+    if folder.exists():
+        if not folder.is_dir() or set(os.listdir(folder)) - {*FILES, BUNDLE_FILE, f"{BUNDLE_FILE}.tmp"}:
+            raise UserError(f"{folder}: this name is needed while the bundle is written, and taken; remove it.")
+        shutil.rmtree(folder)
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file of a bundle, to the disk."""
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def measure(path: Path) -> BundleFile:
+    """Size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return BundleFile(size=size, sha256=digest.hexdigest())
+
+
+def check_bundle(folder: Path) -> str:
+    """Check every byte of the bundle in ``folder``; its version, the first 16 digits of a SHA-256 over all of it.
+
+    Raises:
+        UserError: there is no bundle, it is of another format, or a byte is not as it was written; the file is named.
+    """
+    place = folder / BUNDLE_FILE
+    try:
+        text = place.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder}: there is no bundle here; name the folder that `dlrm-mtl export` wrote, which holds {BUNDLE_FILE}."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}).") from None
+    content = parse_json(text, place)
+    if content.get("format") != FORMAT or isinstance(content.get("format"), bool):
+        raise UserError(
+            f"{place}: this bundle has the format {content.get('format')!r} and this version of dlrm-mtl reads {FORMAT}; "
+            "export the run again."
+        )
+    manifest = validate(Manifest, content, str(place))
+    if sorted(manifest.files) != sorted(FILES):
+        raise UserError(f"{place}: does not name the files of a bundle; {REMEDY}.")
+
+    def check(name: str) -> None:
+        expected = manifest.files[name]
+        try:
+            size = (folder / name).stat().st_size
+            if size != expected.size:
+                raise UserError(f"{folder / name}: has {size:,} bytes instead of {expected.size:,}; {REMEDY}.")
+            if measure(folder / name) != expected:
+                raise UserError(f"{folder / name}: does not have its checksum; {REMEDY}.")
+        except FileNotFoundError:
+            raise UserError(f"{folder / name}: is missing; {REMEDY}.") from None
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror}).") from None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(check, FILES):
+            pass
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def read_model(folder: Path, plugins: list[str]) -> ServedModel:
+    """The content of ``model.json``.
+
+    Args:
+        folder: of the bundle, whose bytes have been checked.
+        plugins: modules that the user trusts to be run; the bundle's own list is not followed.
+
+    Raises:
+        UserError: the model is made of parts that no module in ``plugins`` registers.
+    """
+    place = folder / MODEL_FILE
+    content = parse_json(place.read_bytes(), place)
+    load_plugins(plugins, "plugins")
+    missing = [module for module in content.get("plugins", []) if module not in plugins]
+    if missing:
+        raise UserError(
+            f"{place}: the model uses parts of the module {missing[0]!r}, which runs when it is imported; name it as a plugin "
+            "if you trust it."
+        )
+    rebuild(ServedModel)
+    return validate(ServedModel, content, str(place))
+
+
+def parse_json(text: bytes, place: Path) -> dict[str, Any]:
+    """The mapping that a JSON file holds; raises :class:`UserError` if it is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: is not JSON ({str(error)[:200]}); {REMEDY}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: holds no mapping; {REMEDY}.")
+    return content

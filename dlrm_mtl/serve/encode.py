@@ -1,0 +1,216 @@
+"""From rows to what the model looks up: the reader's own transforms, and a policy for what it would refuse or not know."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.chosen_columns import Selection
+from dlrm_mtl.data.decode import Block, BlockBuilder, Sources
+from dlrm_mtl.data.file_checks import Layout, is_list
+from dlrm_mtl.data.join_rows import Joined, join
+from dlrm_mtl.data.join_rows import Rows as BlockRows
+from dlrm_mtl.data.spec import FeatureSpec
+from dlrm_mtl.serve.rows import Rows, Where, columns_of
+
+Policy = Literal["refuse", "default", "unknown"]
+"""``refuse``: the request is a mistake. ``default``: as null in the data, no vector of an id, the mean of a number.
+``unknown``: id 0, which stands for unknown; for a number as ``default``."""
+Policies = Policy | Mapping[str, Policy]
+"""One policy for all features, or by feature; ``*`` stands for those that are not named."""
+MISSING: Policy = "refuse"
+"""The policy for fields that a row does not have."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows whose values have been checked."""
+
+    layout: Layout
+    block: Block | None
+    rows: int
+    """Their number; without any there is no block."""
+
+    def parts(self, rows: int) -> Iterator[Joined]:
+        """The rows in parts of up to ``rows``."""
+        for start in range(0, self.rows, rows):
+            assert self.block is not None
+            yield join(self.layout, [BlockRows(self.block, start, min(start + rows, self.rows))])
+
+
+class RowEncoder:
+    """Turns rows into ids and numbers, as the reader of the training data does.
+
+    Args:
+        selection: what the model reads.
+        row_of: by vocabulary of unbounded ids, the function from ids [N] int64 to rows [N], 0 for ids without one.
+        vocabularies: by feature with such ids, its vocabulary.
+        missing: policies for fields that are missing; a null is none, the training data may hold it, too.
+        unknown: policies for ids outside their vocabulary, or without a row; default: as `data.out_of_range` says.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        row_of: Mapping[str, Callable[[Tensor], Tensor]],
+        vocabularies: Mapping[str, str],
+        missing: Policies | None = None,
+        unknown: Policies | None = None,
+    ) -> None:
+        self._read = (*selection.sparse, *selection.dense)
+        names = [feature.name for feature in self._read]
+        self.missing = _by_feature(missing, dict.fromkeys(names, MISSING), "missing")
+        strict = selection.out_of_range == "error"  # but new ids are what unbounded vocabularies are for
+        defaults: dict[str, Policy] = {
+            feature.name: "refuse" if strict and feature.name not in vocabularies else "unknown"
+            for feature in selection.sparse
+        }
+        self.unknown = _by_feature(unknown, defaults, "unknown")
+        self._row_of, self._vocabularies = row_of, vocabularies
+        # Columns are called as their features from here on: two features may read one column.
+        self._selection = replace(
+            selection,
+            sparse=tuple(feature.model_copy(update={"column": None}) for feature in selection.sparse),
+            dense=tuple(feature.model_copy(update={"column": None}) for feature in selection.dense),
+            labels=(),
+            weight=None,
+            out_of_range="unknown",
+        )
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By ``missing`` and ``unknown``, and by feature: the fields and ids so far that a policy was applied to."""
+        with self._lock:
+            return {what: dict(counter) for what, counter in self._counts.items()}
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the features with ids, in the order of what is encoded."""
+        return self._selection.keys
+
+    def encode(self, rows: Rows, where: Where) -> Encoded:
+        """The ids and numbers of ``rows``, which are from ``where``.
+
+        Raises:
+            UserError: a row, or a value in it, that is not allowed.
+        """
+        found, absent, count = columns_of(rows, self._read, where)
+        seen: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
+        columns = {}
+        for feature in self._read:
+            column = found.get(feature.name)
+            mask = absent.get(feature.name)
+            if mask is not None:
+                column = self._filled(feature, column, mask, where)
+                seen["missing"][feature.name] += int(mask.sum())
+            assert column is not None
+            if feature.kind != "dense":
+                column, unknown = self._known(feature, column, where)
+                seen["unknown"][feature.name] += unknown
+            columns[feature.name] = column
+        with self._lock:
+            for what, counter in seen.items():
+                self._counts[what].update({name: number for name, number in counter.items() if number})
+        lists = frozenset(feature.name for feature in self._selection.sparse if is_list(columns[feature.name].type))
+        layout = Layout(self._selection, lists)
+        if not count:
+            return Encoded(layout, None, 0)
+        block = BlockBuilder(layout, _none_unknown).build(
+            Sources([pa.table(columns)], [(count, where.name, where.first)])
+        )
+        return Encoded(layout, block, count)
+
+    def _filled(self, feature: FeatureSpec, column: pa.Array | None, mask: NDArray[np.bool_], where: Where) -> pa.Array:
+        """The column with what the policy says where it is missing."""
+        policy = self.missing[feature.name]
+        if policy == "refuse":
+            row = int(np.argmax(mask))
+            raise UserError(
+                f"{where.row(row)}: there is no field {feature.source!r}, which feature {feature.name!r} reads; add it "
+                "(null where it has no value), or set a policy for missing fields."
+            )
+        if column is None:
+            listed = feature.kind == "sequence"
+            empty = pa.list_(pa.int64()) if listed else pa.float64() if feature.kind == "dense" else pa.int64()
+            column = pa.nulls(len(mask), empty)
+        if policy == "default" or feature.kind == "dense":
+            return column
+        zero: Any = [0] if is_list(column.type) else 0
+        return pc.if_else(pa.array(mask), pa.scalar(zero, column.type), column)
+
+    def _known(self, feature: FeatureSpec, column: pa.Array, where: Where) -> tuple[pa.Array, int]:
+        """The column with ids, or rows of unbounded ids, that the tables have, and how many it had not."""
+        listed = is_list(column.type)
+        if listed and not pa.types.is_list(column.type):
+            column = column.cast(pa.list_(column.type.value_type))
+        flat = column.flatten() if listed else column
+        valid = flat.is_valid().to_numpy(zero_copy_only=False)
+        values = pc.fill_null(flat, 0).to_numpy(zero_copy_only=False)
+        vocabulary = self._vocabularies.get(feature.name)
+        if vocabulary is not None:
+            ids = values.astype(np.int64)
+            ids[ids == -1] = np.iinfo(np.int64).min  # as the reader does
+            rows = self._row_of[vocabulary](torch.from_numpy(ids)).numpy() if len(ids) else ids
+            bad, known, span = valid & (rows == 0) & (ids != 0), rows, ""
+        else:
+            size = self._selection.vocabulary_sizes[feature.name]
+            bad, known, span = valid & ((values < 0) | (values >= size)), values, f" (it knows 0..{size - 1})"
+        count = int(np.count_nonzero(bad))
+        if not count and vocabulary is None:
+            return column, 0
+        policy = self.unknown[feature.name]
+        if count and policy == "refuse":
+            at = int(np.argmax(bad))
+            row = _row_of_element(column, at) if listed else at
+            raise UserError(
+                f"{where.row(row)}: {feature.source!r} holds the id {values[at]}, which feature {feature.name!r} does not know"
+                f"{span}; correct it, or set a policy for unknown ids."
+            )
+        known = np.where(bad, 0, known).astype(np.int64)
+        null = ~valid | bad if policy == "default" else ~valid
+        flat = pa.array(known, mask=null if null.any() else None)
+        if not listed:
+            return flat, count
+        return _with_values(column, flat), count
+
+
+def _row_of_element(lists: pa.Array, position: int) -> int:
+    """The row in which the element number ``position`` of all lists is."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return int(np.searchsorted(np.cumsum(lengths), position, side="right"))
+
+
+def _with_values(lists: pa.Array, values: pa.Array) -> pa.Array:
+    """Lists of the lengths of ``lists``, nulls empty, with other values."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _none_unknown(feature: str, count: int) -> None:
+    raise AssertionError(f"{feature}: {count} ids out of range")
+
+
+def _by_feature(policies: Policies | None, defaults: dict[str, Policy], what: str) -> dict[str, Policy]:
+    """The policy of every feature."""
+    given: Mapping[str, Policy] = {"*": policies} if isinstance(policies, str) else policies or {}
+    for name, policy in given.items():
+        if name != "*" and name not in defaults:
+            raise UserError(f"{what}: there is no feature {name!r} to which this applies; {suggest(name, defaults)}.")
+        if policy not in get_args(Policy):
+            raise UserError(f"{what}: {name}: {policy!r} is not a policy; choose refuse, default or unknown.")
+    return {name: given.get(name, given.get("*", otherwise)) for name, otherwise in defaults.items()}

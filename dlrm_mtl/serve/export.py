@@ -1,0 +1,184 @@
+"""Exporting a checkpoint of a run as a bundle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.processes import process_group
+from dlrm_mtl.data.chosen_columns import select
+from dlrm_mtl.data.dataset import Dataset, open_dataset
+from dlrm_mtl.data.row_reader import RowReader
+from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.config import ShardingConfig
+from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
+from dlrm_mtl.run.predict import trained_run
+from dlrm_mtl.serve.bundle import (
+    DENSE_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    TABLES_FILE,
+    ServedData,
+    ServedModel,
+    new_bundle,
+    write_file,
+)
+from dlrm_mtl.serve.golden import ROWS, Sums, input_sums, write_golden
+from dlrm_mtl.serve.scorer import Scorer
+from dlrm_mtl.serve.tensor_files import write_tensors
+from dlrm_mtl.storage.output import write_whole
+from dlrm_mtl.tasks.targets import label_columns, predictions
+from dlrm_mtl.training.build import build_model
+from dlrm_mtl.training.sharded_model import ShardedModel
+from dlrm_mtl.training.tensors import RunTensors
+
+GOLDEN_SPLITS = ("test", "validation", "train")
+"""Splits whose first rows become golden rows, the first one that there is."""
+
+logger = logging.getLogger(__name__)
+
+
+def export_run(run: str | Path, output: str | Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> str:
+    """Write the bundle of a checkpoint, see :mod:`dlrm_mtl.serve.bundle`; it is loaded before it gets its name.
+
+    One process does it, in which the tables must fit once. The same checkpoint gives the same bytes, whatever plan and number
+    of processes wrote it.
+
+    Args:
+        run: folder of the run, path or URI.
+        output: local folder to write; it appears when it is complete.
+        checkpoint: ``best``, ``latest`` or ``step_N``.
+        overrides: ``key=value`` of the run's configuration, such as ``data.path=...``.
+
+    Returns:
+        The version of the bundle.
+
+    Raises:
+        UserError: there is no such run, checkpoint or data set, the output cannot be written, or the golden rows do not get the
+            scores that the trained model gives them.
+    """
+    with process_group() as process, trained_run(run, list(overrides)) as (checkpoints, config):
+        if process.world_size > 1:
+            raise UserError("export: one process writes a bundle; start it without a launcher.")
+        checkpoints.path(checkpoint)
+        dataset = open_dataset(config.data.path)
+        config = _without_plan(config)
+
+        def check(folder: Path) -> None:
+            versions.append(Scorer(folder, plugins=config.plugins).version)
+
+        versions: list[str] = []
+        with new_bundle(output, check) as folder:
+            model = build_model(config, dataset.spec, process)
+            step = checkpoints.load(checkpoint, RunTensors(model)).step
+            golden = _write_golden(folder / GOLDEN_FILE, config, dataset, model)
+            served = _served(config, dataset.spec, step, golden)
+            write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
+            tables, dense = _tables(model), _dense(model)
+            write_file(folder / TABLES_FILE, lambda file: write_tensors(file, tables, config.name, step))
+            write_file(folder / DENSE_FILE, lambda file: write_tensors(file, dense, config.name, step))
+    tasks = ", ".join(task.name for task in config.tasks)
+    logger.info("%s: %s of step %d, version %s, tasks %s", output, config.name, step, versions[0], tasks)
+    return versions[0]
+
+
+def _without_plan(config: RunConfig) -> RunConfig:
+    """The configuration without what does not belong to the model: how it was spread, and how precisely products were taken."""
+    training = config.training.model_copy(update={"matmul_precision": "highest"})
+    return config.model_copy(update={"sharding": ShardingConfig(default="table_wise"), "training": training})
+
+
+def _served(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums) -> ServedModel:
+    chosen = select(spec, config.data, [])
+    read = [feature.name for feature in (*chosen.sparse, *chosen.dense)]
+    owners = [spec.vocabulary_owner(feature.name) for feature in chosen.sparse]
+    labels = label_columns(config.tasks)
+    data = config.data
+    return ServedModel(
+        name=config.name,
+        step=step,
+        plugins=config.plugins,
+        dataset=spec.model_copy(
+            update={
+                "splits": {},
+                "features": [feature for feature in spec.features if feature.name in (*read, *owners)],
+                "labels": [label for label in spec.labels if label.name in labels],
+            }
+        ),
+        data=ServedData(
+            sparse=[feature.name for feature in chosen.sparse if feature.kind == "sparse"],
+            sequence=[feature.name for feature in chosen.sparse if feature.kind == "sequence"],
+            dense=[feature.name for feature in chosen.dense],
+            max_sequence_length=data.max_sequence_length,
+            dense_limit=data.dense_limit,
+            out_of_range=data.out_of_range,
+            unbounded=data.unbounded,
+        ),
+        tasks=config.tasks,
+        model=config.model,
+        golden=golden,
+    )
+
+
+def _tables(model: ShardedModel) -> dict[str, Tensor]:
+    """Whole tables, and the ids of rows, in the order of their names."""
+    tables = {f"tables.{name}": _whole(weight) for name, weight in model.table_weights().items()}
+    ids = {f"ids.{name}": _whole(each["ids"]) for name, each in model.ids.state().items()}
+    return dict(sorted((tables | ids).items()))
+
+
+def _whole(tensor: Any) -> Tensor:
+    """The tensor that the only process holds as one shard."""
+    whole: Tensor = tensor
+    if isinstance(tensor, ShardedTensor):
+        (shard,) = tensor.local_shards()
+        whole = shard.tensor
+    return whole
+
+
+def _dense(model: ShardedModel) -> dict[str, Tensor]:
+    """The weights and buffers of the ranker outside the tables; what only training needs is left out."""
+    only_training = ("task_weighting.", "balancing.")
+    dense = {name: value for name, value in model.dense_weights().items() if not name.startswith(only_training)}
+    return dict(sorted(dense.items()))
+
+
+@torch.no_grad()
+def _write_golden(path: Path, config: RunConfig, dataset: Dataset, model: ShardedModel) -> Sums:
+    """Write golden rows, scored by the trained model as `predict` does; the sums of the model's input."""
+    split = next((name for name in GOLDEN_SPLITS if name in dataset.spec.splits), None)
+    if split is None:
+        raise UserError(
+            f"{dataset.path}: has no split {' or '.join(GOLDEN_SPLITS)} to take golden rows from; name one so."
+        )
+    chosen = select(dataset.spec, config.data, [])
+    files = dataset.split(split).files
+    reader = RowReader(files, dataset.spec, config.data, ROWS, chosen.feature_columns, [])
+    rows: list[dict[str, Any]] = []
+    scores, features, dense = [], [], []
+    model.module.eval()
+    batches = iter(reader)
+    try:
+        for batch, carried in batches:
+            rows += carried.to_pylist()
+            batch = batch.to(next(iter(model.dense_parameters().values())).device)
+            scores.append(predictions(model.module(batch), config.tasks).cpu())
+            features.append(model.ranker.lookup(model.ranker.ids(batch)).cpu())
+            dense.append(batch.dense.cpu())
+            if len(rows) >= ROWS:
+                break
+    finally:
+        batches.close()
+    values = torch.cat(scores)[:ROWS].numpy().astype(np.float32)
+    write_golden(path, rows[:ROWS], {task.name: values[:, number] for number, task in enumerate(config.tasks)})
+    lookup = model.ranker.lookup
+    names = [feature.name for feature in chosen.dense]
+    return input_sums(torch.cat(features)[:ROWS], lookup.widths, lookup.names, torch.cat(dense)[:ROWS], names)

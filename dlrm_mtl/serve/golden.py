@@ -1,0 +1,106 @@
+"""Golden rows: rows whose scores travel with a bundle, so that what is served can be compared with what was trained.
+
+Beside the scores there are two sums for every part of the model's input (the vectors of a feature from a table, a dense
+feature): one that depends on every number and its place, and that of the absolute values, by which the first is judged. Where
+scores differ they tell which feature is the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlrm_mtl.core.errors import UserError
+
+ROWS = 1000
+"""Golden rows of a bundle, where the data set has as many."""
+TOLERANCE = 1e-5
+"""Largest difference of a score, absolute for scores up to 1 and relative beyond: processors order their sums differently."""
+
+Sums = dict[str, tuple[float, float]]
+
+
+def input_sums(
+    features: Tensor, widths: Sequence[int], names: Sequence[str], dense: Tensor, dense_names: Sequence[str]
+) -> Sums:
+    """Two sums of every part of the input, by its name.
+
+    Args:
+        features: [N, W] vectors, see :class:`~dlrm_mtl.models.feature_lookup.FeatureLookup`.
+        widths: of the parts.
+        names: of the parts.
+        dense: [N, D].
+        dense_names: D names.
+    """
+    parts = [*zip(names, features.split(list(widths), dim=1), strict=True)]
+    parts += [*zip(dense_names, (column.unsqueeze(1) for column in dense.unbind(1)), strict=True)]
+    return {name: _sums(part.double()) for name, part in parts}
+
+
+def _sums(part: Tensor) -> tuple[float, float]:
+    rows = torch.arange(1, part.shape[0] + 1, dtype=torch.float64).unsqueeze(1)
+    columns = torch.arange(1, part.shape[1] + 1, dtype=torch.float64)
+    weighted = part * (1.0 + torch.frac(rows * 0.6180339887498949) + torch.frac(columns * 0.4142135623730951))
+    return float(weighted.sum()), float(weighted.abs().sum())
+
+
+def write_golden(path: Path, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write one line per row: ``{"row": {...}, "scores": {...}}``; raises OSError."""
+    with open(path, "w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            own = {task: float(values[number]) for task, values in scores.items()}
+            file.write(json.dumps({"row": row, "scores": own}, separators=(",", ":"), default=_plain) + "\n")
+
+
+def _plain(value: Any) -> float:
+    return float(value)  # decimals
+
+
+def read_golden(path: Path) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
+    """The rows and their scores by task."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    tasks = list(lines[0]["scores"]) if lines else []
+    scores = {task: np.array([line["scores"][task] for line in lines], np.float32) for task in tasks}
+    return [line["row"] for line in lines], scores
+
+
+def compare_sums(found: Sums, wanted: Mapping[str, tuple[float, float]], place: str) -> None:
+    """Check the model's input for golden rows; raises :class:`UserError` that names the first part that differs."""
+    for name, (sum_, scale) in wanted.items():
+        own = found.get(name)
+        if own is None or not abs(own[0] - sum_) <= TOLERANCE * max(scale, own[1], 1e-30):
+            what = "is not read" if own is None else "gives the model other numbers"
+            raise UserError(
+                f"{place}: on the golden rows the feature {name!r} {what} here than in training, so this bundle is not served; "
+                "export it again with this version of dlrm-mtl."
+            )
+
+
+def compare_scores(
+    found: Mapping[str, NDArray[np.float32]], wanted: Mapping[str, NDArray[np.float32]], place: str
+) -> float:
+    """The largest difference of the scores of golden rows.
+
+    Raises:
+        UserError: it is larger than :data:`TOLERANCE`; the first task and row are named.
+    """
+    largest = 0.0
+    for task, values in wanted.items():
+        own = found[task].astype(np.float64)
+        difference = np.abs(own - values) / np.maximum(np.abs(values), 1.0)
+        bad = ~(difference <= TOLERANCE)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise UserError(
+                f"{place}: task {task!r} scores {own[row]:.6g} on golden row {row} where the trained model gave "
+                f"{values[row]:.6g}, so this bundle is not served; export it again with this version of dlrm-mtl."
+            )
+        largest = max(largest, float(difference.max(initial=0.0)))
+    return largest

@@ -1,0 +1,196 @@
+"""Rows to score, from wherever they come, as one Arrow table with a column for each feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.data.file_checks import is_list
+from dlrm_mtl.data.spec import FeatureSpec
+
+Rows = Any
+"""A sequence of mappings from columns to values, a pyarrow.Table or RecordBatch, or a pandas.DataFrame."""
+_ABSENT = object()
+
+
+class Where(NamedTuple):
+    """Where rows are from, for errors."""
+
+    name: str = "rows"
+    first: int = 0
+    """The number of the first one."""
+
+    def row(self, number: int) -> str:
+        """The place of a row, counted from the first one."""
+        return f"{self.name}, row {self.first + number}"
+
+
+_WRAP = 1 << 64
+
+
+def columns_of(
+    rows: Rows, features: Sequence[FeatureSpec], where: Where
+) -> tuple[dict[str, pa.Array], dict[str, Any], int]:
+    """The values of every feature, the rows in which each is missing, and the number of rows.
+
+    Columns have the types that Parquet files may have: integers or lists of integers, numbers. Null where a row has no field of
+    that name, which is missing, or where its value is null. A feature without a single field has no column.
+
+    Args:
+        rows: to score.
+        features: that the model reads; their columns are looked for.
+        where: the rows are from.
+
+    Returns:
+        By feature: an array; a mask [N] bool of missing fields, only where there are any.
+
+    Raises:
+        UserError: the rows are of another type, or a value is.
+    """
+    table = _table(rows)
+    if table is None:
+        return _from_mappings(rows, features, where)
+    found, missing = {}, {}
+    for feature in features:
+        if feature.source not in table.column_names:
+            missing[feature.name] = np.ones(table.num_rows, np.bool_)
+            continue
+        if table.column_names.count(feature.source) > 1:
+            raise UserError(f"{where.name}: there are several columns {feature.source!r}; rename or remove one.")
+        column = table.column(feature.source).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # what older versions of pyarrow give for columns without chunks
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        found[feature.name] = _typed(column, feature, where)
+    return found, missing, table.num_rows
+
+
+def _table(rows: Rows) -> pa.Table | None:
+    """The Arrow table that ``rows`` are or become; None for a sequence of mappings."""
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if type(rows).__module__.partition(".")[0] == "pandas":
+        try:
+            return pa.Table.from_pandas(rows, preserve_index=False)
+        except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"rows: this pandas object is no table of numbers and lists ({error}); correct it."
+            ) from None
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
+        raise UserError(
+            f"rows: {type(rows).__name__} is no choice of rows; give a list of dicts, an Arrow table or a pandas DataFrame."
+        )
+    return None
+
+
+def _typed(column: pa.Array, feature: FeatureSpec, where: Where) -> pa.Array:
+    """The column as a reader of Parquet takes it; whole numbers in floating point, as pandas has beside nulls, are ids, too."""
+    type_ = column.type
+    if pt.is_dictionary(type_):
+        column, type_ = column.dictionary_decode(), type_.value_type
+    if feature.kind == "dense":
+        good = pt.is_integer(type_) or pt.is_floating(type_) or pt.is_boolean(type_) or pt.is_decimal(type_)
+        if good or pt.is_null(type_):
+            return column
+        raise _wrong_type(feature, type_, where)
+    if pt.is_null(type_):
+        return column.cast(pa.list_(pa.int64()) if feature.kind == "sequence" else pa.int64())
+    if is_list(type_):
+        if pt.is_integer(type_.value_type):
+            return column
+        if pt.is_null(type_.value_type):
+            return column.cast(pa.list_(pa.int64()))
+    elif feature.kind == "sparse":
+        if pt.is_integer(type_):
+            return column
+        if pt.is_floating(type_):
+            try:
+                return column.cast(pa.int64())
+            except pa.ArrowInvalid:
+                pass
+    raise _wrong_type(feature, type_, where)
+
+
+def _wrong_type(feature: FeatureSpec, found: Any, where: Where) -> UserError:
+    wanted = {"dense": "a number", "sparse": "an integer or a list of integers", "sequence": "a list of integers"}
+    return UserError(
+        f"{where.name}: column {feature.source!r} has type {found} where {wanted[feature.kind]} is expected."
+    )
+
+
+def _from_mappings(
+    rows: Sequence[Any], features: Sequence[FeatureSpec], where: Where
+) -> tuple[dict[str, pa.Array], dict[str, Any], int]:
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"{where.row(number)}: is {_shown(row)} where a mapping from columns to values is expected."
+            )
+    found, missing = {}, {}
+    for feature in features:
+        values = [row.get(feature.source, _ABSENT) for row in rows]
+        absent = np.fromiter((value is _ABSENT for value in values), np.bool_, len(values))
+        if absent.any():
+            missing[feature.name] = absent
+            if absent.all():
+                continue
+            values = [None if value is _ABSENT else value for value in values]
+        found[feature.name] = _array(values, feature, where)
+    return found, missing, len(rows)
+
+
+def _array(values: list[Any], feature: FeatureSpec, where: Where) -> pa.Array:
+    check = {"dense": _number, "sparse": _ids, "sequence": _id_list}[feature.kind]
+    plain = []
+    for number, value in enumerate(values):
+        try:
+            plain.append(None if value is None else check(value))
+        except (TypeError, ValueError, OverflowError):
+            wanted = {"dense": "a number", "sparse": "an id or a list of ids", "sequence": "a list of ids"}[
+                feature.kind
+            ]
+            raise UserError(
+                f"{where.row(number)}: {feature.source!r} holds {_shown(value)} where {wanted} is expected (ids have 64 bits)."
+            ) from None
+    if feature.kind == "dense":
+        return pa.array(plain, pa.float64())
+    if feature.kind == "sequence" or any(isinstance(value, list) for value in plain):
+        lists = [value if value is None or isinstance(value, list) else [value] for value in plain]
+        return pa.array(lists, pa.list_(pa.int64()))
+    return pa.array(plain, pa.int64())
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bytes)):  # which float() would read
+        raise TypeError
+    return float(value)
+
+
+def _ids(value: Any) -> int | list[int | None]:
+    return _id_list(value) if isinstance(value, (list, tuple, np.ndarray)) else _id(value)
+
+
+def _id_list(value: Any) -> list[int | None]:
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise TypeError
+    return [None if each is None else _id(each) for each in value]
+
+
+def _id(value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError
+    number = int(value)
+    if not -(1 << 63) <= number < _WRAP:
+        raise ValueError
+    return number - _WRAP if number >= 1 << 63 else number
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,222 @@
+"""Scoring the rows of a file, in constant memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.dataset import open_files
+from dlrm_mtl.data.parquet_guard import unreadable
+from dlrm_mtl.serve.encode import Policies, Policy
+from dlrm_mtl.serve.rows import Where
+from dlrm_mtl.serve.scorer import Scorer
+from dlrm_mtl.storage.filesystems import first_line, locate
+from dlrm_mtl.storage.output import output_file
+
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+
+Batch = tuple[Any, list[pa.Array] | list[pa.ChunkedArray], Where]
+"""Rows, the columns of them that are carried over, and where they are from."""
+logger = logging.getLogger(__name__)
+
+
+def policies_of(options: Sequence[str], option: str) -> Policies | None:
+    """The policies that options such as ``default`` and ``user_id=unknown`` name; None without any.
+
+    Raises:
+        UserError: one of them is of another form.
+    """
+    found: dict[str, Policy] = {}
+    for text in options:
+        name, _, policy = text.rpartition("=")
+        if policy not in get_args(Policy):
+            raise UserError(f"{option} {text}: {policy!r} is not a policy; choose refuse, default or unknown.")
+        found[name or "*"] = cast(Policy, policy)
+    return found or None
+
+
+def score_file(scorer: Scorer, source: str, target: str, carry: Sequence[str] = (), batch_size: int = 8192) -> int:
+    """Write the scores of every row of ``source``, in its order.
+
+    Args:
+        scorer: the model.
+        source: Parquet file or folder of them, or a file of JSON lines, by its ending; path or URI.
+        target: file to write; its ending, ``.parquet``, ``.csv`` or ``.jsonl``, is its format. It appears when it is complete.
+        carry: columns of ``source`` to carry over, before the scores.
+        batch_size: rows in memory at a time.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: the input or the output cannot be used, or a row is refused.
+    """
+    twice = sorted(set(scorer.tasks) & set(carry))
+    if twice:
+        raise UserError(f"--carry {twice[0]}: the scores have a column of this name; leave it out.")
+    writer = _WRITERS.get(Path(target).suffix)
+    if writer is None:
+        raise UserError(
+            f"--output {target}: the name ends in none of {', '.join(_WRITERS)}; choose one of these formats."
+        )
+    read = _json_batches if source.endswith(JSON_ENDINGS) else _parquet_batches
+    done = 0
+    with output_file(target) as sink, writer(sink) as write:
+        for rows, carried, where in read(source, list(carry), batch_size):
+            scores = scorer.score(rows, where=where)
+            columns = [pa.array(scores[task]) for task in scorer.tasks]
+            write(pa.table([*carried, *columns], names=[*carry, *scorer.tasks]))
+            done += len(rows)
+        if not done:
+            raise UserError(f"{source}: there are no rows to score; name a file that has some.")
+    for what, counts in scorer.counts.items():
+        for feature, count in counts.items():
+            logger.info("note: feature %r: %s %s", feature, f"{count:,}", _NOTES[what])
+    logger.info("%s: %s rows, columns %s", target, f"{done:,}", ", ".join([*carry, *scorer.tasks]))
+    return done
+
+
+_NOTES = {
+    "missing": "rows had no such field; the policy for missing fields was applied",
+    "unknown": "ids were unknown; the policy for unknown ids was applied",
+}
+
+
+def _parquet_batches(source: str, carry: list[str], batch_size: int) -> Iterator[Batch]:
+    for file in open_files(*locate(source)):
+        for name in carry:
+            _expect(name, file.schema.names, file.path)
+        first = 0
+        try:
+            for batch in file.open().iter_batches(batch_size, use_threads=False):
+                table = pa.Table.from_batches([batch])
+                yield table, [table.column(name) for name in carry], Where(file.path, first)
+                first += table.num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(file.path, error) from None
+
+
+def _json_batches(source: str, carry: list[str], batch_size: int) -> Iterator[Batch]:
+    filesystem, path = locate(source)
+    rows: list[dict[str, Any]] = []
+    first = 0
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            for number, line in enumerate(_lines(stream)):
+                rows.append(_row(line, f"{source}, row {number}", carry))
+                if len(rows) == batch_size:
+                    yield rows, _carried(rows, carry, source), Where(source, first)
+                    first, rows = number + 1, []
+    except FileNotFoundError:
+        raise UserError(f"{source}: there is no such file; check the path.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{source}: cannot be read ({first_line(error)}).") from None
+    if rows:
+        yield rows, _carried(rows, carry, source), Where(source, first)
+
+
+def _carried(rows: list[dict[str, Any]], carry: list[str], source: str) -> list[pa.Array]:
+    columns = []
+    for name in carry:
+        try:
+            columns.append(pa.array([row[name] for row in rows]))
+        except (pa.ArrowException, TypeError) as error:
+            raise _mixed(source, name, error) from None
+    return columns
+
+
+def _mixed(source: str, name: str, error: Exception) -> UserError:
+    return UserError(
+        f"{source}: column {name!r}, to be carried over, has values of several types ({first_line(error)}); write it in one."
+    )
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    left = b""
+    while piece := stream.read(1 << 20):
+        *whole, left = (left + piece).split(b"\n")
+        yield from (line for line in whole if line.strip())
+    if left.strip():
+        yield left
+
+
+def _row(line: bytes, place: str, carry: list[str]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: is not JSON ({str(error)[:100]}); write one object on each line.") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: is no JSON object; write one on each line, with the columns' names as keys.")
+    for name in carry:
+        _expect(name, list(row), place)
+    return row
+
+
+def _expect(name: str, names: Sequence[str], place: str) -> None:
+    if name not in names:
+        raise UserError(f"{place}: column {name!r}, to be carried over, is missing; {suggest(name, names)}.")
+
+
+Write = Callable[[pa.Table], None]
+
+
+@contextmanager
+def _parquet(sink: pa.NativeFile) -> Iterator[Write]:
+    writers: list[pq.ParquetWriter] = []
+
+    def write(table: pa.Table) -> None:
+        if not writers:
+            writers.append(pq.ParquetWriter(sink, table.schema, compression="zstd"))
+        try:
+            table = table.cast(writers[0].schema)
+        except pa.ArrowException as error:  # JSON has no types: a column may be of integers first, and of texts then
+            raise UserError(f"--carry: {first_line(error)}; write each column in one type.") from None
+        writers[0].write_table(table)
+
+    try:
+        yield write
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+@contextmanager
+def _csv(sink: pa.NativeFile) -> Iterator[Write]:
+    header = True
+
+    def write(table: pa.Table) -> None:
+        nonlocal header
+        try:
+            pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=header))
+        except pa.ArrowException as error:
+            raise UserError(f"--carry: CSV cannot hold this ({first_line(error)}); write .parquet or .jsonl.") from None
+        header = False
+
+    yield write
+
+
+@contextmanager
+def _json_lines(sink: pa.NativeFile) -> Iterator[Write]:
+    def write(table: pa.Table) -> None:
+        text = "".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist())
+        sink.write(text.encode())
+
+    yield write
+
+
+_WRITERS: dict[str, Callable[[pa.NativeFile], AbstractContextManager[Write]]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+}
+"""By the ending of a file."""

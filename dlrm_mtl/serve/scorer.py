@@ -1,0 +1,183 @@
+"""Scoring rows with a bundle, without TorchRec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.data.chosen_columns import select
+from dlrm_mtl.data.join_rows import Joined
+from dlrm_mtl.data.keyed_ids import PlainKeyedIds
+from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.local_tables import local_tables
+from dlrm_mtl.embeddings.unbounded.row_map import RowSlots
+from dlrm_mtl.models.base import ModelInputs, RankingModel
+from dlrm_mtl.models.registry import build_ranking_model
+from dlrm_mtl.serve.bundle import DENSE_FILE, GOLDEN_FILE, TABLES_FILE, ServedModel, check_bundle, read_model
+from dlrm_mtl.serve.encode import Policies, RowEncoder
+from dlrm_mtl.serve.golden import compare_scores, compare_sums, input_sums, read_golden
+from dlrm_mtl.serve.rows import Rows, Where
+from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
+from dlrm_mtl.tasks.targets import predictions
+
+BLOCK = 64
+"""Rows that pass the layers at a time, the last ones filled up: a product's sums are ordered by its number of rows."""
+LOOKED_UP = 128 * BLOCK
+"""Rows that are looked up at a time."""
+
+Scores = dict[str, NDArray[np.float32]]
+"""By task, [N] float32."""
+
+
+class Scorer:
+    """A trained model that scores rows: probabilities of binary tasks, predictions of others.
+
+    The score of a row depends on the row alone: not on the other rows, their number or its place among them. Tables are mapped
+    from the bundle's file, so processes on one machine share their memory. Methods may be called from several threads.
+
+    Args:
+        bundle: folder that ``dlrm-mtl export`` wrote.
+        missing: policy for fields that a row does not have, see :data:`~dlrm_mtl.serve.encode.Policy`; default: ``refuse``.
+        unknown: policy for ids outside the vocabulary; default: as the run's `data.out_of_range` says, and ``unknown`` for
+            unbounded ids.
+        plugins: modules of your own that the model is made of; they are imported, which runs them.
+
+    Raises:
+        UserError: the folder holds no bundle, a byte is not as it was written, or golden rows do not get their scores.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        missing: Policies | None = None,
+        unknown: Policies | None = None,
+        plugins: Sequence[str] = (),
+    ) -> None:
+        self.folder = Path(bundle)
+        self.version = check_bundle(self.folder)
+        """Tells bundles apart; part of every answer of the server."""
+        served = read_model(self.folder, list(plugins))
+        self.name, self.step = served.name, served.step
+        self.tasks = [task.name for task in served.tasks]
+        """The names of the scores."""
+        self._tasks = served.tasks
+        self._keys = [*served.data.sparse, *served.data.sequence]
+        self._model, encoder = _build(self.folder, served)
+        self.golden_difference = self._check_golden(encoder(None, None), served)
+        """Largest difference from the scores of the trained model on the golden rows; 0 means the same bits."""
+        self._encoder = encoder(missing, unknown)
+
+    def score(self, rows: Rows, *, where: Where = Where()) -> Scores:  # noqa: B008  (immutable)
+        """The scores of ``rows`` by task, [N] float32 each, in their order.
+
+        Args:
+            rows: a list of mappings from the data set's columns to values, a pyarrow.Table or RecordBatch, or a
+                pandas.DataFrame. Ids are those of the prepared data set; columns that the model does not read are passed over.
+            where: the rows are from, for errors.
+
+        Raises:
+            UserError: a field is missing, or a value not allowed; the row and the field are named.
+        """
+        encoded = self._encoder.encode(rows, where)
+        scores = np.empty((encoded.rows, len(self.tasks)), np.float32)
+        start = 0
+        for part in encoded.parts(LOOKED_UP):
+            scores[start : start + part.rows] = self._scores(self._features(part), part.dense)
+            start += part.rows
+        return {task: np.ascontiguousarray(scores[:, number]) for number, task in enumerate(self.tasks)}
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By ``missing`` and ``unknown``, and by feature: the fields and ids that a policy was applied to so far."""
+        return self._encoder.counts
+
+    @torch.inference_mode()
+    def _features(self, joined: Joined) -> Tensor:
+        """[N, W] vectors of the rows."""
+        sparse = PlainKeyedIds(self._keys, joined.values, joined.lengths, joined.rows)
+        features: Tensor = self._model.lookup(self._model.ids(_Inputs(sparse, joined)))
+        return features
+
+    @torch.inference_mode()
+    def _scores(self, features: Tensor, dense: Tensor) -> NDArray[np.float32]:
+        """[N, T] from vectors [N, W] and numbers [N, D]."""
+        parts = []
+        for start in range(0, len(features), BLOCK):
+            part = slice(start, start + BLOCK)
+            made = predictions(self._model.logits_of(_padded(features[part]), _padded(dense[part])), self._tasks)
+            parts.append(made[: len(features) - start])
+        scores: NDArray[np.float32] = torch.cat(parts).numpy()
+        return scores
+
+    def _check_golden(self, encoder: RowEncoder, served: ServedModel) -> float:
+        rows, wanted = read_golden(self.folder / GOLDEN_FILE)
+        (joined,) = encoder.encode(rows, Where(str(self.folder / GOLDEN_FILE))).parts(len(rows))
+        features = self._features(joined)
+        lookup = self._model.lookup
+        sums = input_sums(features, lookup.widths, lookup.names, joined.dense, served.data.dense)
+        compare_sums(sums, served.golden, str(self.folder))
+        scores = self._scores(features, joined.dense)
+        return compare_scores({task: scores[:, n] for n, task in enumerate(self.tasks)}, wanted, str(self.folder))
+
+
+class _Inputs:
+    """What models read of a batch."""
+
+    def __init__(self, sparse: PlainKeyedIds, joined: Joined) -> None:
+        self.sparse = sparse
+        self.dense, self.labels, self.weights = joined.dense, joined.labels, joined.weights
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """[BLOCK, n]: rows of zeros after the last one."""
+    missing = BLOCK - rows.shape[0]
+    return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
+
+
+def _build(
+    folder: Path, served: ServedModel
+) -> tuple[RankingModel, Callable[[Policies | None, Policies | None], RowEncoder]]:
+    """The model with the bundle's weights, and what makes an encoder of rows for it, given policies."""
+    data = served.data.config(str(folder))
+    spec = served.dataset.with_rows({name: each.rows for name, each in data.unbounded.items()})
+    selection = select(spec, data.model_copy(update={"unbounded": {}}), [])
+    stored = map_tensors(folder / TABLES_FILE)
+    weights = {name.removeprefix("tables."): tensor for name, tensor in stored.items() if name.startswith("tables.")}
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+        model = build_ranking_model(
+            served.model,
+            ModelInputs(spec, selection.keys, selection.dense, served.tasks),
+            lambda tables: local_tables(tables, weights),
+        ).eval()
+    for table in model.lookup.table_set.configs:
+        shape = tuple(weights[table.name].shape) if table.name in weights else None
+        if shape != (table.num_embeddings, table.embedding_dim):
+            raise UserError(f"{folder / TABLES_FILE}: table {table.name} has the shape {shape}; {REMEDY}.")
+    try:
+        model.load_state_dict(map_tensors(folder / DENSE_FILE))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{folder / DENSE_FILE}: does not fit the model ({reason}); {REMEDY}.") from None
+    row_of = {name: _rows_of(stored[f"ids.{name}"]) for name in data.unbounded}
+    vocabularies = _vocabularies(served.dataset, selection.keys, list(data.unbounded))
+    return model, partial(RowEncoder, selection, row_of, vocabularies)
+
+
+def _rows_of(ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function from unbounded ids to rows, given the id of each row."""
+    slots = RowSlots(len(ids), "lru", 0, 1, torch.device("cpu"))  # nothing is evicted here
+    slots.ids = ids
+    return partial(RowSlots.find, slots)
+
+
+def _vocabularies(spec: DatasetSpec, features: Sequence[str], unbounded: Sequence[str]) -> Mapping[str, str]:
+    owners = {name: spec.vocabulary_owner(name) for name in features}
+    return {name: owner for name, owner in owners.items() if owner in unbounded}
