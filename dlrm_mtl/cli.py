@@ -221,8 +221,15 @@ def predict(
 def export(
     run: RunPath,
     output: Annotated[str, typer.Option(help="The bundle: a folder to write, on this machine.")],
-    checkpoint: CheckpointName = "best",
+    checkpoint: CheckpointName = None,
     overrides: Overrides = None,
+    golden: Annotated[
+        str | None,
+        typer.Option(
+            help="Parquet file or folder whose first 1,000 rows are scored, to be compared whenever the bundle is loaded. "
+            "Default: the test split."
+        ),
+    ] = None,
 ) -> None:
     """Export a trained run as a bundle: one folder that scores rows without TorchRec, with `score` or dlrm_mtl.Scorer."""
     from dlrm_mtl.doctor import check_or_raise
@@ -230,7 +237,7 @@ def export(
     check_or_raise()
     from dlrm_mtl.serve.export import export_run
 
-    export_run(run, output, checkpoint, overrides or [])
+    export_run(run, output, checkpoint, overrides or [], golden)
 
 
 PolicyOption = Annotated[

@@ -20,6 +20,7 @@ from dlrm_mtl.data.row_reader import RowReader
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
+from dlrm_mtl.run.contract import config_in_use, dataset_in_use, in_full, other_files, saved_contract
 from dlrm_mtl.run.predict import trained_run
 from dlrm_mtl.serve.bundle import (
     DENSE_FILE,
@@ -40,13 +41,19 @@ from dlrm_mtl.training.build import build_model
 from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.tensors import RunTensors
 
-GOLDEN_SPLITS = ("test", "validation", "train")
-"""Splits whose first rows become golden rows, the first one that there is."""
+GOLDEN_SPLITS = ("input", "test", "validation", "train")
+"""Splits whose first rows become golden rows, the first one that there is; ``input`` stands for files beside the data set."""
 
 logger = logging.getLogger(__name__)
 
 
-def export_run(run: str | Path, output: str | Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> str:
+def export_run(
+    run: str | Path,
+    output: str | Path,
+    checkpoint: str | None = None,
+    overrides: Sequence[str] = (),
+    golden: str | Path | None = None,
+) -> str:
     """Write the bundle of a checkpoint, see :mod:`dlrm_mtl.serve.bundle`; it is loaded before it gets its name.
 
     One process does it, in which the tables must fit once. The same checkpoint gives the same bytes, whatever plan and number
@@ -55,8 +62,9 @@ def export_run(run: str | Path, output: str | Path, checkpoint: str = "best", ov
     Args:
         run: folder of the run, path or URI.
         output: local folder to write; it appears when it is complete.
-        checkpoint: ``best``, ``latest`` or ``step_N``.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
         overrides: ``key=value`` of the run's configuration, such as ``data.path=...``.
+        golden: Parquet file, or folder of them, whose first rows become golden rows; default: a split of the run's data set.
 
     Returns:
         The version of the bundle.
@@ -68,9 +76,14 @@ def export_run(run: str | Path, output: str | Path, checkpoint: str = "best", ov
     with process_group() as process, trained_run(run, list(overrides)) as (checkpoints, config):
         if process.world_size > 1:
             raise UserError("export: one process writes a bundle; start it without a launcher.")
-        checkpoints.path(checkpoint)
-        dataset = open_dataset(config.data.path)
-        config = _without_plan(config)
+        name = checkpoints.path(checkpoint)
+        state = checkpoints.state(name)
+        contract = saved_contract(state, str(run))
+        config = _without_plan(in_full(config_in_use(config, state, str(run)), contract))
+        if golden is None:
+            dataset = dataset_in_use(config, contract)
+        else:
+            dataset = other_files(golden, contract or open_dataset(config.data.path).spec)
 
         def check(folder: Path) -> None:
             versions.append(Scorer(folder, plugins=config.plugins).version)
@@ -78,9 +91,9 @@ def export_run(run: str | Path, output: str | Path, checkpoint: str = "best", ov
         versions: list[str] = []
         with new_bundle(output, check) as folder:
             model = build_model(config, dataset.spec, process)
-            step = checkpoints.load(checkpoint, RunTensors(model)).step
-            golden = _write_golden(folder / GOLDEN_FILE, config, dataset, model)
-            served = _served(config, dataset.spec, step, golden)
+            step = checkpoints.load(name, RunTensors(model)).step
+            sums = _write_golden(folder / GOLDEN_FILE, config, dataset, model)
+            served = _served(config, dataset.spec, step, sums)
             write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
             tables, dense = _tables(model), _dense(model)
             write_file(folder / TABLES_FILE, lambda file: write_tensors(file, tables, config.name, step))
@@ -157,7 +170,7 @@ def _write_golden(path: Path, config: RunConfig, dataset: Dataset, model: Sharde
     split = next((name for name in GOLDEN_SPLITS if name in dataset.spec.splits), None)
     if split is None:
         raise UserError(
-            f"{dataset.path}: has no split {' or '.join(GOLDEN_SPLITS)} to take golden rows from; name one so."
+            f"{dataset.path}: has no split {' or '.join(GOLDEN_SPLITS[1:])} to take golden rows from; name rows by --golden."
         )
     chosen = select(dataset.spec, config.data, [])
     files = dataset.split(split).files
