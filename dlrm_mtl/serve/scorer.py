@@ -28,7 +28,10 @@ from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
 from dlrm_mtl.tasks.targets import predictions
 
 BLOCK = 64
-"""Rows that pass the layers at a time, the last ones filled up: a product's sums are ordered by its number of rows."""
+"""Rows that pass the layers at a time, the last ones filled up: a product's sums are ordered by its number of rows.
+
+They may be ordered by a row's place among them, too: MKL treats rows that are not aligned in memory otherwise.
+"""
 LOOKED_UP = 128 * BLOCK
 """Rows that are looked up at a time."""
 
@@ -39,8 +42,9 @@ Scores = dict[str, NDArray[np.float32]]
 class Scorer:
     """A trained model that scores rows: probabilities of binary tasks, predictions of others.
 
-    The score of a row depends on the row alone: not on the other rows, their number or its place among them. Tables are mapped
-    from the bundle's file, so processes on one machine share their memory. Methods may be called from several threads.
+    The score of a row does not depend on the other rows or their number. Its place in a block of 64 may change the last bits
+    (below 1e-6): products of layers whose width is no multiple of 4 add in another order there. Tables are mapped from the
+    bundle's file, so processes on one machine share their memory. Methods may be called from several threads.
 
     Args:
         bundle: folder that ``dlrm-mtl export`` wrote.

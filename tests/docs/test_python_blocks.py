@@ -23,7 +23,10 @@ from tests.docs.pages import NAMES, ROOT, blocks
 from tests.reports.folders import write_run
 
 ROWS = {"train": 4000, "validation": 1000, "test": 1000}
-ELSEWHERE = {"docs/extending.md": "tests/test_plugins.py trains with it, on two processes"}
+ELSEWHERE = {
+    "docs/extending.md": "tests/test_plugins.py trains with it, on two processes",
+    "docs/serving.md": "tests/serve/test_documentation.py runs it after the commands that it needs",
+}
 PAGES = [page for page in NAMES if page not in ELSEWHERE and blocks(page, "python")]
 
 

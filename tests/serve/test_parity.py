@@ -37,7 +37,7 @@ def test_scores_are_predictions(config: Path, rows: Path, tmp_path: Path, monkey
     monkeypatch.chdir(ROOT)
     steps = ["training.max_steps=2", "training.evaluate_every=null"]
     loaded = dlrm_mtl.load_config(config, steps)
-    wide = "model.embeddings.init_std=0.5" if hasattr(loaded.model, "embeddings") else "model.init_std=0.5"
+    wide = "model.embeddings.init_std=2" if hasattr(loaded.model, "embeddings") else "model.init_std=2"
     if "multitask_net" not in config.stem:  # whose `embeddings` is something else, and whose weights are wide
         loaded = dlrm_mtl.load_config(config, [*steps, wide])
     run = dlrm_mtl.train(loaded, tmp_path / "run", progress=False)
@@ -53,7 +53,7 @@ def test_scores_are_predictions(config: Path, rows: Path, tmp_path: Path, monkey
     assert isinstance(same, pa.Table)
     assert isinstance(whole, pa.Table)
     for task in scorer.tasks:
-        assert scores[task].std() > 1e-4
+        assert len(np.unique(scores[task])) > 100, "rows are told apart"
         assert np.array_equal(scores[task][: -(ROWS % BLOCK)], same[task].to_numpy()[: -(ROWS % BLOCK)])
         np.testing.assert_allclose(scores[task], same[task].to_numpy(), rtol=0, atol=1e-6)
         np.testing.assert_allclose(scores[task], whole[task].to_numpy(), rtol=0, atol=1e-6)
@@ -63,5 +63,8 @@ def test_scores_are_predictions(config: Path, rows: Path, tmp_path: Path, monkey
     for task in scorer.tasks:
         assert np.array_equal(as_dicts[task], scores[task])
         assert np.array_equal(as_frame[task], scores[task])
-        assert np.array_equal(np.concatenate([one[task] for one in alone]), scores[task][::97])
-        assert np.array_equal(backwards[task][::-1], scores[task])
+        # A row at another place of its block: the same up to the order of a product's sums, see serve/scorer.py.
+        np.testing.assert_allclose(np.concatenate([one[task] for one in alone]), scores[task][::97], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(backwards[task][::-1], scores[task], rtol=0, atol=1e-6)
+        others = scorer.score(table.take([0, *range(500, 900)]))
+        assert others[task][0] == scores[task][0], "the same place, among other rows"

@@ -111,7 +111,7 @@ def test_policies(folder: Path, scorer: dlrm_mtl.Scorer) -> None:
     rows = [without("age"), without("history"), without("item", "tags"), ROW]
     expected = [{"age": None}, {"history": [0]}, {"item": 0, "tags": None}, {}]
     for found, changes in zip(lenient.score(rows)["click"], expected, strict=True):
-        assert float(found) == one(scorer, **changes)[0], changes
+        assert float(found) == pytest.approx(one(scorer, **changes)[0], abs=1e-6), changes
     assert one(lenient, user=60) == one(scorer, user=0)
     assert one(lenient, tags=[3, 30, 4]) == one(scorer, tags=[3, 4])
     assert one(lenient, tags=1000) == one(scorer, tags=None)
@@ -171,7 +171,7 @@ def test_files(inputs: Path, scorer: dlrm_mtl.Scorer, call: Callable[..., tuple[
         assert found.column_names == ["row", "click", "buy"]
         assert found["row"].to_pylist() == table["row"].to_pylist()
         for task, values in wanted.items():
-            assert np.array_equal(found[task].to_numpy().astype(np.float32), values), target
+            np.testing.assert_allclose(found[task].to_numpy(), values, rtol=0, atol=1e-6, err_msg=target)
 
 
 def _read_lines(path: Path) -> pa.Table:
