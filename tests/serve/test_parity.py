@@ -35,7 +35,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("config", configurations())
 def test_scores_are_predictions(config: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    steps = ["training.max_steps=2", "training.evaluate_every=null"]
+    steps = ["training.max_steps=2", "training.evaluate_every=null", "seed=2"]
     loaded = dlrm_mtl.load_config(config, steps)
     wide = "model.embeddings.init_std=2" if hasattr(loaded.model, "embeddings") else "model.init_std=2"
     if "multitask_net" not in config.stem:  # whose `embeddings` is something else, and whose weights are wide
