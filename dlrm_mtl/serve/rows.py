@@ -62,7 +62,8 @@ def columns_of(
             continue
         if table.column_names.count(feature.source) > 1:
             raise UserError(f"{where.name}: there are several columns {feature.source!r}; rename or remove one.")
-        column = table.column(feature.source).combine_chunks()
+        column = table.column(feature.source)
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
         if isinstance(column, pa.ChunkedArray):  # what older versions of pyarrow give for columns without chunks
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         found[feature.name] = _typed(column, feature, where)
