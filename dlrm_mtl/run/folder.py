@@ -13,10 +13,10 @@ from dlrm_mtl.checkpoint.state import CHECKPOINTS
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.yaml_text import parse_yaml
 from dlrm_mtl.storage.output import write_whole
-from dlrm_mtl.storage.run_lock import LOCK, RunLock, lock_of
 
 if TYPE_CHECKING:  # configurations need PyTorch, which whoever only reads a folder does not
     from dlrm_mtl.config.run import RunConfig
+    from dlrm_mtl.storage.run_lock import RunLock
     from dlrm_mtl.storage.run_store import RunStore
 
 NO_RUN = "there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml"
@@ -68,6 +68,8 @@ class RunFolder(RunFiles):
         Raises:
             UserError: the folder cannot be written to, holds something else than a run, or a run that is not to be continued.
         """
+        from dlrm_mtl.storage.run_lock import LOCK
+
         there = [name for name in self.store.check_writable() if name != LOCK]
         if there and self.config.name not in there:
             raise UserError(f"{self.place}: this folder holds other files; name a new or empty one with --output.")
@@ -93,6 +95,8 @@ class RunFolder(RunFiles):
 
     def lock(self, restarted: bool) -> RunLock:
         """The lock on this folder, not yet taken; ``restarted`` as in :meth:`check`."""
+        from dlrm_mtl.storage.run_lock import lock_of
+
         return lock_of(self.store, os.environ.get("TORCHELASTIC_RUN_ID", ""), restarted)
 
     def holds_run(self) -> bool:

@@ -52,9 +52,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def client(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def client(folder: Path, *arguments: str, path: str = "/usr/bin:/bin") -> subprocess.Popen[str]:
     """``torchx run``, called as from a virtual environment that is not active."""
-    env = {**os.environ, "PATH": "/usr/bin:/bin"}
+    env = {**os.environ, "PATH": path}
     for name in ("OMP_NUM_THREADS", "LOGLEVEL", "PYTHONPATH", "DLRM_MTL_PYTHON"):
         env.pop(name, None)
     return subprocess.Popen(
@@ -67,9 +67,9 @@ def client(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str, list[str]]:
+def run(folder: Path, *arguments: str, path: str = "/usr/bin:/bin") -> tuple[int, str, list[str]]:
     """Exit code, stdout and the lines of stderr of ``torchx run``, without colours."""
-    job = client(folder, *arguments)
+    job = client(folder, *arguments, path=path)
     out, err = job.communicate(timeout=120)
     return job.returncode, out, err.splitlines()
 
@@ -151,7 +151,8 @@ def test_an_interrupted_job_saves_and_says_so(folder: Path, number: signal.Signa
 def test_dry_run_for_slurm(folder: Path) -> None:
     scheduler = ("--dryrun", "-s", "slurm", "-cfg", "partition=gpu")
     arguments = ("--config", "config.yaml", "-j", "2x8", "--gpu", "8", "--max_restarts", "2")
-    code, out, err = run(folder, *scheduler, COMPONENT, *arguments, "--output", "/shared/my runs")
+    # torchx asks a Slurm that it finds, and says so where that does not run.
+    code, out, err = run(folder, *scheduler, COMPONENT, *arguments, "--output", "/shared/my runs", path="/nowhere")
     assert (code, err) == (0, [])
     script = out.partition("SCHEDULER REQUEST")[2]
     assert script.count("--gpus-per-task=8") == 2
