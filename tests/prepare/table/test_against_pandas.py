@@ -300,7 +300,9 @@ def check(case: tuple[list[dict[str, Any]], dict[str, pa.DataType], dict[str, An
 
 
 @given(tables(), st.integers(1, 3))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(
+    max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+)
 def test_parquet_of_all_types(case: Any, pieces: int) -> None:
     check(case, pieces)
 
