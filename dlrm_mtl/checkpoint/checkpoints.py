@@ -28,7 +28,8 @@ POINTERS = ("best", "latest")
 """The files that name a checkpoint."""
 IDENTITY_FILE = f"{CHECKPOINTS}/run.json"
 """The file that identifies the run: a checkpoint of another run is refused."""
-_STEP = re.compile(r"step_\d{8,}")
+STEP_NAME = re.compile(r"step_\d{8,}")
+"""The name of a checkpoint, and of its folder."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Checkpoints:
         """The complete checkpoints, oldest first; for one process."""
         there = self.store.files(CHECKPOINTS)
         found = {name.split("/")[1] for name in there if re.fullmatch(rf"{CHECKPOINTS}/step_\d+/{STATE_FILE}", name)}
-        return sorted(name for name in found if _STEP.fullmatch(name))
+        return sorted(name for name in found if STEP_NAME.fullmatch(name))
 
     def path(self, name: str | None) -> str:
         """The name ``step_N`` of the checkpoint ``latest``, ``best`` or ``step_N``; to be called on every process.
@@ -109,7 +110,7 @@ class Checkpoints:
         complete = self.names()
         if step in complete:
             return step
-        if name == "latest" and not (_STEP.fullmatch(step) and step in self.store.names(CHECKPOINTS)) and complete:
+        if name == "latest" and not (STEP_NAME.fullmatch(step) and step in self.store.names(CHECKPOINTS)) and complete:
             said = "is missing" if step == name else f"names {step!r}, which is not there"
             logger.warning("%s/latest: %s; taking the newest complete checkpoint, %s", self.place, said, complete[-1])
             return complete[-1]

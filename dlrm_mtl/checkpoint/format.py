@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from dlrm_mtl.checkpoint.state import REMEDY, RunState, parse_state
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.json_text import parse_mapping
 from dlrm_mtl.core.schema import Strict
 
 FORMAT = 2
@@ -73,6 +74,11 @@ class StoredTensor(Strict):
     dtype: str
     shape: tuple[int, ...]
     chunks: list[Chunk]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all chunks."""
+        return sum(chunk.stop - chunk.start for chunk in self.chunks)
 
 
 class StoredFile(Strict):
@@ -127,7 +133,7 @@ def parse_state_text(text: bytes, place: str) -> tuple[int, str, str, RunState]:
     Raises:
         UserError: it is of an unknown format, or not as it was written.
     """
-    content = _json(text, place)
+    content = parse_mapping(text, place, REMEDY)
     format = content.pop("format", None)
     if format == 1:
         return 1, "", "", parse_state(content, place)
@@ -148,7 +154,7 @@ def parse_state_text(text: bytes, place: str) -> tuple[int, str, str, RunState]:
 def parse_index(text: bytes, place: str) -> Index:
     """Validate the content of an ``index.json``; raises :class:`UserError` where it does not hold together."""
     try:
-        index = Index.model_validate(_json(text, place))
+        index = Index.model_validate(parse_mapping(text, place, REMEDY))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -197,13 +203,3 @@ def header(entries: dict[str, tuple[str, Iterable[int], int]], run: str, step: i
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _json(text: bytes, place: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: is not JSON ({str(error)[:200]}); {REMEDY}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{place}: holds no mapping; {REMEDY}.")
-    return content

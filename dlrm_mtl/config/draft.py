@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.yaml_text import to_yaml
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, LabelSpec
+from dlrm_mtl.storage.output import output_file
 
 STEPS = 100
 """Steps that an epoch should have at least, before batches grow."""
@@ -37,10 +38,10 @@ def draft_config(path: str) -> str:
     lines = [
         f"# A first run on {_comment(spec.name)}{f': {rows:,} training rows' if rows else ''}. Every key and its default:",
         "# dlrm-mtl config schema. Then: dlrm-mtl config check THIS_FILE, and dlrm-mtl train THIS_FILE.",
-        f"name: {_text(_plain(spec.name))}",
+        f"name: {to_yaml(_plain(spec.name))}",
         "seed: 1",
         "data:",
-        f"  path: {_text(folder)}",
+        f"  path: {to_yaml(folder)}",
         f"  batch_size: {_batch_size(rows)}  # rows of a step, over all processes",
         *_unbounded(spec),
         "tasks:",
@@ -71,11 +72,11 @@ def _constant(label: LabelSpec) -> bool:
 
 
 def _task(label: LabelSpec) -> list[str]:
-    name = _text(label.name)
     if label.kind == "real":
         mean = "" if label.mean is None else f"  # mean {label.mean:.4g}"
-        return [f"  - {{name: {name}, loss: mean_squared_error}}{mean}"]
-    return [f"  - {{name: {name}}}" + ("" if label.mean is None else f"  # positive in {label.mean:.2%} of the rows")]
+        return [f"  - {to_yaml({'name': label.name, 'loss': 'mean_squared_error'})}{mean}"]
+    rate = "" if label.mean is None else f"  # positive in {label.mean:.2%} of the rows"
+    return [f"  - {to_yaml({'name': label.name})}{rate}"]
 
 
 def _multitask(tasks: int) -> list[str]:
@@ -88,12 +89,12 @@ def _multitask(tasks: int) -> list[str]:
 
 
 def _unbounded(spec: DatasetSpec) -> list[str]:
-    names = [feature.name for feature in spec.features if feature.unbounded]
-    if not names:
+    rows = {feature.name: _rows(spec, feature.name) for feature in spec.features if feature.unbounded}
+    if not rows:
         return []
     return [
-        "  unbounded:  # rows of the tables whose ids are not numbered; the least used ids make room",
-        *[f"    {_text(name)}: {_rows(spec, name)}" for name in names],
+        "  # Rows of the tables whose ids are not numbered; the least used ids make room.",
+        f"  unbounded: {to_yaml(rows)}",
     ]
 
 
@@ -114,22 +115,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._-") or "run"
 
 
-def _text(value: str) -> str:
-    """A text as YAML: bare where that is a text, otherwise in JSON's quotes, which YAML reads."""
-    bare = re.fullmatch(r"[A-Za-z][\w./-]*", value) and value.lower() not in (
-        "yes",
-        "no",
-        "on",
-        "off",
-        "true",
-        "false",
-        "null",
-        "y",
-        "n",
-    )
-    return value if bare else json.dumps(value, ensure_ascii=False)
-
-
 def _comment(text: str) -> str:
     return " ".join(text.split())
 
@@ -141,10 +126,7 @@ def write_draft(path: str, output: Path) -> None:
         UserError: as :func:`draft_config`; or ``output`` is there, or cannot be written.
     """
     text = draft_config(path)
-    try:
-        with open(output, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError(f"{output}: this file is there already; remove it, or name another with --output.") from None
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); name another file with --output.") from None
+    if output.exists():
+        raise UserError(f"{output}: this file is there already; remove it, or name another with --output.")
+    with output_file(output) as file:
+        file.write(text.encode())

@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 
 def closest(name: str, allowed: Sequence[str], cutoff: float = 0.6) -> str | None:
     """Return the one of ``allowed`` that ``name`` is a likely misspelling of; None if there is none."""
-    return next(iter(difflib.get_close_matches(name, allowed, n=1, cutoff=cutoff)), None)
+    return next(iter(nearest(name, allowed, 1, cutoff)), None)
+
+
+def nearest(name: str, allowed: Sequence[str], most: int, cutoff: float) -> list[str]:
+    """Return up to ``most`` of ``allowed`` that are like ``name``, the nearest first."""
+    return difflib.get_close_matches(name, allowed, n=most, cutoff=cutoff)
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:

@@ -37,6 +37,26 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"unknown place: a value does not fit its tag ({error})") from None
 
 
+def to_yaml(value: object) -> str:
+    """A value as YAML, in one line."""
+    text = yaml.dump(
+        value, Dumper=_OneLine, default_flow_style=True, allow_unicode=True, width=1_000_000, sort_keys=False
+    )
+    return text.removesuffix("...\n").strip()
+
+
+class _OneLine(yaml.SafeDumper):
+    """Writes texts with line ends in double quotes, where they are escaped."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
+    lines = any(character in text for character in "\n\r\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if lines else None)
+
+
+_OneLine.add_representer(str, _represent_text)
+
+
 class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -124,16 +124,7 @@ def build_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingBagC
     """
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
-    configs = [
-        EmbeddingBagConfig(
-            name=table.name,
-            num_embeddings=table.num_embeddings,
-            embedding_dim=table.embedding_dim,
-            feature_names=table.feature_names,
-            pooling=PoolingType.SUM,
-        )
-        for table in tables
-    ]
+    configs = [EmbeddingBagConfig(**_shared_fields(table), pooling=PoolingType.SUM) for table in tables]
     return EmbeddingBagCollection(tables=configs, device=torch.device(device))
 
 
@@ -141,16 +132,14 @@ def build_unpooled_tables(tables: Sequence[Table], device: str = "meta") -> Embe
     """The collection; on the meta device it takes no memory before it is sharded."""
     from torchrec import EmbeddingCollection, EmbeddingConfig
 
-    configs = [
-        EmbeddingConfig(
-            name=table.name,
-            num_embeddings=table.num_embeddings,
-            embedding_dim=table.embedding_dim,
-            feature_names=table.feature_names,
-        )
-        for table in tables
-    ]
+    configs = [EmbeddingConfig(**_shared_fields(table)) for table in tables]
     return EmbeddingCollection(tables=configs, device=torch.device(device))
+
+
+def _shared_fields(table: Table) -> dict[str, Any]:
+    """The fields that TorchRec's configurations have, too."""
+    names = ("name", "num_embeddings", "embedding_dim", "feature_names")
+    return {name: getattr(table, name) for name in names}
 
 
 def torchrec_tables(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from dlrm_mtl.core.clippy_defaults import INITIAL_ACCUMULATOR, LAMBDA_ABS, LAMBDA_REL
+from dlrm_mtl.core.suggest import closest
 from dlrm_mtl.optim.clippy import Accumulator, ClippyOptions, clipping_factor, never_clips, require_learning_rate
 from dlrm_mtl.optim.clippy_groups import Batch, Entry, put_back, touched, touched_size
 from dlrm_mtl.optim.clippy_passes import (
@@ -370,9 +370,9 @@ class ClippyAdagrad(Optimizer):
             ValueError: an option with a wrong value or name, or a complex parameter.
         """
         for name in param_group.keys() - self.defaults.keys() - {"params", "param_names"}:
-            meant = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.8)
+            meant = closest(name, list(self.defaults), cutoff=0.8)
             if meant:
-                raise ValueError(f"{name} is no option of ClippyAdagrad; {meant[0]} was probably meant")
+                raise ValueError(f"{name} is no option of ClippyAdagrad; {meant} was probably meant")
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:

@@ -57,7 +57,7 @@ def verify(run: RunPath, checkpoint: Name = None) -> None:
         if isinstance(opened, UserError):
             damaged.append(str(opened))
             continue
-        size = sum(chunk.stop - chunk.start for tensor in opened.index.tensors.values() for chunk in tensor.chunks)
+        size = sum(tensor.size for tensor in opened.index.tensors.values())
         unchecked = "" if opened.index.format > 1 else "; format 1 has no checksums, so it could be read, no more"
         console().print(
             f"{name}: good, {len(opened.index.tensors)} tensors, {size_text(size)}{unchecked}", soft_wrap=True
@@ -92,9 +92,8 @@ def show(
         return
     table = Table("tensor", "type", "shape", "size", "parts", title=f"{run}: {opened.name}", title_justify="left")
     for name, tensor in opened.index.tensors.items():
-        size = sum(chunk.stop - chunk.start for chunk in tensor.chunks)
         shape = " x ".join(f"{each:,}" for each in tensor.shape) or "one value"
-        table.add_row(name, tensor.dtype, shape, size_text(size), str(len(tensor.chunks)))
+        table.add_row(name, tensor.dtype, shape, size_text(tensor.size), str(len(tensor.chunks)))
     console().print(table)
     counters = {key: value for key, value in state.items() if isinstance(value, (int, float))}
     console().print(", ".join(f"{key} {value:,}" for key, value in counters.items()), soft_wrap=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlrm_mtl.checkpoint.checkpoints import POINTERS, Checkpoints, Opened
+from dlrm_mtl.checkpoint.checkpoints import POINTERS, STEP_NAME, Checkpoints, Opened
 from dlrm_mtl.checkpoint.state import CHECKPOINTS
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.run.folder import NO_RUN
@@ -14,8 +13,6 @@ from dlrm_mtl.storage.filesystems import is_local, locate
 from dlrm_mtl.storage.remote_folder import RemoteStore
 from dlrm_mtl.storage.run_lock import lock_of
 from dlrm_mtl.storage.run_store import LocalStore, RunStore
-
-_STEP = re.compile(r"step_\d{8,}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def list_checkpoints(checkpoints: Checkpoints) -> list[CheckpointInfo]:
     complete = set(checkpoints.names())
     pointers = pointed_at(checkpoints)
     found = []
-    for name in sorted(name for name in checkpoints.store.names(CHECKPOINTS) if _STEP.fullmatch(name)):
+    for name in sorted(name for name in checkpoints.store.names(CHECKPOINTS) if STEP_NAME.fullmatch(name)):
         files = checkpoints.store.files(f"{CHECKPOINTS}/{name}")
         format, problem = None, "incomplete"
         if name in complete:

@@ -14,18 +14,18 @@ It holds
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pydantic import Field
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.json_text import parse_mapping
 from dlrm_mtl.core.parts import rebuild
 from dlrm_mtl.core.plugins import load_plugins
 from dlrm_mtl.core.schema import Strict, validate
@@ -175,7 +175,7 @@ def check_bundle(folder: Path) -> str:
         ) from None
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror}).") from None
-    content = parse_json(text, place)
+    content = parse_mapping(text, place, REMEDY)
     if content.get("format") != FORMAT or isinstance(content.get("format"), bool):
         raise UserError(
             f"{place}: this bundle has the format {content.get('format')!r} and this version of dlrm-mtl reads {FORMAT}; "
@@ -215,7 +215,7 @@ def read_model(folder: Path, plugins: list[str]) -> ServedModel:
         UserError: the model is made of parts that no module in ``plugins`` registers.
     """
     place = folder / MODEL_FILE
-    content = parse_json(place.read_bytes(), place)
+    content = parse_mapping(place.read_bytes(), place, REMEDY)
     load_plugins(plugins, "plugins")
     missing = [module for module in content.get("plugins", []) if module not in plugins]
     if missing:
@@ -225,14 +225,3 @@ def read_model(folder: Path, plugins: list[str]) -> ServedModel:
         )
     rebuild(ServedModel)
     return validate(ServedModel, content, str(place))
-
-
-def parse_json(text: bytes, place: Path) -> dict[str, Any]:
-    """The mapping that a JSON file holds; raises :class:`UserError` if it is none."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: is not JSON ({str(error)[:200]}); {REMEDY}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{place}: holds no mapping; {REMEDY}.")
-    return content

@@ -13,6 +13,7 @@ import yaml
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import mapping_of, validate
+from dlrm_mtl.core.yaml_text import to_yaml
 from dlrm_mtl.data.leaks import Candidate, Leak, find_leaks
 from dlrm_mtl.prepare.table.description import LabelConfig, SourceConfig, TableDescription
 from dlrm_mtl.prepare.table.dialect import Dialect, guess_dialect
@@ -279,9 +280,3 @@ def _split(
     )
     other = [f"# split: {{name: user, column: {to_yaml(user.name)}, seed: 0, shares: {shares}}}"] if user else []
     return [*other, random]
-
-
-def to_yaml(value: object) -> str:
-    """A value as YAML, in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1_000_000, sort_keys=False)
-    return text.removesuffix("...\n").strip()

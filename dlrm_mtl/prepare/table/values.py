@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.sql import quote
+from dlrm_mtl.core.suggest import nearest
 from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.table.conditions import parse_condition
 from dlrm_mtl.prepare.table.description import FeatureConfig, LabelConfig, SourceConfig
@@ -217,6 +217,8 @@ def verify_literals(table: Table, config: LabelConfig) -> None:
     if config.where is None:
         return
     condition = parse_condition(config.where)
+    if not condition.literals:
+        return
     sql = condition.sql(lambda name: number(table, name), lambda name: text(table, name))
     (values,) = one_row(table.connection, f"SELECT count(DISTINCT {sql}) FROM rows")
     if values > 1:
@@ -227,7 +229,7 @@ def verify_literals(table: Table, config: LabelConfig) -> None:
             continue
         query = f"SELECT DISTINCT {value} FROM rows WHERE {value} IS NOT NULL LIMIT {MOST_VALUES}"
         held = sorted(str(row[0]) for row in table.connection.execute(query).fetchall())
-        near = difflib.get_close_matches(literal, held, n=3, cutoff=0.5) or held[:3]
+        near = nearest(literal, held, 3, cutoff=0.5) or held[:3]
         raise UserError(
             f"label {config.name!r}: where {config.where!r} is the same in all rows, because column {column!r} never holds "
             f"{literal!r}; it holds {', '.join(map(repr, near))}: correct the text, with blanks as they stand in the file."
