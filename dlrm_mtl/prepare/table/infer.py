@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import yaml
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import mapping_of, validate
@@ -108,9 +107,9 @@ def draft_table(path: Path, columns: Sequence[str] | None = None) -> Draft:
             table = _sample(Path(work), "refined", found, dialect)
         with table.connection:
             text = _compose(path, dialect, table, found.files)
-    content = yaml.safe_load(text)
+    content = mapping_of(text, f"draft of {path}")
     if "labels" in content and any(feature["kind"] != "ignore" for feature in content["features"]):
-        validate(TableDescription, mapping_of(text, f"draft of {path}"), f"draft of {path}")
+        validate(TableDescription, content, f"draft of {path}")
     return Draft(text, dialect.remarks)
 
 
