@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Content never names a test: packed content holds the time, and processes side by side must agree on names."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The top folder of this repository."""

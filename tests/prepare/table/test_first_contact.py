@@ -276,7 +276,7 @@ def test_the_last_column_with_two_values_is_a_label_where_no_name_says_so(tmp_pa
 def packed_zip(content: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("x.csv", content)
+        archive.writestr(zipfile.ZipInfo("x.csv"), content)
     return buffer.getvalue()
 
 
@@ -290,14 +290,14 @@ TABLE = b"user,click\nann,1\n"
         ("x.csv.bz2", bz2.compress(TABLE), "is compressed by bzip2, not a CSV file; decompress it"),
         ("x.csv.xz", lzma.compress(TABLE), "is compressed by xz"),
         ("x.csv.zst", b"\x28\xb5\x2f\xfd" + TABLE, "is compressed by zstd"),
-        ("x.csv.gz", gzip.compress(packed_zip(TABLE)), "holds, compressed by gzip, a zip archive"),
-        ("x.csv.gz", gzip.compress(b"PAR1" + TABLE), "holds, compressed by gzip, Parquet"),
+        ("x.csv.gz", gzip.compress(packed_zip(TABLE), mtime=0), "holds, compressed by gzip, a zip archive"),
+        ("x.csv.gz", gzip.compress(b"PAR1" + TABLE, mtime=0), "holds, compressed by gzip, Parquet"),
         ("x.pkl", pickle.dumps([1, 2], protocol=4), "is a Python pickle"),
         ("x.jsonl", b'{"user": 1}\n{"user": 2}\n', "is JSON"),
         ("x.csv", b"<!DOCTYPE html><html>", "is a web page"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
         ("x.parquet", TABLE * 3, "is text and no Parquet file"),
-        ("x.parquet", gzip.compress(TABLE), "is compressed by gzip and no Parquet file"),
+        ("x.parquet", gzip.compress(TABLE, mtime=0), "is compressed by gzip and no Parquet file"),
         ("x.parquet", packed_zip(TABLE), "is a zip archive, not a Parquet file"),
     ],
 )
