@@ -1,9 +1,10 @@
-"""Pages of the site that are made from the code: the API, and the keys of a configuration."""
+"""Pages of the site that are made from the code: the API, and the keys of a configuration; and the tutorial, a notebook."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -17,7 +18,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     files.append(File.generated(config, "reference/api.md", content=api()))
     files.append(File.generated(config, "reference/configuration.md", content=configuration()))
+    files.append(File.generated(config, "tutorial.md", content=tutorial()))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to the notebook, which stand for themselves in the repository, lead to its page."""
+    return markdown.replace("(tutorial.ipynb)", "(tutorial.md)")
+
+
+def tutorial() -> str:
+    """The notebook with the outputs that are stored in it."""
+    lines: list[str] = []
+    for cell in json.loads((Path(__file__).parent / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        lines += ["```python", source, "```", ""] if cell["cell_type"] == "code" else [source, ""]
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "stream":
+                lines += ["```text", "".join(output["text"]).rstrip(), "```", ""]
+            elif "image/png" in output.get("data", {}):
+                picture = "".join(output["data"]["image/png"]).replace("\n", "")
+                lines += [f"![Output of the cell above](data:image/png;base64,{picture})", ""]
+    return "\n".join(lines)
 
 
 def api() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ PAGES = [
     ROOT / "launchers/README.md",
     ROOT / "studies/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "docs/tutorial.ipynb",
 ]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
@@ -38,7 +40,15 @@ class Piece:
 
 
 def lines(page: str) -> list[str]:
-    return (ROOT / page).read_text(encoding="utf-8").splitlines()
+    """The lines of a page; a notebook's cells of code become fenced blocks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if not page.endswith(".ipynb"):
+        return text.splitlines()
+    found = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"]).splitlines()
+        found += ["```python", *source, "```"] if cell["cell_type"] == "code" else source
+    return found
 
 
 def blocks(page: str, language: str | None = None) -> list[Piece]:

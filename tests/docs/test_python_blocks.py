@@ -6,6 +6,7 @@ A block that cannot be run has a comment on the line before it, ``<!-- not run: 
 from __future__ import annotations
 
 import ast
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -128,6 +129,13 @@ def architectures(names: dict[str, Any], said: str) -> None:
     assert names["per_task"].shape == (32, 4, 128)
 
 
+def tutorial(names: dict[str, Any], said: str) -> None:
+    assert metric(names["mmoe"].metrics["is_click/auc"])
+    assert metric(names["shared_bottom"].metrics["is_click/auc"])
+    assert len(names["scores"]) == ROWS["test"]
+    assert len(names["best"]) == 5
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "README.md": readme,
     "docs/quickstart.md": quickstart,
@@ -139,6 +147,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "docs/reports.md": reports,
     "docs/two_phase.md": two_phase,
     "docs/architectures.md": architectures,
+    "docs/tutorial.ipynb": tutorial,
 }
 """What a page's code must have come to, beside running."""
 
@@ -191,3 +200,10 @@ def test_documents_and_examples_import_public_names_only() -> None:
     for path in (ROOT / "docs" / "examples").rglob("*.py"):
         found += [f"{path.relative_to(ROOT)}:{line}: {name}" for line, name in imports(path.read_text()) if "." in name]
     assert not found, f"import these names from dlrm_mtl itself: {'; '.join(found)}"
+
+
+def test_the_tutorial_shows_what_its_cells_print_and_draw() -> None:
+    for cell in json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())["cells"]:
+        shown = [output["output_type"] for output in cell.get("outputs", [])]
+        source = "".join(cell["source"])
+        assert shown == ["stream"] * ("print(" in source) + ["display_data"] * ("plt.show()" in source), source
