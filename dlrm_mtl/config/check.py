@@ -1,4 +1,4 @@
-"""What the parts of a configuration ask of each other, and of the data set's description where that is at hand."""
+"""Checks between the parts of a configuration, and against the data set's description if it is available."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_run(config: RunConfig, place: str) -> None:
         check_growing(config)
         check_negatives_count(config)
         check_items_are_drawn(config)
-        if config.data.negatives is None:  # else the data set's labels come first, which decide on the tasks
+        if config.data.negatives is None:  # with negatives, missing labels of the data set are reported first
             check_watched_metric(config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
@@ -41,7 +41,7 @@ def check_run(config: RunConfig, place: str) -> None:
 
 
 def check_parts(config: RunConfig, place: str) -> None:
-    """Let every part that has a method ``check`` say whether it fits the run, see :class:`~dlrm_mtl.core.parts.Run`.
+    """Call ``check`` of every part that has one, see :class:`~dlrm_mtl.core.parts.Run`.
 
     Raises:
         UserError: the first part that does not fit, with the path of its key behind ``place``.
@@ -73,7 +73,7 @@ def parts_in(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 
 def check_items_are_drawn(config: RunConfig) -> None:
-    """Refuse losses that compare an item with others, under a model that draws none.
+    """Refuse losses that compare an item with others if the model draws no items.
 
     Raises:
         UserError: there is such a task.
@@ -105,7 +105,7 @@ def check_watched_metric(config: RunConfig) -> None:
 
 
 def check_growing(config: RunConfig) -> None:
-    """Refuse what has no meaning while the end of the data is not known.
+    """Refuse keys that need to know the end of the data.
 
     Raises:
         UserError: there is such a key.
@@ -129,7 +129,7 @@ def check_negatives_count(config: RunConfig) -> None:
     """Refuse drawn negatives that no task would learn from.
 
     Raises:
-        UserError: every task has a ranking loss, whose model draws items itself, or a mask, which leaves negatives out.
+        UserError: every task has a mask, which excludes negatives, or a ranking loss, whose model draws items itself.
     """
     if config.data.negatives is None:
         return
@@ -142,7 +142,7 @@ def check_negatives_count(config: RunConfig) -> None:
 
 
 def check_against_data_set(config: RunConfig, place: str) -> None:
-    """Check what :func:`check_run` cannot tell without the data set, if its description is on this machine.
+    """Check what needs the data set, after :func:`check_run`, if its description is on this machine.
 
     Raises:
         UserError: the first mistake that dataset.yaml shows.

@@ -1,4 +1,4 @@
-"""A first configuration for a data set, with the reasons beside it: what ``dlrm-mtl init`` writes."""
+"""Draft of a configuration for a data set, with reasons in comments: the output of ``dlrm-mtl init``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, LabelSpec
 from dlrm_mtl.storage.output import output_file
 
 STEPS = 100
-"""Steps that an epoch should have at least, before batches grow."""
+"""Smallest number of steps of an epoch before batches grow."""
 SMALLEST, LARGEST = 64, 4096
-"""Rows of a batch."""
+"""Limits of the batch size, in rows."""
 UNBOUNDED_ROWS = 1_000_000
-"""Rows for ids that are not numbered, where the data set does not say how many distinct ones there are."""
+"""Table rows for ids without a vocabulary, if the data set does not state how many are distinct."""
 
 
 def draft_config(path: str) -> str:
-    """The text of a configuration that trains on the data set in ``path``: all features, a task for every label, MMoE, Clippy.
+    """Text of a configuration for the data set in ``path``: all features, a task for every label, MMoE, Clippy.
 
     Args:
-        path: the data set's folder or its dataset.yaml; path or URI.
+        path: folder of the data set or its dataset.yaml; path or URI.
 
     Raises:
         UserError: there is no data set, or none of its labels can be learned.
@@ -104,14 +104,14 @@ def _rows(spec: DatasetSpec, name: str) -> int:
 
 
 def _batch_size(rows: int | None) -> int:
-    """The power of two that gives an epoch at least :data:`STEPS` steps, within limits."""
+    """Largest power of two that gives an epoch at least :data:`STEPS` steps, within limits."""
     if not rows:
         return 1024
     return min(LARGEST, max(SMALLEST, 2 ** int(math.log2(max(rows / STEPS, 1)))))
 
 
 def _plain(name: str) -> str:
-    """A name that is a folder's, too."""
+    """A name that is also valid for a folder."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._-") or "run"
 
 
@@ -120,10 +120,10 @@ def _comment(text: str) -> str:
 
 
 def write_draft(path: str, output: Path) -> None:
-    """Write :func:`draft_config` to ``output``, which must not be there.
+    """Write :func:`draft_config` to ``output``, which must not exist.
 
     Raises:
-        UserError: as :func:`draft_config`; or ``output`` is there, or cannot be written.
+        UserError: as :func:`draft_config`; or ``output`` exists, or cannot be written.
     """
     text = draft_config(path)
     if output.exists():

@@ -1,4 +1,4 @@
-"""Reading a run's configuration: one YAML file and overrides from the command line."""
+"""Loading a run's configuration: one YAML file and overrides from the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dlrm_mtl.core.yaml_text import parse_yaml
 from dlrm_mtl.data.spec import DATASET_FILE
 
 _known = -1
-"""How many parts were registered when the schema was made."""
+"""Number of registered parts when the schema was made."""
 
 
 def load_config(
@@ -32,7 +32,7 @@ def load_config(
     Args:
         path: the YAML file.
         overrides: ``key.path=value``, in order; values are YAML, list entries are addressed by number.
-        plugins: modules with parts of one's own, beside those that the file names; the result names them all.
+        plugins: modules with parts of your own, in addition to those in the file; the result names all of them.
 
     Raises:
         UserError: with one sentence per mistake.
@@ -54,7 +54,7 @@ def load_config(
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """``config`` with other values of the keys in ``overrides``, each ``key.path=value``; see :func:`load_config`."""
+    """Copy of ``config`` with other values of the keys in ``overrides``, each ``key.path=value``; see :func:`load_config`."""
     if not overrides:
         return config
     content = config.model_dump(mode="json")
@@ -65,7 +65,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def _refuse_data_set(path: Path) -> None:
-    """Say what to do with a data set's folder, or its dataset.yaml, in the place of a configuration."""
+    """Refuse a data set's folder, or its dataset.yaml, in place of a configuration."""
     if path.name == DATASET_FILE or Path(path, DATASET_FILE).is_file():
         folder = path.parent if path.name == DATASET_FILE else path
         raise UserError(
@@ -75,7 +75,7 @@ def _refuse_data_set(path: Path) -> None:
 
 
 def know_all_parts() -> None:
-    """Let :class:`RunConfig` know the parts that were registered since it was last used."""
+    """Update the schema of :class:`RunConfig` with the parts registered since its last use."""
     global _known
     if _known != registrations():
         rebuild(RunConfig)
@@ -83,14 +83,14 @@ def know_all_parts() -> None:
 
 
 def read_extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The content of a configuration file, merged over the file that its key ``extends`` names.
+    """Content of a configuration file, merged over the file in its key ``extends``.
 
-    Mappings are merged key by key, everything else is replaced; so is the mapping of a part whose ``name`` changes, with the
-    options of the part that it was. The path in ``extends`` is relative to the file that it stands in.
+    Mappings are merged key by key; other values are replaced. A part's mapping with a new ``name`` replaces the old one
+    with all its options. The path in ``extends`` is relative to its own file.
 
     Args:
         path: the file.
-        below: the files that extend it.
+        below: files that extend it.
 
     Raises:
         UserError: a file cannot be read, or extends itself.
@@ -119,7 +119,7 @@ def _merged(base: dict[str, Any], own: dict[str, Any], top: bool = False) -> dic
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set one ``key.path=value`` in ``content``; raises :class:`UserError` if it has another form."""
+    """Set one ``key.path=value`` in ``content``; raises :class:`UserError` if the override has another form."""
     key_path, equals, text = override.partition("=")
     keys = key_path.strip().split(".")
     if not equals or not all(keys):
@@ -151,13 +151,13 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML with every default written out; :func:`load_config` reads it back to the same thing."""
+    """The configuration as YAML with every default written out; :func:`load_config` reads back an equal one."""
     content = config.model_dump(mode="json")
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
 def json_schema() -> str:
-    """The JSON schema of a configuration file, for editors."""
+    """JSON schema of a configuration file, for editors."""
     know_all_parts()
     schema = RunConfig.model_json_schema()
     schema["properties"]["extends"] = {

@@ -1,4 +1,4 @@
-"""What a run is: the root of its configuration."""
+"""The root of a run's configuration."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from dlrm_mtl.tasks.weighting import FixedWeightingConfig, TaskWeightingConfig
 
 
 class RunConfig(Strict):
-    """Everything that determines a run. Two runs with the same configuration give the same model."""
+    """Everything that determines a run: equal configurations give equal models."""
 
     name: str
     """Name of the run; its folder is runs/NAME unless `--output` says otherwise."""
     seed: int = Field(default=1, ge=0)
-    """Determines initial weights, the order of rows and dropout."""
+    """Seed of initial weights, row order and dropout."""
     plugins: list[str] = Field(default_factory=list)
-    """Modules that register parts of your own, such as `my_package.ranking`; see docs/extending.md. Importing one runs it."""
+    """Modules that register parts of your own, such as `my_package.ranking`; see docs/extending.md. Importing a module runs
+    it."""
     data: DataConfig
-    """Which rows and columns are read, and in which order."""
+    """Rows and columns to read, and their order."""
     tasks: list[TaskConfig] = Field(min_length=1)
-    """What the model predicts."""
+    """Predictions of the model."""
     task_weighting: TaskWeightingConfig = FixedWeightingConfig()
-    """How the tasks' losses become one: `fixed`, `uncertainty` or `dwa`, or with options `{name: dwa, temperature: 1}`."""
+    """Method that combines the tasks' losses: `fixed`, `uncertainty` or `dwa`, or with options `{name: dwa, temperature:
+    1}`."""
     model: AnyModelConfig = ModelConfig()
-    """Tables, interaction, multitask architecture and towers; or, by its `name`, another model."""
+    """Tables, interaction, multitask architecture and towers; or another model, by its `name`."""
     balancing: BalancingConfig = NoBalancingConfig()
-    """How the tasks' gradients of shared parameters become one: `none` (their sum), or a method such as
-    `{name: metabalance, target: is_click, relax: 0.7}`."""
+    """Method that combines the tasks' gradients of shared parameters: `none` (their sum), or one such as `{name:
+    metabalance, target: is_click, relax: 0.7}`."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """What trains the tables and everything else."""
+    """Optimizers of the tables and of all other parameters."""
     sharding: ShardingConfig = ShardingConfig()
-    """How the tables are spread over processes."""
+    """Distribution of the tables over processes."""
     training: TrainingConfig = TrainingConfig()
-    """How long to train, and what to do on the way."""
+    """Length of training, evaluation, checkpoints and logging."""
 
     @field_validator("tasks")
     @classmethod

@@ -12,29 +12,29 @@ from dlrm_mtl.core.schema import Strict, validate
 
 
 class EarlyStoppingConfig(Strict):
-    """When to stop before the last epoch."""
+    """Condition for stopping before the last epoch."""
 
     metric: str = "mean/auc"
-    """What to watch on the validation split: `TASK/METRIC`, or `mean/METRIC` for the mean over tasks. The best checkpoint is
-    chosen by it as well."""
+    """Metric to watch on the validation split: `TASK/METRIC`, or `mean/METRIC` for the mean over tasks. It also chooses the
+    best checkpoint."""
     patience: int = Field(default=3, ge=0)
     """Evaluations without improvement before training stops; 0 never stops early."""
 
 
 class ProfileConfig(Strict):
-    """Which steps to trace."""
+    """Steps to trace."""
 
     start: int = Field(default=10, ge=0)
-    """Steps to take before, counted from where this start of the run begins."""
+    """Steps before tracing begins, counted from the current start of the run."""
     steps: int = Field(default=5, gt=0)
-    """Steps to trace."""
+    """Number of traced steps."""
 
 
 def listener_part(listener: str | dict[str, Any]) -> tuple[Entry, BaseModel | None]:
-    """The registered listener that an entry of ``training.listeners`` names, and its options if it has any.
+    """Registered listener of an entry of ``training.listeners``, and its options if it has any.
 
     Raises:
-        UserError: there is none of this name, or the options do not fit.
+        UserError: there is no listener of this name, or the options do not fit.
     """
     options = {"name": listener} if isinstance(listener, str) else listener
     entry = registry("listener")[str(options.get("name"))]
@@ -46,38 +46,38 @@ def listener_part(listener: str | dict[str, Any]) -> tuple[Entry, BaseModel | No
 
 
 class TrainingConfig(Strict):
-    """How long to train, and what to do on the way."""
+    """Length of training, evaluation, checkpoints and logging."""
 
     epochs: int = Field(default=1, gt=0)
-    """Passes over the training split."""
+    """Number of passes over the training split."""
     max_steps: int | None = Field(default=None, gt=0)
-    """Stop after this many steps; default: at the end of the last epoch."""
+    """Largest number of steps; default: the end of the last epoch."""
     micro_batches: int = Field(default=1, gt=0)
-    """Pieces that a batch is cut into: their gradients are added up before the one update, so that activations take a
-    fraction of the memory. `data.batch_size` must be a multiple of this times `data.lanes`."""
+    """Pieces that a batch is cut into. Their gradients are added up before the one update, so activations take a fraction
+    of the memory. `data.batch_size` must be a multiple of this times `data.lanes`."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of products of float32 matrices, as in torch.set_float32_matmul_precision. `high` lets NVIDIA GPUs use TF32, several
-    times faster, with errors of 1e-3; results then depend on the number of processes by as much."""
+    """Precision of float32 matrix products, as in torch.set_float32_matmul_precision. `high` lets NVIDIA GPUs use TF32,
+    several times faster, with errors of 1e-3; results then depend on the number of processes by as much."""
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations on the validation split; default: once at the end of every epoch. The last step is always
-    followed by one."""
+    evaluated."""
     checkpoint_every: int | None = Field(default=None, gt=0)
-    """Steps between checkpoints; default: whenever the validation split is evaluated."""
+    """Steps between checkpoints; default: at every evaluation on the validation split."""
     keep_checkpoints: int = Field(default=2, gt=0)
-    """Checkpoints that are kept besides the best one."""
+    """Number of checkpoints kept besides the best one."""
     max_skipped_steps: int = Field(default=10, gt=0)
-    """A step whose gradient is not finite changes nothing; after this many in a row the run ends."""
+    """Largest number of consecutive steps without a finite gradient before the run ends; such a step changes nothing."""
     stop_on_divergence: bool = False
-    """End the run where a task's loss has been ten times its first value for three log entries; otherwise a warning says so."""
+    """End the run if a task's loss is ten times its first value for three log entries; by default this is only a warning."""
     log_every: int = Field(default=10, gt=0)
     """Steps between entries in metrics.jsonl and TensorBoard."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
-    """When to stop before the last epoch."""
+    """Condition for stopping before the last epoch."""
     profile: ProfileConfig | None = None
-    """Trace a few steps on every process, such as `{start: 20, steps: 5}`, into profile/ in the run's folder, for
-    https://ui.perfetto.dev."""
+    """Steps to trace on every process, such as `{start: 20, steps: 5}`; the trace is written to profile/ in the run's
+    folder, for https://ui.perfetto.dev."""
     listeners: list[str | dict[str, Any]] = Field(default_factory=list)
-    """Listeners that plugins register, by name or with options: `[mlflow, {name: pager, threshold: 0.5}]`."""
+    """Listeners registered by plugins, by name or with options: `[mlflow, {name: pager, threshold: 0.5}]`."""
 
     @field_validator("listeners")
     @classmethod
@@ -90,10 +90,10 @@ class TrainingConfig(Strict):
         return listeners
 
     def steps_per_epoch(self, micro_batches: int) -> int:
-        """Steps that an epoch of so many micro-batches takes."""
+        """Number of steps in an epoch of ``micro_batches`` micro-batches."""
         return -(-micro_batches // self.micro_batches)
 
     def total_steps(self, micro_batches: int) -> int:
-        """Steps of the whole run, whose epochs have so many micro-batches."""
+        """Number of steps in a run whose epochs have ``micro_batches`` micro-batches."""
         steps = self.epochs * self.steps_per_epoch(micro_batches)
         return min(steps, self.max_steps or steps)

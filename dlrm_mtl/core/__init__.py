@@ -1,1 +1,1 @@
-"""What everything else rests on: errors, schemas, random numbers, processes. Imports nothing of the package."""
+"""The ground floor: errors, schemas, random numbers, processes. Imports nothing else of the package."""

@@ -10,11 +10,13 @@ _MASK = (1 << 63) - 1
 
 
 class BatchRandom:
-    """Uniform draws for the rows of a batch: dropout masks, negatives, samples of tasks. Its ``step`` is set before each step.
+    """Uniform draws for the rows of a batch (dropout masks, negatives, sampled tasks).
+
+    The caller sets ``step`` before each step.
 
     A global batch is the concatenation of equal slices of all lanes, and a process holds the slices of its own lanes. Masks
-    are drawn per (seed, layer, step, lane), so a row gets the same mask on any number of processes, and a resumed run needs
-    no state of a random generator.
+    are drawn per (seed, layer, step, lane). So a row gets the same mask on any number of processes, and a resumed run needs
+    no generator state.
     """
 
     def __init__(self, seed: int, lanes: range) -> None:

@@ -1,4 +1,4 @@
-"""Options of the Clippy rule that tables and dense parameters share, as keys of a configuration."""
+"""Clippy options that tables and dense parameters share, as configuration keys."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dlrm_mtl.core.schema import Strict
 
 
 class ClippyLimits(Strict):
-    """How far the Clippy rule lets a coordinate move, and the accumulator that it divides by."""
+    """Limits of a coordinate's move under the Clippy rule, and the accumulator that it divides by."""
 
     lambda_rel: float = Field(default=LAMBDA_REL, ge=0)
     """A coordinate w moves at most lambda_rel |w| + lambda_abs in a step."""
     lambda_abs: float = Field(default=LAMBDA_ABS, ge=0)
-    """See lambda_rel."""
+    """The absolute part of the limit, see lambda_rel."""
     initial_accumulator_value: float = Field(default=INITIAL_ACCUMULATOR, ge=0)
-    """What the accumulators start from."""
+    """Initial value of the accumulators."""
     accumulator: Literal["standard", "delayed"] = "standard"
-    """Whether the root is taken after adding the new squares (the paper) or before (TF Recommenders)."""
+    """`standard` takes the root after adding the new squares (the paper), `delayed` before (TF Recommenders)."""

@@ -1,4 +1,4 @@
-"""Optional packages: the extra of dlrm-mtl that installs each, and the sentence where one is missing."""
+"""Optional packages: the extra of dlrm-mtl that installs each, and the error for a missing one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dlrm_mtl.core.errors import UserError
 
 TESTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx": "0.7.0"}
-"""Releases that this package is tested with; a release with the same first two numbers serves as well."""
+"""Releases that this package is tested with; a release with the same first two numbers works as well."""
 
 EXTRA_OF = {
     "duckdb": "prepare",
@@ -26,21 +26,21 @@ EXTRA_OF = {
     "torchx": "launch",
     "tqdm": "tables",
 }
-"""The extra that installs a package, by the name under which the package is imported."""
+"""Extra that installs a package, by import name."""
 
 PAIR = ("torchrec", "fbgemm_gpu")
-"""Packages that no extra for the CPU can install: pip would add the CUDA build of fbgemm to the CPU build (setup.cfg)."""
+"""Packages that no CPU extra can install: pip would add fbgemm's CUDA build to its CPU build (setup.cfg)."""
 
 
 class MissingExtraError(UserError, ImportError):
-    """An optional package is not installed. It is both a user's mistake and an ImportError."""
+    """A missing optional package: both a user's mistake and an ImportError."""
 
 
 def missing_extra(module: str) -> MissingExtraError | None:
     """Return the error for an optional package that is not installed.
 
     Args:
-        module: full name of the module whose import failed, such as ``torchrec.distributed``.
+        module: full name of the module that could not be imported, such as ``torchrec.distributed``.
 
     Returns:
         The error, whose message names the extra to install; None if no extra has this module.
@@ -60,10 +60,10 @@ def missing_extra(module: str) -> MissingExtraError | None:
 
 @contextmanager
 def extras_named() -> Iterator[None]:
-    """Turn the failed import of an optional package into the sentence that names its extra.
+    """Turn the failed import of an optional package into an error that names its extra.
 
     Raises:
-        MissingExtraError: in place of a ModuleNotFoundError for a package in :data:`EXTRA_OF`. All other errors pass.
+        MissingExtraError: instead of a ModuleNotFoundError for a package in :data:`EXTRA_OF`. All other errors pass.
     """
     try:
         yield

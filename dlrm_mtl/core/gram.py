@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 _ON_CPU, _ELSEWHERE = 1 << 16, 1 << 22
-"""float64 numbers held at a time: what a core's cache holds, and what fills an accelerator."""
+"""Number of float64 values held at a time: one fits a core's cache, the other fills an accelerator."""
 
 
 def gram_of(gradients: Tensor | Sequence[Tensor | None], chunk: int | None = None) -> Tensor:
-    """The inner products [T, T] float64 of T gradients, on their device.
+    """Inner products [T, T] float64 of T gradients, on their device.
 
-    Gradients are read in chunks that are converted to float64 first. So products of float32 numbers are exact, and only the
-    sums are rounded, to float64; no float64 copy of a whole gradient is made.
+    Gradients are read in chunks that are converted to float64 first. Products of float32 numbers are therefore exact, and
+    only their sums are rounded, to float64. No float64 copy of a whole gradient is made.
 
     Args:
         gradients: one tensor whose first dimension is the task, [T, ...], or T tensors of one shape, with None for a task
             without a gradient.
-        chunk: float64 numbers held at a time; by default what suits the device.
+        chunk: float64 values held at a time; chosen for the device by default.
     """
     tasks = len(gradients)
     rows = gradients.unbind() if isinstance(gradients, Tensor) else gradients
@@ -44,11 +44,11 @@ def gram_of(gradients: Tensor | Sequence[Tensor | None], chunk: int | None = Non
 
 
 def not_finite_tasks(gram: Tensor, tasks: Sequence[str]) -> list[str]:
-    """The tasks whose gradient has a nan or an infinity in some tensor.
+    """Names of the tasks with a nan or an infinity in any gradient.
 
     Args:
-        gram: [P, T, T] or [T, T], the tensors' Gram matrices.
-        tasks: the T names.
+        gram: Gram matrices of the tensors, [P, T, T] or [T, T].
+        tasks: names of the T tasks.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1).reshape(-1, len(tasks))
     finite = torch.isfinite(squares).all(dim=0).tolist()

@@ -1,4 +1,4 @@
-"""JSON files that others may have changed or damaged."""
+"""JSON files that others may have edited or damaged."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dlrm_mtl.core.errors import UserError
 
 
 def parse_mapping(text: bytes, place: object, remedy: str) -> dict[str, Any]:
-    """Read the mapping that a JSON file holds.
+    """Parse the mapping in a JSON file.
 
     Args:
-        text: the file's content.
-        place: its name, for the error.
-        remedy: the end of the error's sentence.
+        text: content of the file.
+        place: name of the file, for the error.
+        remedy: end of the error sentence.
 
     Raises:
-        UserError: it is not JSON, or holds something else.
+        UserError: the text is not JSON, or not a mapping.
     """
     try:
         content = json.loads(text)

@@ -1,4 +1,4 @@
-"""The variables that a launcher and the network libraries read from the environment, checked before they are used."""
+"""Environment variables of launchers and network libraries, checked before use."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from dlrm_mtl.core.errors import UserError
 
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Set by torchrun on every process, and read by torch.distributed."""
+"""Variables that torchrun sets on every process and torch.distributed reads."""
 SIGNS = (*REQUIRED, "LOCAL_RANK")
-"""Variables any of which says that a launcher started this process."""
+"""Variables that a launcher sets; any of them shows that one started this process."""
 REMEDY = "start all processes with torchrun, or unset it to use one process"
 
 
 def check_launch_environment(
     environment: Mapping[str, str] | None = None, interfaces: Sequence[str] | None = None
 ) -> bool:
-    """Check what the launcher and the user have set; return whether a launcher started this process.
+    """Check the variables of the launcher and the user; return True if a launcher started this process.
 
     Args:
-        environment: default: this process's.
-        interfaces: names of this host's network interfaces; default: looked up.
+        environment: default: that of this process.
+        interfaces: names of this host's network interfaces; looked up by default.
 
     Raises:
-        UserError: variables are missing beside others, are no numbers, contradict each other, or name an unknown host or
-            network interface.
+        UserError: some variables are missing, are not numbers, contradict each other, or name an unknown host or network
+            interface.
     """
     found = os.environ if environment is None else environment
     _check_interfaces(found, [name for _, name in socket.if_nameindex()] if interfaces is None else interfaces)
@@ -61,7 +61,7 @@ def _check_below(name: str, limit: str, found: Mapping[str, str]) -> None:
 
 
 def _check_interfaces(found: Mapping[str, str], interfaces: Sequence[str]) -> None:
-    """Refuse names of interfaces that this host lacks; NCCL's are prefixes, after ``=`` whole names, after ``^`` left out."""
+    """Refuse interface names that this host lacks. NCCL's are prefixes; ``=`` marks exact names, ``^`` excluded ones."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         value = found.get(name, "")
         exact = name.startswith("GLOO") or value.startswith("=")

@@ -1,4 +1,4 @@
-"""What this machine, or the container on it, has."""
+"""Memory of this machine, or of the container on it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where the second and the first version of Linux's control groups keep a container's limit."""
+"""Memory limit of a container, in version 2 and version 1 of Linux control groups."""
 
 
 def memory_bytes() -> int:
-    """Memory of the machine, or of the container if that has less."""
+    """Memory of the machine in bytes, or the container's limit if that is lower."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in _LIMITS:
         try:
             limit = min(limit, int(file.read_text()))
-        except (OSError, ValueError):  # no container, or none with a limit
+        except (OSError, ValueError):  # no container, or no limit
             continue
     return limit

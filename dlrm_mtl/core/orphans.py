@@ -1,4 +1,4 @@
-"""Workers that end when the agent that started them is gone: an orphan would go on writing beside a restarted job."""
+"""Workers that end when their agent is gone: an orphan would keep writing beside a restarted job."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import threading
 import time
 
 PATIENCE_SECONDS = 60.0
-"""Time an orphan has for its last checkpoint, before it is ended."""
+"""Time that an orphan has for its last checkpoint."""
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_agent() -> None:
-    """Let this process get SIGTERM when its agent (torchrun) dies, and end it if that has not ended it after a while.
+    """Send SIGTERM to this process when its agent (torchrun) dies, and end it if it still runs :data:`PATIENCE_SECONDS` later.
 
-    Training answers SIGTERM with a checkpoint after the step. A process that waits for others that are gone would never come
-    to that, hence the limit, see :data:`PATIENCE_SECONDS`. Does nothing without an agent, or outside Linux.
+    Training answers SIGTERM with a checkpoint after the step. The time limit is for a process that waits for others that
+    are gone: it never reaches the end of its step. Does nothing without an agent, or outside Linux.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
         return

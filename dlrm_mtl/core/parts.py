@@ -12,44 +12,44 @@ from dlrm_mtl.core.registry import registry
 
 
 class Named(Protocol):
-    """A part's configuration."""
+    """Configuration of a part."""
 
     @property
     def name(self) -> str:
-        """The part's name."""
+        """Name of the part."""
         ...
 
 
 class Run(Protocol):
-    """What a part's ``check`` is given: the root of the configuration, :class:`~dlrm_mtl.config.run.RunConfig`.
+    """Argument of a part's ``check``: the root of the configuration, :class:`~dlrm_mtl.config.run.RunConfig`.
 
-    Any part of a configuration may have a method ``check(run)``, which is called once the whole configuration is validated. It
-    raises :class:`Misfit` where the part does not fit the tasks, the data, or the other parts.
+    Any part of a configuration may have a method ``check(run)``. It is called after the whole configuration is validated,
+    and raises :class:`Misfit` if the part does not fit the tasks, the data, or the other parts.
     """
 
     @property
     def tasks(self) -> Sequence[Any]:
-        """The tasks, each a :class:`~dlrm_mtl.tasks.config.TaskConfig`."""
+        """Tasks, each a :class:`~dlrm_mtl.tasks.config.TaskConfig`."""
         ...
 
     @property
     def data(self) -> Any:
-        """See :class:`~dlrm_mtl.data.config.DataConfig`."""
+        """Data set, a :class:`~dlrm_mtl.data.config.DataConfig`."""
         ...
 
     @property
     def model(self) -> Any:
-        """The model's configuration."""
+        """Configuration of the model."""
         ...
 
 
 class Misfit(ValueError):
-    """A part of a configuration that does not fit another.
+    """A part of a configuration that does not fit another part.
 
     Args:
         message: the wrong value and the remedy.
-        key: of the part that the message is about; the part as a whole by default.
-        root: whether ``key`` is a path from the root of the configuration.
+        key: key of the part that the message is about; the whole part by default.
+        root: True if ``key`` is a path from the root of the configuration.
     """
 
     def __init__(self, message: str, key: str = "", *, root: bool = False) -> None:
@@ -64,9 +64,9 @@ class Part:
     In a file the value is a name, ``pcgrad``, or a mapping with the part's options, ``{name: pcgrad, seed: 3}``.
 
     Args:
-        kind: of the registry.
-        default: the part that a mapping without a name means, by name or with options that the mapping overrides.
-        also: configurations of no part of the kind that the field may hold, too.
+        kind: kind of the registry.
+        default: part of a mapping without a name, given by name or with options that the mapping overrides.
+        also: further configurations that the field may hold, which are not parts of this kind.
     """
 
     def __init__(self, kind: str, default: str | BaseModel | None = None, also: Sequence[type[BaseModel]] = ()) -> None:
@@ -75,12 +75,12 @@ class Part:
         self.also = also
 
     def configs(self) -> dict[str, type[BaseModel]]:
-        """The configurations of all parts, by name."""
+        """Configurations of all parts, by name."""
         others = {config.model_fields["name"].default: config for config in self.also}
         return others | {entry.name: entry.config for entry in registry(self.kind) if entry.config is not None}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Build the union of the configurations that are registered now, see :func:`rebuild`."""
+        """Build the union of the configurations registered so far, see :func:`rebuild`."""
         configs = self.configs()
         tagged = core_schema.tagged_union_schema(
             {name: handler.generate_schema(config) for name, config in configs.items()},
@@ -104,7 +104,7 @@ class Part:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The configurations that an annotation mentions, those of registered parts included."""
+    """Configurations that an annotation mentions, including those of registered parts."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if isinstance(annotation, Part):
@@ -113,13 +113,13 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def models_of_field(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """The configurations that the field ``name`` of ``model`` may hold."""
+    """Configurations that the field ``name`` of ``model`` may hold."""
     found = model.model_fields[name]
     return [inner for annotation in (found.annotation, *found.metadata) for inner in models_in(annotation)]
 
 
 def rebuild(root: type[BaseModel], done: set[type[BaseModel]] | None = None) -> None:
-    """Let ``root`` and the configurations in it know the parts that were registered since they were defined."""
+    """Add the parts registered since then to the schemas of ``root`` and the configurations in it."""
     done = set() if done is None else done
     if root in done:
         return

@@ -1,7 +1,7 @@
 """Parts from other packages: modules that register parts when they are imported.
 
-They are named by ``plugins:`` in a configuration or ``--plugin``, or, by installed packages, as entry points of the group
-``dlrm_mtl.plugins``. Importing a module runs it: name only those that you trust.
+A module is named by ``plugins:`` in a configuration, by ``--plugin``, or by an installed package as an entry point of the
+group ``dlrm_mtl.plugins``. Importing a module runs it: name only modules that you trust.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from importlib.metadata import entry_points
 from dlrm_mtl.core.errors import UserError
 
 GROUP = "dlrm_mtl.plugins"
-"""The group of entry points."""
+"""Group of the entry points."""
 
 
 def load_plugins(modules: Iterable[str], place: str) -> None:
-    """Import ``modules``, and once the entry points of installed packages.
+    """Import ``modules`` and, once, the entry points of installed packages.
 
     Args:
         modules: full names, such as ``my_package.ranking``.
-        place: where the user named them, for errors.
+        place: place where the user named them, for errors.
 
     Raises:
         UserError: a module cannot be found or imported, or registers a name that is taken.

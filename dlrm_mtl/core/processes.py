@@ -1,4 +1,4 @@
-"""The processes of a run: who we are, what we compute on, how we talk."""
+"""The processes of a run: rank, device, and communication of Python objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT = datetime.timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Process:
-    """This process's place among all."""
+    """Rank and device of this process."""
 
     rank: int
     world_size: int
@@ -31,24 +31,24 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process prints and writes for all."""
+        """True for the process that prints and writes for all."""
         return self.rank == 0
 
 
 def local_rank() -> int:
-    """The number of this process on its host; 0 without a launcher."""
+    """Rank of this process on its host; 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 @contextmanager
 def process_group() -> Iterator[Process]:
-    """Join the processes that the launcher started (torchrun, torchx), or be alone without one.
+    """Join the processes that the launcher (torchrun, torchx) started; a group of one without a launcher.
 
-    gloo serves CPU tensors and NCCL CUDA tensors, in one group. A worker ends when its agent does. A process group that is
-    there already is used, and left.
+    One group serves CPU tensors by gloo and CUDA tensors by NCCL. A worker ends when its agent does. An existing process
+    group is used as it is and not destroyed.
 
     Raises:
-        UserError: the variables of the launcher are half set or wrong.
+        UserError: variables of the launcher are missing or wrong.
     """
     if dist.is_initialized():
         yield this_process()
@@ -61,10 +61,10 @@ def process_group() -> Iterator[Process]:
 
 
 def join() -> Process:
-    """Make the process group, see :func:`process_group`, and leave it to the caller to destroy it.
+    """Make the process group, see :func:`process_group`. The caller destroys it.
 
     Raises:
-        UserError: the variables of the launcher are half set or wrong.
+        UserError: variables of the launcher are missing or wrong.
     """
     launched = check_launch_environment()
     end_with_agent()
@@ -80,16 +80,16 @@ def join() -> Process:
 
 
 def this_process() -> Process:
-    """This process's place in the process group."""
+    """Rank and device of this process in the process group."""
     device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     return Process(dist.get_rank(), dist.get_world_size(), device)
 
 
 def _own_store() -> dict[str, Any]:
-    """Arguments for a store that no earlier attempt has used, where torchrun's one agent lets its attempts share one.
+    """Arguments for a store that no earlier attempt has used; empty unless attempts share the store of torchrun's only agent.
 
-    Restarted workers would find the addresses of those that died there. With several agents the attempts' numbers differ
-    between them: then torchrun is to be started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as :mod:`dlrm_mtl.launcher` is.
+    In a shared store, restarted workers would find the addresses of dead ones. Several agents count their attempts
+    differently; there torchrun must be started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as :mod:`dlrm_mtl.launcher` is.
     """
     environment = os.environ
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("GROUP_WORLD_SIZE") != "1":
@@ -102,7 +102,7 @@ def _own_store() -> dict[str, Any]:
 
 
 def first_process_only(action: Callable[[], T]) -> T:
-    """The result of ``action`` on the first process, on all of them; so is a user's mistake that is found there raised."""
+    """Run ``action`` on the first process; all processes get its result, or raise its :class:`UserError`."""
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         outcome = [*_outcome(action)]
@@ -114,7 +114,7 @@ def first_process_only(action: Callable[[], T]) -> T:
 
 
 def on_every_process(action: Callable[[], T]) -> list[T]:
-    """Run ``action`` on every process; what it returned, by rank. A user's mistake that one finds is raised on all of them."""
+    """Run ``action`` on every process; all get the results, by rank, or raise the first process's :class:`UserError`."""
     outcomes = gather_objects(_outcome(action))
     for _, mistake in outcomes:
         if mistake is not None:
@@ -130,16 +130,16 @@ def _outcome(action: Callable[[], T]) -> tuple[Any, str | None]:
 
 
 def gather_objects(value: T) -> list[T]:
-    """What every process passes, by rank, on all of them."""
+    """Values of all processes, by rank, on every process."""
     gathered: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
 
 
 def one_by_one(value: T) -> Iterator[T]:
-    """What every process passes, by rank: for values too large to have all of them at once.
+    """Values of all processes, by rank, one at a time: for values too large to hold together.
 
-    To be iterated over to the end on every process.
+    Every process must iterate to the end.
     """
     if dist.get_world_size() == 1:
         yield value

@@ -1,11 +1,11 @@
-"""Open registries: every kind of part by name, those of this package and those of others.
+"""Open registries: every kind of part by name, from this package and from others.
 
-A part says of itself what it is; nothing else lists it::
+A part registers itself, and no other list names it::
 
     @register("architecture", "mmoe", config=MMoEConfig)
     class MMoE(Block): ...
 
-The parts of this package are found in the folders that :func:`home` names, so that a new one is one new file. Parts of other
+The parts of this package are found in the folders that :func:`home` names, so a new part is one new file. Parts of other
 packages are registered when their module is imported, see :mod:`dlrm_mtl.core.plugins`.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 
-if TYPE_CHECKING:  # a dense optimizer alone needs PyTorch only
+if TYPE_CHECKING:  # a dense optimizer alone needs only PyTorch
     from pydantic import BaseModel
 
 PartT = TypeVar("PartT", bound=Callable[..., Any])
@@ -33,15 +33,15 @@ class Entry:
     kind: str
     name: str
     part: Any
-    """The class or function that was registered."""
+    """Registered class or function."""
     config: type[BaseModel] | None
-    """Its configuration, whose field ``name`` has the part's name as its only value; None for a part without options."""
+    """Configuration of the part. Its field ``name`` has the part's name as only value. None for a part without options."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Further facts that the kind asks for, such as a metric's heading."""
+    """Further facts that the kind requires, such as a metric's heading."""
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring of its configuration, or of the part."""
+        """First line of the docstring of the configuration, or of the part."""
         return (((self.config or self.part).__doc__ or "").strip().splitlines() or [""])[0]
 
     @property
@@ -54,7 +54,7 @@ class Registry:
     """The parts of one kind, by name.
 
     Args:
-        kind: such as ``architecture``.
+        kind: name of the kind, such as ``architecture``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -64,10 +64,10 @@ class Registry:
         self._of_config: dict[type, Entry] = {}
 
     def add(self, entry: Entry) -> None:
-        """Take a part in.
+        """Add a part.
 
         Raises:
-            ValueError: another part has the name, or the configuration's ``name`` is not the part's.
+            ValueError: another part has the name, or the field ``name`` of the configuration differs from it.
         """
         known = self._entries.get(entry.name)
         if known is not None and known.place != entry.place:
@@ -85,7 +85,7 @@ class Registry:
         self._entries[entry.name] = entry
 
     def home(self, package: str) -> None:
-        """Name a package whose modules register parts of this kind; they are imported when parts are first asked for."""
+        """Name a package whose modules register parts of this kind; they are imported when a part is first requested."""
         if package not in self._homes:
             self._homes.append(package)
 
@@ -97,7 +97,7 @@ class Registry:
         return self._entries[name]
 
     def of_config(self, config: object) -> Entry:
-        """Return the part that ``config``, an instance of its configuration, belongs to."""
+        """Return the part that ``config`` belongs to, an instance of its configuration."""
         self._discover()
         return self._of_config[type(config)]
 
@@ -107,16 +107,16 @@ class Registry:
         return iter(sorted(self._entries.values(), key=lambda entry: (entry.about.get("order", 1000), entry.name)))
 
     def __contains__(self, name: object) -> bool:
-        """Return whether a part is called ``name``."""
+        """Return True if a part is called ``name``."""
         self._discover()
         return name in self._entries
 
     def names(self) -> list[str]:
-        """The names of all parts, in the order of iteration."""
+        """Names of all parts, in the order of iteration."""
         return [entry.name for entry in self]
 
     def described(self) -> dict[str, str]:
-        """Every part by name, with one line on what it is."""
+        """Summary line of every part, by name."""
         return {entry.name: entry.summary for entry in self}
 
     def _discover(self) -> None:
@@ -131,7 +131,7 @@ _registered = 0
 
 
 def registrations() -> int:
-    """How many parts have been registered so far; a schema made when it was another number does not know all parts."""
+    """Number of parts registered so far. A schema made at a smaller number does not know all parts."""
     return _registered
 
 
@@ -141,7 +141,7 @@ def registry(kind: str) -> Registry:
 
 
 def home(kind: str, package: str) -> Registry:
-    """Return the registry of ``kind``, which finds parts in ``package``, too."""
+    """Return the registry of ``kind`` and let it find parts in ``package``."""
     found = registry(kind)
     found.home(package)
     return found
@@ -151,13 +151,13 @@ def register(kind: str, name: str, *, config: type[BaseModel] | None = None, **a
     """Register the class or function that follows as the part ``name`` of ``kind``.
 
     Args:
-        kind: what it is, such as ``architecture``, ``loss`` or ``metric``; docs/extending.md lists the kinds.
-        name: what configurations call it.
-        config: its configuration; not needed where the class is its own configuration, or there are no options.
-        about: facts that the kind asks for.
+        kind: kind of the part, such as ``architecture``, ``loss`` or ``metric``; docs/extending.md lists the kinds.
+        name: name of the part in configurations.
+        config: configuration of the part; omitted if the class is its own configuration, or there are no options.
+        about: facts that the kind requires.
 
     Raises:
-        ValueError: the name is taken, or ``config`` has another one.
+        ValueError: the name is taken, or ``config`` has a different name.
     """
 
     def add(part: PartT) -> PartT:

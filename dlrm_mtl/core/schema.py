@@ -16,7 +16,7 @@ from dlrm_mtl.core.yaml_text import parse_yaml
 class Strict(BaseModel):
     """Base of every configuration model: unknown keys are refused, instances are immutable.
 
-    A schema is built when it is first used, not with its class: a field may hold parts that are registered in between.
+    A schema is built when it is first used, not with its class, so that parts can be registered in between.
     """
 
     model_config = ConfigDict(
@@ -25,24 +25,24 @@ class Strict(BaseModel):
 
 
 class PartConfig(Strict):
-    """Base of the configurations of registered parts: each has a field ``name: Literal["x"] = "x"``."""
+    """Base of the configurations of registered parts; each has a field ``name: Literal["x"] = "x"``."""
 
     if TYPE_CHECKING:
 
         @property
         def name(self) -> str:
-            """The part's name."""
+            """Name of the part."""
             ...
 
 
 LearningRate = Annotated[float, Field(gt=0)]
-"""The step size of an optimizer."""
+"""Step size of an optimizer."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping from ``path``; raises :class:`UserError` if that cannot be done."""
+    """Read a YAML mapping from ``path``; raises :class:`UserError` if that fails."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def mapping_of(text: str, place: str | Path) -> dict[str, Any]:
-    """The YAML mapping that ``text`` is; raises :class:`UserError`, which begins with ``place``, if it is none."""
+    """Parse ``text`` as a YAML mapping; raises :class:`UserError`, which begins with ``place``, if it is not one."""
     try:
         content = parse_yaml(text)
     except ValueError as error:
@@ -111,9 +111,9 @@ def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str
 
 
 def _visible(location: tuple[int | str, ...], content: Any, missing: bool) -> list[int | str]:
-    """Drop the tags of discriminated unions, which pydantic puts into locations but which are no keys of the file.
+    """Drop the tags of discriminated unions, which pydantic adds to locations but which are not keys of the file.
 
-    A tag need not be in the file, where it has a default. Of keys, only a ``missing`` one is not in the file: the last part.
+    A tag with a default may be absent from the file. The only key that may be absent is a ``missing`` one, the last part.
     """
     visible: list[int | str] = []
     for position, part in enumerate(location):
@@ -133,7 +133,7 @@ def _visible(location: tuple[int | str, ...], content: Any, missing: bool) -> li
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed where the last part of ``location`` stands."""
+    """Keys allowed at the last part of ``location``."""
     candidates: list[type[BaseModel]] = [model]
     for part in location[:-1]:
         following: list[type[BaseModel]] = []
@@ -148,7 +148,7 @@ def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> lis
 
 
 def _path_elsewhere(model: type[BaseModel], key: str) -> str | None:
-    """The shortest path of a key ``key`` in ``model``, such as training.epochs; None if there is none."""
+    """Shortest path of a key ``key`` in ``model``, such as training.epochs; None if there is none."""
     level: list[tuple[tuple[str, ...], type[BaseModel]]] = [((), model)]
     seen: set[type[BaseModel]] = set()
     while level:
@@ -161,7 +161,7 @@ def _path_elsewhere(model: type[BaseModel], key: str) -> str | None:
                 if get_origin(field.annotation) not in (
                     list,
                     dict,
-                ):  # their entries have no path without a number or a name
+                ):  # the path of their entries needs a number or a name
                     following += [((*path, name), inner) for inner in models_of_field(candidate, name)]
         level = [(path, candidate) for path, candidate in following if candidate not in seen]
     return None

@@ -1,8 +1,8 @@
-"""YAML that means one thing: PyYAML's safe loader, less what it reads in a way that its writer did not mean.
+"""Unambiguous YAML: PyYAML's safe loader without its surprising readings.
 
-A key twice in one mapping is an error rather than the last one. Only ``true`` and ``false`` are booleans, as in YAML 1.2, so
-that ``name: yes`` is a text; dates and times such as ``2024-03-02`` and ``18:30`` stay texts, too. A text that grows beyond
-:data:`MOST_NODES` values by aliases, or nests deeper than :data:`DEEPEST`, is refused before anything is made of it.
+A key twice in one mapping is an error. Only ``true`` and ``false`` are booleans, as in YAML 1.2, so ``name: yes`` is a
+text. Dates and times such as ``2024-03-02`` and ``18:30`` stay texts. A text that aliases expand beyond :data:`MOST_NODES`
+values, or that nests deeper than :data:`DEEPEST`, is refused before any object is made.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MOST_NODES = 200_000
-"""Values in a text, those behind an alias counted each time."""
+"""Largest number of values in a text; values behind an alias count each time."""
 
 DEEPEST = 60
-"""Mappings and lists within each other."""
+"""Largest depth of mappings and lists within each other."""
 
 
 def parse_yaml(text: str) -> Any:
     """Read one YAML document.
 
     Raises:
-        ValueError: with the place and the problem, a sentence without its end, such as "line 3, column 1: the key 'seed' ...".
+        ValueError: place and problem, without a full stop, such as "line 3, column 1: the key 'seed' ...".
     """
     try:
         return yaml.load(text, _Loader)
@@ -33,12 +33,12 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
         raise ValueError(f"{place}: {getattr(error, 'problem', None) or 'not YAML'}") from None
-    except (ValueError, TypeError, LookupError, OverflowError) as error:  # PyYAML lets these through, as of !!int x
+    except (ValueError, TypeError, LookupError, OverflowError) as error:  # PyYAML lets these through, as for !!int x
         raise ValueError(f"unknown place: a value does not fit its tag ({error})") from None
 
 
 def to_yaml(value: object) -> str:
-    """A value as YAML, in one line."""
+    """A value as one line of YAML."""
     text = yaml.dump(
         value, Dumper=_OneLine, default_flow_style=True, allow_unicode=True, width=1_000_000, sort_keys=False
     )
@@ -46,7 +46,7 @@ def to_yaml(value: object) -> str:
 
 
 class _OneLine(yaml.SafeDumper):
-    """Writes texts with line ends in double quotes, where they are escaped."""
+    """Dumper that writes texts with line ends in double quotes, where they are escaped."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: MappingNode) -> None:
-        # PyYAML writes merged keys into the node, where they would look like keys that stand twice.
+        # PyYAML writes merged keys into the node, where they would look like duplicates.
         own = [key.value for key, _ in node.value if isinstance(key, ScalarNode) and not key.tag.endswith(":merge")]
         super().flatten_mapping(node)
         merged = len(node.value) - len(own)
@@ -105,14 +105,14 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-# As PyYAML, but for 18:30:00, which it takes for a number to the base of 60, and 010, which it takes for 8.
+# As in PyYAML, except for 18:30:00 (a number to the base of 60 there) and 010 (8 there).
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int", re.compile("^(?:[-+]?0x[0-9a-fA-F_]+|[-+]?(?:0|[1-9][0-9_]*))$"), list("-+0123456789")
 )
 
 
 def _refuse_bombs(node: Node, sizes: dict[int, int]) -> int:
-    """Count the values below ``node``, those behind aliases each time; raises ConstructorError if they are too many."""
+    """Count the values below ``node``, those behind aliases each time; raises ConstructorError if there are too many."""
     known = sizes.get(id(node))
     if known == 0:
         raise ConstructorError(None, None, "an alias holds itself", node.start_mark)

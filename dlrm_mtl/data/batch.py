@@ -1,4 +1,4 @@
-"""What the reader hands to the model."""
+"""A batch of the reader, as models take it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchrec.streamable import Pipelineable
 class Batch(Pipelineable):
     """One process's part of a global batch.
 
-    B is the local batch size: the same on every process and at every step, because a short last batch is padded with rows
-    of weight zero and empty features.
+    B is the local batch size. It is the same on every process and at every step: a short last batch is padded with rows of
+    weight zero and empty features.
     """
 
     sparse: KeyedJaggedTensor
@@ -29,7 +29,7 @@ class Batch(Pipelineable):
 
     @property
     def size(self) -> int:
-        """The number of rows B, padding included."""
+        """Number of rows B, including padding."""
         return int(self.labels.shape[0])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:

@@ -1,4 +1,4 @@
-"""Putting rows of blocks together to batches."""
+"""Assembling batches from rows of blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlrm_mtl.data.join_rows import Rows, join
 
 
 def assemble(layout: Layout, parts: Sequence[Rows]) -> Batch:
-    """Put rows one after the other and turn them into a batch."""
+    """Concatenate rows into a batch."""
     joined = join(layout, parts)
     return Batch(
         sparse=KeyedJaggedTensor(

@@ -1,4 +1,4 @@
-"""Reading and permuting blocks in threads, ahead of their use."""
+"""Threads that read and permute blocks ahead of their use."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from dlrm_mtl.data.order import Piece
 from dlrm_mtl.storage.filesystems import is_local
 
 Groups = Sequence[tuple[DataFile, int]]
-"""The row groups of a split: file, and number of the row group in it."""
+"""Row groups of a split: file, and number of the row group in the file."""
 
 
 class BlockReader:
-    """Reads blocks, in any number of threads at once."""
+    """Reader of blocks; any number of threads may use it at once."""
 
     def __init__(
         self, groups: Groups, layout: Layout, count_unknown: Callable[[str, int], None], *, keep: int = 1
     ) -> None:
-        """See :class:`BlockBuilder`; the last ``keep`` row groups that lanes share are kept."""
+        """See :class:`BlockBuilder`; the last ``keep`` row groups shared by lanes are kept in memory."""
         self._groups = groups
         self._columns = layout.columns
         self._builder = BlockBuilder(layout, count_unknown)
         self._open = threading.local()
         self._keep = keep
-        self._shared: dict[int, Future[pa.Table]] = {}  # the oldest first
+        self._shared: dict[int, Future[pa.Table]] = {}  # oldest first
         self._lock = threading.Lock()
 
     def read(self, block: BlockRange, order: NDArray[np.int64] | None) -> Block:
-        """Read ``block``, row ``order[i]`` at place i; raises :class:`UserError` if a file or a value cannot be used."""
+        """Read ``block`` with row ``order[i]`` at position i; raises :class:`UserError` if a file or a value cannot be used."""
         with record_function("## data: read block ##"):
             tables: list[pa.Table] = []
             places = []
@@ -54,13 +54,13 @@ class BlockReader:
             return self._builder.build(Sources(tables, places), order)
 
     def _run_of(self, piece: Piece) -> tuple[str, int]:
-        """What neighbouring pieces have in common that are read together: a file, if both are whole row groups of it."""
+        """Key of pieces that can be read together: the file for whole row groups, file and row group otherwise."""
         file, group = self._groups[piece.group]
         whole = piece.rows == int(file.metadata.row_group(group).num_rows)
         return file.path, -1 if whole else piece.group
 
     def _read(self, pieces: list[Piece]) -> list[pa.Table]:
-        """The rows of pieces that belong together, one after the other."""
+        """Rows of pieces with the same key, concatenated."""
         first = pieces[0]
         if self._run_of(first)[1] != -1:
             return [self._shared_group(first.group).slice(first.start, first.rows)]
@@ -68,7 +68,7 @@ class BlockReader:
         return _read_groups(file, self._opened(file), [self._groups[piece.group][1] for piece in pieces], self._columns)
 
     def _shared_group(self, number: int) -> pa.Table:
-        """A row group that lanes share: the last ones are kept, for the next lane's first block usually reads them next."""
+        """A row group shared by lanes. The last ones are kept, since the next lane's first block usually reads them next."""
         with self._lock:
             table = self._shared.get(number)
             mine = table is None
@@ -85,7 +85,7 @@ class BlockReader:
         return table.result()
 
     def _opened(self, file: DataFile) -> pq.ParquetFile:
-        """``file``, opened by this thread: what it reads may not be shared with others."""
+        """``file``, opened by this thread: an open file must not be shared between threads."""
         opened: tuple[DataFile, pq.ParquetFile] | None = getattr(self._open, "file", None)
         if opened is None or opened[0] is not file:
             opened = self._open.file = (file, file.open())
@@ -93,7 +93,10 @@ class BlockReader:
 
 
 def _read_groups(file: DataFile, opened: pq.ParquetFile, groups: list[int], columns: Sequence[str]) -> list[pa.Table]:
-    """Row groups that follow each other, in one call if that is possible: an error is to name the one that is damaged."""
+    """Read consecutive row groups, in one call if possible.
+
+    After a failure they are read one by one, to find the damaged one.
+    """
     if len(groups) > 1 and is_local(file.filesystem):
         with suppress(OSError, pa.ArrowException):
             return [opened.read_row_groups(groups, columns=list(columns), use_threads=False)]
@@ -101,9 +104,9 @@ def _read_groups(file: DataFile, opened: pq.ParquetFile, groups: list[int], colu
 
 
 class BlocksAhead:
-    """Iterates over blocks that a pool's threads make, up to ``ahead`` of them before they are asked for.
+    """Iterator over blocks that a thread pool reads, up to ``ahead`` of them in advance.
 
-    The first one is begun at once, so that the first blocks of all lanes come before the second ones.
+    The first block is started at once, so that the first blocks of all lanes are read before any second one.
     """
 
     def __init__(self, pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], Block]], ahead: int) -> None:

@@ -1,4 +1,4 @@
-"""Which columns of a data set a run reads, and in which order."""
+"""Columns of a data set that a run reads, in order."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec
 
 ANY_ID = 2**64
-"""Stands for the vocabulary size of features whose ids are any integers of 64 bits."""
+"""Vocabulary size of features whose ids are any 64-bit integers."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The features, labels and weight that a run reads."""
+    """Features, labels and weight that a run reads."""
 
     sparse: tuple[FeatureSpec, ...]
     """Sparse features, then sequence features: the keys of a batch's KeyedJaggedTensor, in order."""
     dense: tuple[FeatureSpec, ...]
-    """The columns of a batch's dense tensor, in order."""
+    """Columns of a batch's dense tensor, in order."""
     labels: tuple[LabelSpec, ...]
-    """The columns of a batch's labels and weights, in order."""
+    """Columns of a batch's labels and weights, in order."""
     weight: str | None
     """Parquet column with the weight of each row."""
     vocabulary_sizes: dict[str, int]
-    """By name of the sparse or sequence feature; :data:`ANY_ID` where `data.unbounded` says so."""
+    """Vocabulary sizes by sparse or sequence feature; :data:`ANY_ID` for features in `data.unbounded`."""
     max_sequence_length: int
     dense_limit: float | None
     out_of_range: Literal["error", "unknown"]
@@ -40,18 +40,18 @@ class Selection:
 
     @property
     def feature_columns(self) -> list[str]:
-        """The Parquet columns of all features, each once."""
+        """Parquet columns of all features, each once."""
         return list(dict.fromkeys(feature.source for feature in (*self.sparse, *self.dense)))
 
     @property
     def columns(self) -> list[str]:
-        """All Parquet columns that are read, each once."""
+        """All Parquet columns to read, each once."""
         weight = [self.weight] if self.weight is not None else []
         return list(dict.fromkeys([*self.feature_columns, *(label.source for label in self.labels), *weight]))
 
 
 def select(spec: DatasetSpec, config: DataConfig, labels: Sequence[str]) -> Selection:
-    """Resolve the names in ``config`` and ``labels``; raises :class:`UserError` for a name that the data set does not have."""
+    """Resolve the names in ``config`` and ``labels``; raises :class:`UserError` for a name that is not in the data set."""
     sparse = [*_features(spec, "sparse", config.sparse), *_features(spec, "sequence", config.sequence)]
     known = {label.name: label for label in spec.labels}
     for name in labels:

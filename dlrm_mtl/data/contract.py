@@ -1,4 +1,4 @@
-"""The data contract of a run: what its data set was when it was trained, so that nothing that changes there changes the run."""
+"""The data contract of a run: a record of its data set, so that later changes of the data set do not change the run."""
 
 from __future__ import annotations
 
@@ -27,55 +27,55 @@ class TrainingFile(Strict):
     name: str
     """Path relative to the split's folder."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     rows: int
     footer: str
-    """SHA-256 of the file's footer, which holds the places, sizes and statistics of all columns."""
+    """SHA-256 of the file's footer, which holds offsets, sizes and statistics of all columns."""
 
 
 class Contract(Strict):
-    """What a run was trained with: the description of its data set, and what it takes from it, in order."""
+    """Record of a run's training data: the description of its data set, and the names that the run reads, in order."""
 
     format: int = 1
     path: str
-    """The data set's folder as an absolute path, or its URI."""
+    """Folder of the data set, as an absolute path or a URI."""
     dataset: DatasetSpec
-    """The content of its dataset.yaml."""
+    """Content of its dataset.yaml."""
     sparse: list[str]
     """Names of the sparse features that the run reads, in order."""
     sequence: list[str]
-    """Names of the sequence features, in order."""
+    """Names of the sequence features that the run reads, in order."""
     dense: list[str]
-    """Names of the dense features, in order."""
+    """Names of the dense features that the run reads, in order."""
     labels: list[str]
     """Names of the labels, in order."""
     tasks: list[str]
     """Names of the tasks, in order."""
     training_digest: str | None = None
-    """SHA-256 of the list of training files; none where data are growing, which the run's state keeps account of."""
+    """SHA-256 of the list of training files; None for growing data, whose files the run's state records."""
     training_files: list[TrainingFile] | None = None
-    """The files of the training split; left out in checkpoints."""
+    """Files of the training split; omitted in checkpoints."""
 
     @property
     def features(self) -> list[FeatureSpec]:
-        """The features that the run reads: sparse, sequence, dense."""
+        """Features that the run reads: sparse, sequence, dense."""
         return [self.dataset.feature(name) for name in (*self.sparse, *self.sequence, *self.dense)]
 
 
 def make_contract(
     path: str, spec: DatasetSpec, config: DataConfig, labels: Sequence[str], tasks: Sequence[str]
 ) -> Contract:
-    """The contract of a run on a data set, without its files.
+    """Contract of a run on a data set, without its files.
 
     Args:
-        path: of the data set, absolute.
-        spec: of the data set.
-        config: what the run reads.
+        path: absolute path of the data set.
+        spec: description of the data set.
+        config: features and columns that the run reads.
         labels: names of the labels.
         tasks: names of the tasks.
 
     Raises:
-        UserError: the data set lacks something that the run names.
+        UserError: the data set lacks a name that the run reads.
     """
     chosen = select(spec, config, labels)
     kinds = {
@@ -93,12 +93,13 @@ def make_contract(
 
 
 def read_through(contract: Contract, dataset: Dataset) -> Dataset:
-    """The files of ``dataset``, described as the run knows them: its features, order, statistics.
+    """Files of ``dataset``, described by the contract's features, order and statistics.
 
-    What the run does not read may differ; so may the order of features, and statistics, which are the run's own.
+    Columns that the run does not read may differ, and so may the order of features and the statistics: the run uses its
+    own.
 
     Raises:
-        UserError: a feature or label that the run reads is not what it was; the first one is named.
+        UserError: the first feature or label of the run whose definition has changed.
     """
     place = f"{dataset.path}/{DATASET_FILE}"
     for what, was, now in _differences(contract, dataset.spec):
@@ -121,7 +122,7 @@ def _scale(feature: FeatureSpec) -> tuple[float, float] | None:
 
 
 Difference = tuple[str, object, object]
-"""What differs, what it was, and what it is."""
+"""Subject of a difference, its old value, and its new value."""
 
 
 def _differences(contract: Contract, now: DatasetSpec) -> Iterator[Difference]:
@@ -163,13 +164,13 @@ def _fields(
         if name == "unbounded":
             before, after = bool(before), bool(after)
         if name in ("fingerprint", "transform") and (before is None or after is None):
-            continue  # dataset.yaml need not say
+            continue  # optional in dataset.yaml
         if before != after:
             yield f"{name} of {what}", repr(before), repr(after)
 
 
 def training_files(split: Split, folder: str) -> list[TrainingFile]:
-    """The files of a split in ``folder``, with their fingerprints: footers are read, rows are not.
+    """Files of a split in ``folder``, with fingerprints; only footers are read.
 
     Raises:
         UserError: a file cannot be read.
@@ -189,7 +190,7 @@ def training_files(split: Split, folder: str) -> list[TrainingFile]:
 
 
 def digest(files: Sequence[TrainingFile]) -> str:
-    """The SHA-256 of a list of files."""
+    """SHA-256 of a list of files."""
     return hashlib.sha256(json.dumps([file.model_dump() for file in files]).encode()).hexdigest()
 
 
@@ -200,10 +201,10 @@ def _footer(file: DataFile) -> bytes:
 
 
 def check_training_files(was: Sequence[TrainingFile], now: Sequence[TrainingFile], folder: str) -> None:
-    """Check that a run goes on with the files that it was trained on.
+    """Check that a run continues with its original training files.
 
     Raises:
-        UserError: the first file that is gone, new or another one.
+        UserError: the first file that is missing, new or changed.
     """
     end = "the rows that this run was trained on are gone: put them back to resume, or start anew with another --output"
     names = {file.name: file for file in now}

@@ -21,9 +21,9 @@ from dlrm_mtl.storage.filesystems import first_line, is_local, locate
 from dlrm_mtl.storage.retry import retry
 
 FOOTER_THREADS = 16
-"""Footers are read in parallel: remote storage answers slowly, but many at once."""
+"""Number of footers read in parallel: remote storage has high latency, but answers many requests at once."""
 PAUSES = (1.0, 2.0, 4.0)
-"""Seconds before a failed read of remote storage is repeated; the client of the storage has its own retries below this."""
+"""Seconds before each retry of a failed read of remote storage, in addition to the storage client's own retries."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class DataFile:
     path: str
     metadata: pq.FileMetaData
     size: int
-    """Bytes."""
+    """Size in bytes."""
     changed_ns: int | None
-    """When it was written, in nanoseconds since 1970, if the file system says so."""
+    """Modification time in nanoseconds since 1970, if the file system provides it."""
 
     @property
     def rows(self) -> int:
@@ -45,11 +45,11 @@ class DataFile:
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema of the file's columns."""
+        """Arrow schema of the file's columns."""
         return self.metadata.schema.to_arrow_schema()
 
     def open(self) -> pq.ParquetFile:
-        """Open the file without reading its footer again; raises :class:`UserError` if it is gone or not the same."""
+        """Open the file without reading its footer again; raises :class:`UserError` if it is gone or has changed."""
         self._refuse_change(self.path)
 
         def open_file() -> pq.ParquetFile:
@@ -68,7 +68,7 @@ class DataFile:
         try:
             return read_again(read, self.filesystem, place)
         except UserError:
-            self._refuse_change(place)  # the likelier reason, where there is one
+            self._refuse_change(place)  # a change of the file is the likelier reason
             raise
 
     def _refuse_change(self, place: str) -> None:
@@ -84,7 +84,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Split:
-    """The Parquet files of one split, by name, footers read."""
+    """Parquet files of one split, ordered by name, footers read."""
 
     name: str
     spec: DatasetSpec
@@ -98,7 +98,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set whose ``dataset.yaml`` has been read; its Parquet files not yet."""
+    """A data set whose ``dataset.yaml`` has been read, but not its Parquet files."""
 
     filesystem: fs.FileSystem
     path: str
@@ -117,7 +117,7 @@ class Dataset:
         return split
 
     def folder(self, name: str) -> str:
-        """The folder of the split ``name`` in the file system; raises :class:`UserError` if there is no such split."""
+        """Folder of the split ``name`` in the file system; raises :class:`UserError` if there is no such split."""
         if name not in self.spec.splits:
             place = f"{self.path}/{DATASET_FILE}"
             raise UserError(f"{place}: splits: there is no split {name!r}; {suggest(name, self.spec.splits)}.")
@@ -145,7 +145,8 @@ def open_dataset(path: str | Path) -> Dataset:
 def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
     """Read the footers of the Parquet file ``path``, or of all Parquet files in the folder ``path``, ordered by name.
 
-    Names that begin with ``_`` or ``.`` are passed over, as Spark and others leave such files. Raises :class:`UserError`.
+    Names that begin with ``_`` or ``.`` are skipped, since Spark and other tools write such files. Raises
+    :class:`UserError`.
     """
     kind = _kind(filesystem, path)
     if kind == fs.FileType.NotFound:
@@ -161,7 +162,7 @@ def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
 
 
 def list_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    """The paths of all Parquet files in ``folder`` and below, ordered; see :func:`open_files` for which count."""
+    """Paths of all Parquet files in ``folder`` and below, ordered; :func:`open_files` says which names are skipped."""
     selector = fs.FileSelector(folder, recursive=True)
     inside = read_again(lambda: filesystem.get_file_info(selector), filesystem, folder, unreachable)
     return sorted(info.path for info in inside if info.type == fs.FileType.File and _is_data(info.path[len(folder) :]))
@@ -171,7 +172,7 @@ Result = TypeVar("Result")
 
 
 def unreachable(place: str, error: Exception) -> UserError:
-    """The error for something of which the storage does not even say whether it is there."""
+    """Error for a path whose existence the storage cannot tell."""
     problem = first_line(error)
     if isinstance(error, PermissionError) or any(word in problem.lower() for word in _DENIED):
         remedy = "check the path, the credentials and their permissions"
@@ -181,7 +182,7 @@ def unreachable(place: str, error: Exception) -> UserError:
 
 
 _DENIED = ("denied", "forbidden", "unauthorized", "credential", "signature", "access key")
-"""What storage says of a request that it understands and refuses."""
+"""Words in the errors of storage that refuses a request."""
 
 
 def read_again(
@@ -190,10 +191,10 @@ def read_again(
     place: str,
     mistake: Callable[[str, Exception], UserError] = unreadable,
 ) -> Result:
-    """The result of ``read``, which is repeated after an error if the storage is remote; see :data:`PAUSES`.
+    """Result of ``read``, which is retried after an error if the storage is remote; see :data:`PAUSES`.
 
     Raises:
-        UserError: ``place`` cannot be read; what ``mistake`` makes of the last error.
+        UserError: ``place`` cannot be read; ``mistake`` makes the error from the last exception.
     """
     pauses = () if is_local(filesystem) else PAUSES
     permanent = (FileNotFoundError, PermissionError)
@@ -201,7 +202,7 @@ def read_again(
 
 
 def read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
-    """Read the footer of one Parquet file; raises :class:`UserError` if it has none, or is shorter than it says."""
+    """Read the footer of one Parquet file; raises :class:`UserError` if it has none, or the file is truncated."""
 
     def read() -> tuple[fs.FileInfo, pq.FileMetaData]:
         info = filesystem.get_file_info(path)
@@ -215,7 +216,7 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
 
 
 def _refuse_truncation(path: str, metadata: pq.FileMetaData, size: int) -> None:
-    """A footer may stand behind missing pages, when a file was put together from parts: no column may reach beyond the end."""
+    """Refuse a file whose columns reach beyond its end: a file put together from parts may have a footer but lack pages."""
     if metadata.num_row_groups == 0:
         return
     last = metadata.row_group(metadata.num_row_groups - 1)

@@ -1,4 +1,4 @@
-"""Arrow columns to blocks of numpy arrays. No Python loop over rows."""
+"""Decoding of Arrow columns into blocks of numpy arrays, without a Python loop over rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dlrm_mtl.data.spec import DenseStatistics, FeatureSpec, LabelSpec
 
 Array = NDArray[Any]
 ABSENT = -1
-"""Stands for a null in a column of single ids."""
+"""Value of a null in a column of single ids."""
 
 
 @dataclass
@@ -36,15 +36,15 @@ class Lists:
 
 @dataclass
 class Block:
-    """Rows ready to be sliced into batches; see :mod:`dlrm_mtl.data.batching`.
+    """Rows that can be sliced into batches; see :mod:`dlrm_mtl.data.batching`.
 
-    Columns lie next to each other in memory, as in Arrow and in a KeyedJaggedTensor: nothing is transposed on the way.
+    The layout is columnar, as in Arrow and in a KeyedJaggedTensor: nothing is transposed in between.
     """
 
     ids: Array
     """[columns of single ids, rows] int32 or int64, in the order of the keys; :data:`ABSENT` where null."""
     complete: Array
-    """[columns of single ids] bool: whether no row of the column is :data:`ABSENT`."""
+    """[columns of single ids] bool: True if no row of the column is :data:`ABSENT`."""
     lists: list[Lists]
     """Columns of lists, in the order of the keys."""
     numbers: Array
@@ -57,49 +57,49 @@ class Block:
 
 
 class Sources:
-    """Tables whose rows, one after the other, become a block, and where each is from."""
+    """Tables whose concatenated rows become a block, with the origin of each."""
 
     def __init__(self, tables: Sequence[pa.Table], places: Sequence[tuple[int, str, int]]) -> None:
-        """For error messages, ``places`` says of so many rows which file and row group, and from which row on, they are."""
+        """For error messages, each entry of ``places`` is (number of rows, file and row group, first row in it)."""
         self._places = places
         self._ends = np.cumsum([rows for rows, _, _ in places])
         self.rows = int(self._ends[-1])
-        # Without what only some writers say of a column: that it holds no null, and metadata.
+        # Nullability and metadata are dropped: only some writers set them.
         plain = (pa.Table.from_arrays(one.columns, names=one.column_names) for one in tables if one.num_rows)
         groups = groupby(plain, key=lambda table: table.schema.types)
-        # Small row groups are read column by column together: what a column costs does not depend on their number.
+        # Small row groups are read together column by column: the cost of a column does not depend on their number.
         self._tables = [pa.concat_tables(tables) for _, tables in groups]
 
     def columns(self, name: str) -> Iterator[tuple[pa.Array, int]]:
-        """The values of a column, and the number of the first row: one array where neighbours have the same types."""
+        """Values of a column and the number of the first row; neighbouring tables of the same types give one array."""
         first = 0
         for table in self._tables:
             column = table.column(name)
             array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-            if isinstance(array, pa.ChunkedArray):  # what older versions of pyarrow give for columns without chunks
+            if isinstance(array, pa.ChunkedArray):  # older pyarrow gives this for columns without chunks
                 array = pa.concat_arrays(array.chunks)
             yield array, first
             first += table.num_rows
 
     def row(self, position: int) -> str:
-        """Where row number ``position`` of the block is from."""
+        """Origin of row number ``position`` of the block: file, row group and row."""
         part = int(np.searchsorted(self._ends, position, side="right"))
         rows, place, first_row = self._places[part]
         return f"{place}, row {first_row + position - int(self._ends[part]) + rows}"
 
 
 class BlockBuilder:
-    """Turns tables into blocks."""
+    """Builder of blocks from tables."""
 
     def __init__(self, layout: Layout, count_unknown: Callable[[str, int], None]) -> None:
-        """``count_unknown`` is called with a feature and how many of its ids were out of range and read as 0."""
+        """``count_unknown`` is called with a feature and the number of its ids that were out of range and read as 0."""
         self._layout = layout
         self._selection = layout.selection
         self._count_unknown = count_unknown
         self._dtype = id_dtype(self._selection.vocabulary_sizes)
 
     def build(self, sources: Sources, order: NDArray[np.int64] | None = None) -> Block:
-        """Return the rows of ``sources``, row ``order[i]`` at place i, or as they come.
+        """Return a block of the rows of ``sources`` with row ``order[i]`` at position i; in file order without ``order``.
 
         Raises :class:`UserError` for an id, a label, a weight or a number that is not allowed.
         """
@@ -134,7 +134,7 @@ class BlockBuilder:
         return Block(ids, complete, lists, numbers)
 
     def _single(self, sources: Sources, feature: FeatureSpec) -> tuple[Array, bool]:
-        """Ids in the order of the file, and whether none is :data:`ABSENT`."""
+        """Ids in file order, and True if none is :data:`ABSENT`."""
         parts, complete = [], True
         for array, first in sources.columns(feature.source):
             values, null = _integers(array)
@@ -152,9 +152,9 @@ class BlockBuilder:
             if pt.is_null(array.type):
                 array = array.cast(pa.list_(pa.int32()))
             lengths = _numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
-            flat = array.flatten()  # leaves null lists out
+            flat = array.flatten()  # omits null lists
             ends = np.cumsum(lengths)
-            if flat.null_count:  # drop null elements: count those that stay up to each list's ends
+            if flat.null_count:  # drop null elements: count the others up to each list's end
                 stay = np.concatenate([[0], np.cumsum(_numpy(flat.is_valid()), dtype=np.int64)])
                 lengths = stay[ends] - stay[ends - lengths]
                 ends = np.cumsum(lengths)
@@ -169,7 +169,7 @@ class BlockBuilder:
     def _in_range(
         self, sources: Sources, feature: FeatureSpec, values: Array, first: int, ends: Array | None = None
     ) -> Array:
-        """Check ids of the rows from ``first`` on; for lists, ``ends`` says where each row's ids end."""
+        """Check the ids of the rows from ``first`` on; for lists, ``ends`` holds the end of each row's ids."""
         size = self._selection.vocabulary_sizes[feature.name]
         if size == ANY_ID:
             return _any_ids(values)
@@ -187,14 +187,14 @@ class BlockBuilder:
 
 
 def _any_ids(values: Array) -> Array:
-    """Ids of 64 bits as int64; -1, which stands for nulls here, becomes the least of all, -2^63."""
+    """Ids of 64 bits as int64; -1, which marks nulls, becomes the smallest int64, -2^63."""
     values = values.astype(np.int64, copy=False)
     absent = values == ABSENT
     return np.where(absent, np.iinfo(np.int64).min, values) if absent.any() else values
 
 
 def id_dtype(vocabulary_sizes: dict[str, int]) -> type[np.int32] | type[np.int64]:
-    """The narrower integer type that holds all ids."""
+    """Narrowest of int32 and int64 that holds all ids."""
     return np.int32 if max(vocabulary_sizes.values(), default=1) <= 2**31 else np.int64
 
 
@@ -205,27 +205,27 @@ def _joined(parts: list[Array], dtype: Any) -> Array:
 
 
 def _place(values: Array, order: NDArray[np.int64] | None, out: Array) -> None:
-    """Write ``values[order]`` to ``out``, in its type, which holds all of them."""
+    """Write ``values[order]`` to ``out``, in the dtype of ``out``, which holds all values."""
     if order is None:
         out[:] = values
-    else:  # the order is in range: clip only saves the check, and a copy
+    else:  # the order is in range: clip only avoids the check and a copy
         np.take(values.astype(out.dtype, copy=False), order, out=out, mode="clip")
 
 
 def _pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longest: int | None) -> Lists:
-    """The lists of ``values`` that follow each other with ``lengths``, in ``order``, each with its last ``longest`` ids."""
+    """Consecutive lists of ``values`` with ``lengths``, in ``order``, each cut to its last ``longest`` ids."""
     kept = lengths if longest is None else np.minimum(lengths, longest)
     short = kept is lengths or bool((kept == lengths).all())
     if order is None and longest is not None and not short:
-        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(values))  # ids from here to the end of the list
+        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(values))  # ids from here to the list's end
         values = values[left <= longest]
     elif order is not None:
         import torchrec.sparse.jagged_tensor  # noqa: F401  (loads fbgemm's operators, which only training needs)
 
-        # TorchRec's own operator: it copies list by list, several times faster than a gather of single ids.
+        # TorchRec's operator copies list by list, several times faster than gathering single ids.
         if short:
             index, segments = order, lengths
-        else:  # every list as two: what is dropped, and what stays
+        else:  # every list as two: the dropped part and the kept part
             index, segments = 2 * order + 1, np.stack([lengths - kept, kept], axis=1).reshape(-1)
         values = torch.ops.fbgemm.permute_1D_sparse_data(
             torch.from_numpy(index.astype(np.int32)),
@@ -239,7 +239,7 @@ def _pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longes
 
 
 class _Writable:
-    """An array that torch takes for writable: it warns of Arrow's buffers, which are not, although nothing is written."""
+    """An array that torch takes as writable. Arrow's buffers are not, and torch warns of them although nothing is written."""
 
     def __init__(self, array: Array) -> None:
         self.array = array
@@ -253,7 +253,7 @@ def _numpy(array: pa.Array) -> Array:
 
 
 def _integers(array: pa.Array) -> tuple[Array, Array | None]:
-    """Values (0 where null), and the mask of nulls if there are any."""
+    """Values (0 for null), and the mask of nulls if there are any."""
     if pt.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pt.is_null(array.type):
@@ -264,7 +264,7 @@ def _integers(array: pa.Array) -> tuple[Array, Array | None]:
 
 
 def _floats(sources: Sources, column: str) -> tuple[Array, Array | None]:
-    """All values (0 where null) as numbers of whatever type the files hold, and the mask of nulls if there are any."""
+    """All values (0 for null) in the files' number type, and the mask of nulls if there are any."""
     parts, nulls = [], []
     for array, _ in sources.columns(column):
         if pt.is_decimal(array.type) or pt.is_null(array.type) or pt.is_boolean(array.type):
@@ -283,7 +283,7 @@ def _dense(sources: Sources, feature: FeatureSpec, limit: float | None) -> Array
     out: Array = np.empty(len(values), np.float32)
     with np.errstate(over="ignore"):
         if isinstance(feature.statistics, DenseStatistics):
-            # In double precision: a time stamp's mean is large beside its deviation.
+            # In double precision: the mean of a time stamp is large compared with its deviation.
             scaled = np.subtract(values, feature.statistics.mean, dtype=np.float64)
             np.divide(scaled, feature.statistics.std or 1.0, out=out, casting="same_kind")
         else:

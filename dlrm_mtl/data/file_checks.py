@@ -1,4 +1,4 @@
-"""Checks of Parquet files before any row is read: columns, types, and the statistics that footers hold."""
+"""Checks of Parquet files before any row is read: columns, types, and footer statistics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dlrm_mtl.data.spec import FeatureSpec
 
 @dataclass(frozen=True)
 class Layout:
-    """How the selected columns lie in the files at hand."""
+    """Layout of the selected columns in the given files."""
 
     selection: Selection
     lists: frozenset[str]
@@ -32,7 +32,7 @@ class Layout:
 
     @cached_property
     def runs(self) -> list[range | int]:
-        """The keys in order: a range of columns of single ids that follow each other, or the number of a column of lists."""
+        """The keys in order: a range of consecutive columns of single ids, or the number of a column of lists."""
         runs: list[range | int] = []
         single = listed = 0
         for feature in self.selection.sparse:
@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def columns(self) -> list[str]:
-        """The Parquet columns to read, each once."""
+        """Parquet columns to read, each once."""
         weight = [self.selection.weight] if self.selection.weight is not None else []
         labels = [label.source for label in self.selection.labels if label.name not in self.absent]
         return list(dict.fromkeys([*self.selection.feature_columns, *labels, *weight]))
@@ -57,8 +57,8 @@ class Layout:
 def check_files(files: Sequence[DataFile], selection: Selection, *, labels_required: bool = True) -> Layout:
     """Check schemas and footer statistics of ``files`` (at least one) against ``selection``.
 
-    Raises :class:`UserError` for a missing column, a column of the wrong type, and for a label, an id or a number that the
-    footers already show to be wrong. Files without statistics are checked when they are read.
+    Raises :class:`UserError` for a missing column, a column of the wrong type, and for a wrong label, id or number in the
+    footer statistics. Files without statistics are checked when they are read.
     """
     typed = _typed_in_one(files, selection)
     layouts = [_check_schema(file, selection, labels_required, typed) for file in files]
@@ -79,7 +79,7 @@ def check_files(files: Sequence[DataFile], selection: Selection, *, labels_requi
 
 
 def bad_id(place: str, feature: FeatureSpec, value: Any, size: int) -> UserError:
-    """The error for an id outside its vocabulary."""
+    """Error for an id outside its vocabulary."""
     return UserError(
         f"{place}: column {feature.source!r} holds the id {value}, outside the vocabulary 0..{size - 1} of feature "
         f"{feature.name!r}; correct the file, raise vocabulary_size in dataset.yaml, or set data.out_of_range to unknown."
@@ -87,7 +87,7 @@ def bad_id(place: str, feature: FeatureSpec, value: Any, size: int) -> UserError
 
 
 def bad_label(place: str, column: str, value: Any) -> UserError:
-    """The error for a value of a binary label that is neither 0 nor 1."""
+    """Error for a value of a binary label that is neither 0 nor 1."""
     return UserError(
         f"{place}: label column {column!r} holds {value:g}, which is neither 0 nor 1; correct the file (null marks a missing "
         "label), or make the label's kind real in dataset.yaml."
@@ -95,21 +95,21 @@ def bad_label(place: str, column: str, value: Any) -> UserError:
 
 
 def bad_number(place: str, column: str, value: Any) -> UserError:
-    """The error for a number that is not finite."""
+    """Error for a number that is not finite."""
     return UserError(
         f"{place}: column {column!r} holds {value}, which is no finite number; correct the file (null marks what is missing)."
     )
 
 
 def bad_weight(place: str, column: str, value: Any) -> UserError:
-    """The error for a row weight that is null, negative or not finite."""
+    """Error for a row weight that is null, negative or not finite."""
     return UserError(
         f"{place}: weight column {column!r} holds {value}; a weight must be a finite number of at least 0: correct the file."
     )
 
 
 def _typed_in_one(files: Sequence[DataFile], selection: Selection) -> dict[str, pa.DataType]:
-    """The types of columns of ids that have no type in some file, as pyarrow writes a column of nothing but nulls."""
+    """Types of id columns that are untyped in some file: pyarrow writes a column of only nulls without a type."""
     typed: dict[str, pa.DataType] = {}
     schemas = [file.schema for file in files]
     for column in {feature.source for feature in selection.sparse}:
@@ -149,7 +149,7 @@ def _check_schema(file: DataFile, selection: Selection, labels_required: bool, t
 
 
 def is_list(type_: pa.DataType) -> bool:
-    """Whether values of this Arrow type are lists."""
+    """True if values of this Arrow type are lists."""
     return bool(pt.is_list(type_) or pt.is_large_list(type_) or pt.is_fixed_size_list(type_))
 
 
@@ -189,7 +189,7 @@ def refuse_twice(file: DataFile, column: str) -> None:
 
 
 def _where(file: DataFile, column: str) -> str:
-    """Say that a folder such as ``day=1`` has the value, if one does: the reader takes columns from files only."""
+    """Hint that a folder such as ``day=1`` holds the value, if one does: the reader takes columns only from files."""
     part = next((part for part in file.path.split("/") if part.startswith(f"{column}=")), None)
     return (
         f"the folder {part} is not read as a column: write it into the files, or run `prepare table`; " if part else ""
@@ -225,17 +225,17 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
         row_group = file.metadata.row_group(group)
         for index, column_checks in wanted:
             chunk = row_group.column(index)
-            if chunk.physical_type != columns[index].physical_type:  # asked for its statistics, Arrow ends the process
+            if chunk.physical_type != columns[index].physical_type:  # Arrow would end the process on reading statistics
                 raise unreadable(f"{file.path}: row group {group}", CONTRADICTION)
             statistics = chunk.statistics
-            # Some types' statistics come as raw bytes (float16); those values are checked when they are read.
+            # Statistics of some types come as raw bytes (float16); their values are checked when they are read.
             if statistics is not None and statistics.has_min_max and _is_number(statistics.min, statistics.max):
                 for check in column_checks:
                     check(f"{file.path}: row group {group}", statistics.min, statistics.max)
 
 
 def _owners(file: DataFile, leaves: Sequence[str]) -> list[str]:
-    """The column that each leaf of the footer belongs to, such as ``tag`` for ``tag.list.element``; names may have dots."""
+    """Column of each leaf of the footer, such as ``tag`` for ``tag.list.element``; names may contain dots."""
     owners: list[str] = []
     for name in file.schema.names:
         start = len(owners)

@@ -1,11 +1,11 @@
-"""Data that grows: which files of a folder are next, when every file is to be trained on exactly once.
+"""Growing data: the next files of a folder in which every file is trained on exactly once.
 
-New Parquet files arrive in a split's folder, by name in the order in which they are to be used, such as
-``2024-03-02/part-0.parquet``. A *round* trains on all files that are there and have not been used. What was used is remembered
-in :class:`Consumed`, which belongs in a run's checkpoint. Files that come while a round runs are the next round's.
+New Parquet files arrive in a split's folder. Their names, such as ``2024-03-02/part-0.parquet``, give the order of their
+use. A *round* trains on all present files that have not been used. :class:`Consumed` records the used files and belongs in
+a run's checkpoint. Files that arrive during a round belong to the next one.
 
-Round ``n`` is to the loader a split of its own, one epoch: the order of its rows is a pure function of (seed, n, step), so a
-round that was interrupted is resumed by listing the same files and seeking.
+The loader treats round ``n`` as a split of its own with one epoch. The order of its rows is a pure function of (seed, n,
+step), so an interrupted round is resumed by listing the same files and seeking.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from dlrm_mtl.storage.filesystems import is_local
 
 @dataclass(frozen=True)
 class UsedFile:
-    """A file that a round uses, and how to tell whether it is still the same one."""
+    """A file that a round uses, and its fingerprint."""
 
     name: str
     """Path relative to the split's folder."""
     rows: int
     fingerprint: str
-    """Of its size and of the places and sizes of all columns, from its footer."""
+    """Hash of its size and of the offsets and sizes of all columns, from its footer."""
 
 
 @dataclass
 class Consumed:
-    """What a run has trained on; as plain values in a checkpoint's ``progress.json``, see :meth:`state`."""
+    """Files that a run has trained on. A checkpoint's ``progress.json`` holds them as plain values, see :meth:`state`."""
 
     done: list[UsedFile] = field(default_factory=list)
     """Files of finished rounds, in the order of their use."""
     rounds: int = 0
-    """Rounds that are finished; the current one, if any, has this number, which stands for the epoch."""
+    """Number of finished rounds; also the number of the current round, which takes the place of the epoch."""
     current: list[UsedFile] = field(default_factory=list)
-    """Files of the round that has begun."""
+    """Files of the current round."""
 
     def state(self) -> dict[str, Any]:
-        """As values for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Consumed:
-        """The inverse of :meth:`state`; nothing was consumed if ``state`` is empty."""
+        """Inverse of :meth:`state`; an empty ``state`` means that nothing was consumed."""
         done, current = ([UsedFile(**file) for file in state.get(key, [])] for key in ("done", "current"))
         return cls(done, state.get("rounds", 0), current)
 
     def finish_round(self) -> None:
-        """All rows of the current round have been trained on."""
+        """Move the files of the current round to the finished ones."""
         self.done += self.current
         self.current = []
         self.rounds += 1
@@ -65,23 +65,24 @@ class Consumed:
 
 @dataclass(frozen=True)
 class Round:
-    """What to train on next."""
+    """Files to train on next."""
 
     split: Split | None
-    """The files of this round, for a :class:`~dlrm_mtl.data.reader.BatchLoader`; None if there is nothing to train on."""
+    """Files of this round, for a :class:`~dlrm_mtl.data.reader.BatchLoader`; None if there are no new files."""
     remarks: list[str]
-    """Sentences about files that were left for the next round."""
+    """Sentences about files left for the next round."""
 
 
 def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
-    """The round that has begun, as it was, or else a new one of all files that are not consumed.
+    """The current round with its recorded files, or a new round of all files that are not consumed.
 
-    A new round is entered into ``consumed.current``. The folder may grow between two looks at it, so one process calls this
-    first, and the others with the state that it has left: they get the same files, or an error.
+    A new round is stored in ``consumed.current``. The folder may grow between two listings, so one process calls this
+    first, and the others call it with the resulting state: they get the same files, or an error.
 
     Raises:
-        UserError: there is no such split; a file of the round that has begun is gone or another one; a file that was
-            consumed has changed; or a new file's name comes before that of a consumed one.
+        UserError: there is no such split; a file of the current round is missing or has changed; a consumed file has
+            changed; or a
+            new file's name comes before that of a consumed one.
     """
     folder = dataset.folder(split)
     present = [path[len(folder) + 1 :] for path in list_files(dataset.filesystem, folder)]
@@ -96,7 +97,7 @@ def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
     remarks: list[str] = []
     for file in _footers(dataset, [f"{folder}/{name}" for name in new]):
         if isinstance(file, UserError):
-            # Names give the order: what comes after a file that is still being written has to wait with it.
+            # Names give the order: files after one that is still being written must wait with it.
             waiting = len(new) - len(files)
             remarks.append(f"{file} It and what comes after it, {waiting} file(s), are left for the next round.")
             break
@@ -109,7 +110,7 @@ def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
 
 
 def describe(file: DataFile, folder: str) -> UsedFile:
-    """What to remember of ``file``."""
+    """Record of ``file`` for later comparison."""
     with examining(file.path):
         return UsedFile(file.path[len(folder) + 1 :], file.rows, _fingerprint(file.size, file.metadata))
 
@@ -136,9 +137,9 @@ def _same(folder: str, file: UsedFile, found: DataFile | UserError) -> DataFile:
 
 
 def _refuse_changes(dataset: Dataset, folder: str, done: Sequence[UsedFile], present: set[str]) -> None:
-    """Files that were consumed may be removed, but not replaced: the new rows would never be seen."""
+    """Refuse changed files among the consumed ones, whose new rows would never be seen. Removed files are allowed."""
     if not is_local(dataset.filesystem):
-        done = done[-1:]  # a footer costs a request there; the last file is the one that was perhaps not complete
+        done = done[-1:]  # a footer costs a request there; only the last file may have been incomplete
     for file in done:
         if file.name in present:
             found = read_footer(dataset.filesystem, f"{folder}/{file.name}")

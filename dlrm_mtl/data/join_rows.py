@@ -1,4 +1,4 @@
-"""Putting rows of blocks together to the tensors of a batch. Without TorchRec, for serving."""
+"""Concatenation of rows of blocks into the tensors of a batch. Needs no TorchRec, so that serving can use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlrm_mtl.data.file_checks import Layout
 
 @dataclass
 class Rows:
-    """Rows start to stop (at least one) of a block."""
+    """Rows [start, stop) of a block, at least one."""
 
     block: Block
     start: int
@@ -44,12 +44,12 @@ def padding(layout: Layout, rows: int) -> Rows:
 
 @dataclass(frozen=True)
 class Joined:
-    """Rows one after the other, B of them."""
+    """Concatenated rows, B of them."""
 
     values: Tensor
-    """int64: the ids feature by feature, and within a feature row by row."""
+    """int64: ids feature by feature, and row by row within a feature."""
     lengths: Tensor
-    """[F * B] int32."""
+    """[F * B] int32, number of ids."""
     dense: Tensor
     """[B, D] float32."""
     labels: Tensor
@@ -57,15 +57,15 @@ class Joined:
     weights: Tensor
     """[B, T] float32."""
     rows: int
-    """B."""
+    """Number of rows B."""
 
 
 def join(layout: Layout, parts: Sequence[Rows]) -> Joined:
-    """Put rows one after the other."""
+    """Concatenate rows."""
     selection = layout.selection
     size = sum(part.count for part in parts)
     lengths = np.empty((len(selection.sparse), size), np.int32)
-    pieces: list[list[Array]] = []  # what comes one after the other into the values
+    pieces: list[list[Array]] = []  # in the order of the values
     key = 0
     for run in layout.runs:
         if isinstance(run, range):
@@ -80,7 +80,7 @@ def join(layout: Layout, parts: Sequence[Rows]) -> Joined:
         stop = start + sum(piece.size for piece in column)
         np.concatenate(column, axis=-1, out=values[start:stop].reshape(*column[0].shape[:-1], -1))
         start = stop
-    # Joined before they are transposed: the columns of a whole block often lie a power of two apart, which caches dislike.
+    # Joined before transposing: the columns of a whole block are often a power of two apart, which conflicts in caches.
     numbers = np.concatenate([part.block.numbers[:, part.start : part.stop] for part in parts], axis=1)
     dense, labels = len(selection.dense), len(selection.labels)
     return Joined(
@@ -94,7 +94,7 @@ def join(layout: Layout, parts: Sequence[Rows]) -> Joined:
 
 
 def _single_ids(parts: Sequence[Rows], run: range, lengths: Array) -> list[Array]:
-    """The ids of a run of columns, [columns, rows] part by part unless some are absent; fills ``lengths``, [columns, B]."""
+    """Ids of a run of columns: [columns, rows] per part, or flat if some are absent. Fills ``lengths``, [columns, B]."""
     columns = slice(run.start, run.stop)
     ids = [part.block.ids[columns, part.start : part.stop] for part in parts]
     if all(part.block.complete[columns].all() for part in parts):
@@ -107,7 +107,7 @@ def _single_ids(parts: Sequence[Rows], run: range, lengths: Array) -> list[Array
 
 
 def _lists(parts: Sequence[Rows], column: int, lengths: Array) -> list[Array]:
-    """The ids of a column of lists, part by part; fills ``lengths``, [B]."""
+    """Ids of a column of lists, part by part. Fills ``lengths``, [B]."""
     ids, start = [], 0
     for part in parts:
         lists = part.block.lists[column]

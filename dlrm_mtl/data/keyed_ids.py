@@ -1,4 +1,4 @@
-"""The ids of a batch as models see them: TorchRec's KeyedJaggedTensor, or the same in plain PyTorch for serving."""
+"""The ids of a batch for models: TorchRec's KeyedJaggedTensor, or its plain PyTorch equivalent for serving."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from torch import Tensor
 
 
 class FeatureIds(Protocol):
-    """The ids of one feature; TorchRec's JaggedTensor is one."""
+    """Ids of one feature; TorchRec's JaggedTensor is an implementation."""
 
     def values(self) -> Tensor:
-        """[N] the ids row by row, or [N, D] their vectors."""
+        """Ids [N] row by row, or their vectors [N, D]."""
         ...
 
     def lengths(self) -> Tensor:
-        """[B] ids of each row."""
+        """Number of ids of each row, [B]."""
         ...
 
 
 class KeyedIds(Protocol):
-    """The ids of F features in B rows; TorchRec's KeyedJaggedTensor is one."""
+    """Ids of F features in B rows; TorchRec's KeyedJaggedTensor is an implementation."""
 
     def keys(self) -> list[str]:
         """Names of the features."""
         ...
 
     def values(self) -> Tensor:
-        """[N] int64: feature by feature, and within a feature row by row."""
+        """Ids [N] int64: feature by feature, and row by row within a feature."""
         ...
 
     def lengths(self) -> Tensor:
-        """[F * B] int32."""
+        """Number of ids, [F * B] int32."""
         ...
 
     def stride(self) -> int:
-        """B."""
+        """Number of rows B."""
         ...
 
     def __getitem__(self, key: str) -> FeatureIds:
-        """The ids of one feature."""
+        """Ids of one feature."""
         ...
 
 
 class ModelBatch(Protocol):
-    """What models read of a batch; :class:`~dlrm_mtl.data.batch.Batch` is one."""
+    """The part of a batch that models read; :class:`~dlrm_mtl.data.batch.Batch` is an implementation."""
 
     @property
     def sparse(self) -> KeyedIds:
@@ -55,17 +55,17 @@ class ModelBatch(Protocol):
 
     @property
     def dense(self) -> Tensor:
-        """[B, D] float32."""
+        """Dense features, [B, D] float32."""
         ...
 
     @property
     def labels(self) -> Tensor:
-        """[B, T] float32; in training only."""
+        """Labels, [B, T] float32; only in training."""
         ...
 
     @property
     def weights(self) -> Tensor:
-        """[B, T] float32; in training only."""
+        """Weights, [B, T] float32; only in training."""
         ...
 
 
@@ -77,22 +77,22 @@ class PlainFeatureIds:
         self._lengths = lengths
 
     def values(self) -> Tensor:
-        """[N] ids row by row, or [N, D] vectors."""
+        """Ids [N] row by row, or their vectors [N, D]."""
         return self._values
 
     def lengths(self) -> Tensor:
-        """[B] ids of each row."""
+        """Number of ids of each row, [B]."""
         return self._lengths
 
 
 class PlainKeyedIds:
-    """Ids without TorchRec.
+    """Ids of several features, without TorchRec.
 
     Args:
         keys: names of the F features.
-        values: [N] int64, feature by feature, and within a feature row by row.
+        values: [N] int64, feature by feature, and row by row within a feature.
         lengths: [F * B] int32.
-        stride: B.
+        stride: number of rows B.
     """
 
     def __init__(self, keys: Sequence[str], values: Tensor, lengths: Tensor, stride: int) -> None:
@@ -111,19 +111,19 @@ class PlainKeyedIds:
         return self._keys
 
     def values(self) -> Tensor:
-        """[N] int64."""
+        """Ids [N] int64."""
         return self._values
 
     def lengths(self) -> Tensor:
-        """[F * B] int32."""
+        """Number of ids, [F * B] int32."""
         return self._lengths
 
     def stride(self) -> int:
-        """B."""
+        """Number of rows B."""
         return self._stride
 
     def __getitem__(self, key: str) -> PlainFeatureIds:
-        """The ids of one feature."""
+        """Ids of one feature."""
         return self._by_key[key]
 
 
@@ -131,10 +131,10 @@ def like(sparse: KeyedIds, keys: Sequence[str], values: Sequence[Tensor], length
     """Other features of the same rows, of the type of ``sparse``.
 
     Args:
-        sparse: whose type and number of rows it has.
+        sparse: ids whose type and number of rows are taken.
         keys: names of the features.
-        values: of each feature the ids [N].
-        lengths: of each feature, or of several that follow each other, the numbers of ids [B].
+        values: ids [N] of each feature.
+        lengths: numbers of ids [B] of each feature, or concatenated for consecutive features.
     """
     made: KeyedIds = type(sparse)(
         keys=list(keys),

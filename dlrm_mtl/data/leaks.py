@@ -1,4 +1,4 @@
-"""Columns that tell a model the answer: what a column alone says about a binary label, by one query for each pair."""
+"""Label leakage: how well a single column predicts a binary label, by one query for each pair."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 import duckdb
 
 SUSPICIOUS_AUC = 0.9
-"""Few columns that are known before an event say as much about it."""
+"""AUC above which a column is suspicious: few columns known before an event reach it."""
 
 FEWEST = 20
-"""Rows of each class of a label, below which nothing is said."""
+"""Smallest number of rows of each class for which a leak is reported."""
 
 COMMON = 0.5
-"""A value that all rows of a class have is suspicious if it has no greater share of the other class."""
+"""Largest share of the other class for which a value held by all rows of a class is suspicious."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Something that a column says about a label, and that it may not have known before."""
+    """Suspicious information of a column about a label, which may not have been known before the event."""
 
     column: str
     label: str
     exact: bool
-    """Whether the column says the label of every row: it is null, or equal, by the label."""
+    """True if the column determines the label of every row: it is null, or equal, depending on the label."""
     text: str
-    """What it says, such as "null exactly where click is 0"."""
+    """Description of the leak, such as "null exactly where click is 0"."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Candidate:
     """A column in SQL.
 
     Args:
-        sql: a number, or what tells values apart; for a list its length.
-        number: whether its size counts; otherwise values are ordered by the rate of the label among a value's other rows.
-        listed: whether it is the length of a list, null where that is empty.
+        sql: SQL of a number or of a category; of the length for a list.
+        number: True if values are ordered by size; categories are ordered by the rate of the label among a value's other
+            rows.
+        listed: True for the length of a list, which is null for an empty one.
     """
 
     sql: str
@@ -47,13 +48,13 @@ class Candidate:
 def find_leaks(
     connection: duckdb.DuckDBPyConnection, rows: str, columns: Mapping[str, Candidate], labels: Mapping[str, str]
 ) -> list[Leak]:
-    """What each of ``columns`` says about each of ``labels``, where that is suspicious.
+    """Suspicious leaks of ``labels`` through ``columns``.
 
     Args:
-        connection: to the database.
-        rows: SQL of what the columns are taken from, behind FROM.
-        columns: by name.
-        labels: SQL of binary labels, by name; null and what is neither 0 nor 1 does not count.
+        connection: connection to the database.
+        rows: SQL of the relation with the columns, as it follows FROM.
+        columns: columns by name.
+        labels: SQL of binary labels, by name; null and values other than 0 and 1 are ignored.
     """
     found = []
     for name, column in columns.items():
@@ -67,8 +68,8 @@ def find_leaks(
 def _look(
     connection: duckdb.DuckDBPyConnection, rows: str, name: str, column: Candidate, label: str, sql: str
 ) -> Leak | None:
-    # Values (x) with their positives (p) and negatives (n). A category is ordered by its rate without the row itself, which a
-    # positive sees as (p - 1) / (p + n - 1): ids that come once say nothing, and nothing is learned by heart.
+    # Values (x) with their positives (p) and negatives (n). A category is ordered by its leave-one-out rate, which is (p -
+    # 1) / (p + n - 1) for a positive: ids that occur once say nothing, and nothing is memorised.
     order = "x NULLS FIRST" if column.number else "score"
     scored = "SELECT x, p, n, NULL AS score FROM counts"
     if not column.number:
@@ -107,7 +108,7 @@ def _look(
         return Leak(name, label, False, f"constant where {label} is 0")
     pairs = positives * negatives
     aucs = [won / pairs]
-    if column.number:  # nulls came first; let them come last, too
+    if column.number:  # nulls came first; now let them come last
         last = won - (positives - null_p) * null_n + null_p * (negatives - null_n)
         aucs = [auc for one in (won / pairs, last / pairs) for auc in (one, 1 - one)]
     if max(aucs) > SUSPICIOUS_AUC:

@@ -1,12 +1,12 @@
 """Lanes: the order of training as a pure function of (seed, epoch, step). No I/O here.
 
-The rows of a split (files by name, row groups in order) are cut into a fixed number of lanes, contiguous ranges whose lengths
-differ by at most one. A lane is cut into blocks, runs of row-group pieces that are read together. Every epoch permutes the
-blocks of a lane and the rows of a block. The global batch of step s is the concatenation, over the lanes, of the rows
-[s * b, (s + 1) * b) of each lane's permuted order, b = batch size / lanes; a lane that has fewer rows left is padded.
+The rows of a split (files by name, row groups in order) are cut into a fixed number of lanes, contiguous ranges whose
+lengths differ by at most one. A lane is cut into blocks, runs of row-group pieces that are read together. Every epoch
+permutes the blocks of a lane and the rows of a block. The global batch of step s is the concatenation, over the lanes, of
+the rows [s * b, (s + 1) * b) of each lane's permuted order, b = batch size / lanes; a lane with fewer rows left is padded.
 
-A process reads the lanes [rank * lanes / world_size, (rank + 1) * lanes / world_size): put side by side, the processes'
-batches are the global batch, whatever the number of processes.
+A process reads the lanes [rank * lanes / world_size, (rank + 1) * lanes / world_size): the concatenated batches of the
+processes are the global batch, for any number of processes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Lane:
-    """One of the contiguous ranges that a split is cut into."""
+    """A contiguous range of a split's rows."""
 
     index: int
     blocks: tuple[Block, ...]
@@ -62,7 +62,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Slice:
-    """What one step takes from one block of a lane."""
+    """Rows that one step takes from one block of a lane."""
 
     block: int
     """Position of the block in the lane, in file order."""
@@ -76,7 +76,7 @@ def cut(group_rows: Sequence[int], lanes: int, block_rows: int) -> list[Lane]:
 
     Args:
         group_rows: rows of each row group, files by name, row groups in order.
-        lanes: number of lanes; with fewer rows than that, the last lanes are empty.
+        lanes: number of lanes; if there are fewer rows, the last lanes are empty.
         block_rows: a block has at most this many rows, or one piece if that is larger.
     """
     ends = np.cumsum(np.asarray(group_rows, dtype=np.int64))
@@ -89,7 +89,7 @@ def cut(group_rows: Sequence[int], lanes: int, block_rows: int) -> list[Lane]:
 
 
 def own_lanes(lanes: int, rank: int, world_size: int) -> range:
-    """The lanes that process ``rank`` reads; raises :class:`UserError` if ``world_size`` does not divide ``lanes``."""
+    """Lanes that process ``rank`` reads; raises :class:`UserError` if ``world_size`` does not divide ``lanes``."""
     if lanes % world_size:
         below = next(size for size in range(world_size, 0, -1) if lanes % size == 0)
         above = next((size for size in range(world_size, lanes + 1) if lanes % size == 0), below)
@@ -110,14 +110,14 @@ def steps_per_epoch(lanes: Sequence[Lane], lane_batch: int) -> int:
 
 
 def block_order(seed: int, epoch: int, lane: Lane, shuffle: bool) -> NDArray[np.int64]:
-    """The order in which the blocks of ``lane`` are read; [blocks] int64."""
+    """Order in which the blocks of ``lane`` are read, [blocks] int64."""
     if not shuffle:
         return np.arange(len(lane.blocks), dtype=np.int64)
     return _permutation(seed, (0, epoch, lane.index), len(lane.blocks))
 
 
 def row_order(seed: int, epoch: int, lane: Lane, block: int, shuffle: bool) -> NDArray[np.int64]:
-    """The order in which the rows of block number ``block`` (in file order) are used; [rows] int64."""
+    """Order in which the rows of block number ``block`` (in file order) are used, [rows] int64."""
     rows = lane.blocks[block].rows
     if not shuffle:
         return np.arange(rows, dtype=np.int64)
@@ -125,11 +125,11 @@ def row_order(seed: int, epoch: int, lane: Lane, block: int, shuffle: bool) -> N
 
 
 def schedule(lane: Lane, order: NDArray[np.int64], lane_batch: int, start_step: int) -> Iterator[list[Slice]]:
-    """For each step from ``start_step`` on, what it takes from ``lane`` whose blocks are read in ``order``.
+    """Slices of each step from ``start_step`` on, for ``lane`` with its blocks in ``order``.
 
     Yields as long as the lane has rows; a step may span several blocks, and the last one may be short.
     """
-    begin = 0  # position in the lane at which the current block starts
+    begin = 0  # position of the current block in the lane
     position = start_step * lane_batch
     slices: list[Slice] = []
     wanted = lane_batch
@@ -178,10 +178,10 @@ def _blocks(pieces: Iterator[Piece], block_rows: int) -> tuple[Block, ...]:
 def _permutation(seed: int, key: tuple[int, ...], size: int) -> NDArray[np.int64]:
     """A permutation of range(size) that is the same with every version of numpy and on every platform.
 
-    numpy promises a fixed stream for its bit generators and for SeedSequence, but not for what Generator makes of them
-    (``Generator.permutation`` may change with a release, and with it every run's order). So the rows are sorted by raw 64-bit
-    words of Philox, equal words by position. numpy's default sort is several times faster than its stable one, and as good
-    where no words are equal, which is nearly always.
+    numpy promises a fixed stream for its bit generators and for SeedSequence, but not for Generator:
+    ``Generator.permutation`` may change with a release, which would change every run's order. So the rows are sorted by raw
+    64-bit words of Philox, equal words by position. numpy's default sort is several times faster than its stable one, and
+    equivalent if no words are equal, which is nearly always so.
     """
     words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(size)
     order = np.argsort(words)

@@ -1,8 +1,8 @@
-"""Damaged Parquet files in plain words, also where Arrow would end the process.
+"""Plain errors for damaged Parquet files, even where Arrow would end the process.
 
-pyarrow lets a C++ exception escape when it is asked for a column of a footer that contradicts itself (seen with Arrow 26:
-"Definition level histogram size mismatch"), which Python cannot catch. While a footer is examined, the C++ runtime's last
-resort is therefore a sentence that names the file, and exit code 2.
+pyarrow lets a C++ exception escape, which Python cannot catch, when it reads a column of a footer that contradicts itself
+(seen with Arrow 26: "Definition level histogram size mismatch"). While a footer is examined, the C++ runtime's terminate
+handler therefore prints a sentence that names the file, and exits with code 2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LIBRARY = "libc++.1.dylib" if sys.platform == "darwin" else "libstdc++.so.6"
 
 
 def unreadable(place: str, error: Exception) -> UserError:
-    """The error for something that is not readable as Parquet."""
+    """Error for a file or row group that is not readable as Parquet."""
     return UserError(
         f"{place}: cannot be read as Parquet ({first_line(error)}); it may be truncated, damaged or not complete yet: "
         "write it again."
@@ -33,7 +33,7 @@ def unreadable(place: str, error: Exception) -> UserError:
 
 @contextmanager
 def examining(place: str) -> Iterator[None]:
-    """While this thread looks into the footer of the file ``place``: end the process in plain words rather than abort it."""
+    """Context in which this thread examines the footer of the file ``place``: a crash prints an error instead of aborting."""
     guard = _guard()
     with guard.lock:
         guard.places[threading.get_ident()] = place
@@ -49,7 +49,7 @@ def examining(place: str) -> Iterator[None]:
 
 
 class _Guard:
-    """The terminate handler of the C++ runtime, exchanged as long as some thread examines a footer."""
+    """The terminate handler of the C++ runtime, replaced while any thread examines a footer."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -60,7 +60,7 @@ class _Guard:
         try:
             self.set: Any = ctypes.CDLL(_LIBRARY)._ZSt13set_terminatePFvvE
             self.set.argtypes, self.set.restype = [handler_type], handler_type
-        except (OSError, AttributeError):  # another C++ runtime: the process aborts, as without this
+        except (OSError, AttributeError):  # another C++ runtime: the process aborts
             self.set = lambda handler: handler
 
     def _terminate(self) -> None:

@@ -1,4 +1,4 @@
-"""Running an iterator ahead of its consumer in a thread."""
+"""An iterator that runs in a thread, ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Item = TypeVar("Item")
 
 
 class Prefetcher(Generic[Item]):
-    """Iterates over what ``source()`` yields, which a thread prepares up to ``depth`` items ahead.
+    """Iterator over the items of ``source()``, which a thread prepares up to ``depth`` items ahead.
 
-    Exceptions of the source are raised where the consumer meets them. :meth:`close` (also called at exhaustion, by ``with``
-    and when the object is collected) stops the thread and waits for it, at most for the item it is working on.
+    Exceptions of the source are raised in the consumer. :meth:`close` stops the thread and waits for it, at most for its
+    current item. It is also called at exhaustion, by ``with``, and when the object is collected.
     """
 
     def __init__(
         self, source: Callable[[], Iterator[Item]], depth: int, waited: Callable[[float], None] | None = None
     ) -> None:
-        """Start the thread. ``waited`` is told how long, in seconds, the consumer waited for each item."""
+        """Start the thread. ``waited`` is called with the seconds that the consumer waited for each item."""
         self._channel = _Channel[Item](depth)
         self._waited = waited
-        # The thread must not hold a reference to this object: an abandoned one could then never be collected.
+        # The thread must not hold a reference to this object, or an abandoned one could never be collected.
         self._thread = threading.Thread(
             target=_produce, args=(source, self._channel), name="batch-prefetch", daemon=True
         )
@@ -46,7 +46,7 @@ class Prefetcher(Generic[Item]):
             self.close()
             if message.error is not None:
                 if isinstance(message.error, UserError):
-                    message.error.local = True  # only the process that read the row has met it
+                    message.error.local = True  # only the process that read the row has seen it
                 raise message.error
             raise StopIteration
         self._channel.slots.release()
@@ -71,7 +71,7 @@ class Prefetcher(Generic[Item]):
 
 
 class _Channel(Generic[Item]):
-    """What the two threads share: the queue is bounded by counting free slots, so that a waiting producer can be woken."""
+    """State shared by the two threads. The queue is bounded by counting free slots, so that a waiting producer can be woken."""
 
     def __init__(self, depth: int) -> None:
         self.items: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
@@ -80,7 +80,7 @@ class _Channel(Generic[Item]):
 
 
 class _End:
-    """The last message of the producer."""
+    """Last message of the producer."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -99,6 +99,6 @@ def _produce(source: Callable[[], Iterator[Item]], channel: _Channel[Item]) -> N
             except StopIteration:
                 break
             channel.items.put(item)
-    except BaseException as caught:  # handed to the consumer, whatever it is
+    except BaseException as caught:  # handed to the consumer
         error = caught
     channel.items.put(_End(error))

@@ -26,11 +26,11 @@ from dlrm_mtl.data.prefetch import Prefetcher
 
 
 class BatchLoader:
-    """Gives process ``rank`` its part of every global batch of an epoch.
+    """Loader of process ``rank``'s part of every global batch of an epoch.
 
-    The parts of all processes, one after the other, are the global batch, which depends on neither their number nor the
-    prefetching. Memory holds 1 + ``config.read_ahead`` blocks per own lane, what ``config.read_threads`` threads are decoding
-    (a block each), shared row groups (one more than threads), and ``config.prefetch`` batches.
+    The concatenated parts of all processes are the global batch, which depends on neither their number nor the prefetching.
+    Memory holds 1 + ``config.read_ahead`` blocks per own lane, one block for each of ``config.read_threads`` threads,
+    shared row groups (one more than threads), and ``config.prefetch`` batches.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class BatchLoader:
             split: the files to read.
             config: columns, lanes, block size and the rest.
             labels: names of the labels, in the order of the columns of ``Batch.labels``.
-            seed: of the order of training, at least 0.
+            seed: seed of the order of training, at least 0.
             rank: this process, 0 to ``world_size`` - 1.
             world_size: number of processes; must divide ``config.lanes``.
             batch_size: rows of a global batch, a multiple of ``config.lanes``; default: ``config.batch_size``.
             shuffle: default: ``config.shuffle``.
-            negatives: what follows every row of a batch; default: nothing, whatever ``config.negatives`` says.
-            pin: whether batches lie in page-locked memory, from which they are copied to a GPU while the host goes on.
+            negatives: rewriter that adds rows with drawn items; default: none, even with ``config.negatives``.
+            pin: True for batches in page-locked memory, which are copied to a GPU asynchronously.
 
         Raises:
             UserError: if names, columns, types, footer statistics, the world size or the batch size do not fit.
@@ -73,11 +73,11 @@ class BatchLoader:
         self.rows = split.rows
         """Rows of the split, over all processes."""
         self.local_batch_size = batch_size // world_size * (1 + negatives.each if negatives else 1)
-        """Rows of this process's part of a global batch, drawn ones included."""
+        """Rows of this process's part of a global batch, including drawn ones."""
         self.unknown_ids: dict[str, int] = {}
-        """By feature: ids out of range that were read as 0 so far, in the blocks this process has read."""
+        """Number of ids out of range that were read as 0 so far, by feature, in the blocks that this process has read."""
         self.wait_seconds = 0.0
-        """Time that the consumer has waited for batches so far."""
+        """Seconds that the consumer has waited for batches so far."""
         self._seed = seed
         self._negatives = negatives
         self._pin = pin
@@ -99,12 +99,12 @@ class BatchLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Prefetcher[Batch]:
         """Iterate over the batches of one epoch from ``start_step`` on; close the iterator to stop early.
 
-        Only blocks that are needed are read. A :class:`UserError` that is met while reading is raised by the iterator.
+        Only blocks that are needed are read. A :class:`UserError` while reading is raised by the iterator.
         """
         return Prefetcher(lambda: self._batches(epoch, start_step), self._prefetch, self._add_wait)
 
     def empty_batch(self) -> Batch:
-        """A batch of padding only."""
+        """A batch of only padding."""
         return assemble(self.layout, [padding(self.layout, self.local_batch_size)])
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
@@ -125,7 +125,7 @@ class BatchLoader:
     def _lane_parts(
         self, reader: BlockReader, pool: ThreadPoolExecutor, lane: Lane, epoch: int, start_step: int
     ) -> Iterator[list[Rows]]:
-        """What each step takes from ``lane``; one block is in use, and the next ones are being read."""
+        """Rows of each step from ``lane``. One block is in use while the next ones are read."""
         order = block_order(self._seed, epoch, lane, self._shuffle)
         ends = np.cumsum([lane.blocks[block].rows for block in order.tolist()])
         needed = order[np.searchsorted(ends, start_step * self._lane_batch, side="right") :].tolist()
@@ -144,7 +144,7 @@ class BatchLoader:
             parts = []
             for part in slices:
                 if part.block != held:
-                    block = None  # let go of the old block before another one is read
+                    block = None  # release the old block before reading another one
                     block = next(blocks)
                     held = part.block
                 assert block is not None

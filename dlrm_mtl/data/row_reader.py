@@ -1,4 +1,4 @@
-"""Reading rows in the order of the files, for prediction: constant memory, columns carried along."""
+"""Reading rows in file order, for prediction: constant memory, with extra columns carried along."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlrm_mtl.storage.filesystems import locate
 
 
 class RowReader:
-    """Iterates over (batch, table of carried columns) in the order of the files; see :func:`iterate_rows`."""
+    """Iterator over (batch, table of carried columns) in file order; see :func:`iterate_rows`."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class RowReader:
         self.rows = sum(file.rows for file in files)
         """Rows of all files."""
         self.unknown_ids: dict[str, int] = {}
-        """By feature: ids out of range that were read as 0 so far."""
+        """Number of ids out of range that were read as 0 so far, by feature."""
         first = files[0].schema
         for file in files:
             for name in carry:
@@ -65,15 +65,15 @@ class RowReader:
         return Prefetcher(self._batches, self._prefetch)
 
     def share(self, rank: int, world_size: int) -> Prefetcher[tuple[Batch | None, int, pa.Table]]:
-        """Start reading for one of several processes: every ``world_size``-th batch, from number ``rank`` on, is its own.
+        """Start reading for one of several processes, which owns every ``world_size``-th batch, from number ``rank`` on.
 
-        Yields a batch, the number of its rows, and the carried columns; the batches of others are None. With several processes
-        own batches are padded to ``batch_size`` rows, so that all look up equally many.
+        Yields a batch, the number of its rows, and the carried columns; the batch is None for other processes' batches.
+        With several processes, batches are padded to ``batch_size`` rows, so that all processes look up equally many.
         """
         return Prefetcher(lambda: self._shared_batches(rank, world_size), self._prefetch)
 
     def empty_batch(self) -> Batch:
-        """A batch of padding only, for a process that has no rows left while others have."""
+        """A batch of only padding, for a process that has no rows left while others have."""
         return assemble(self.layout, [padding(self.layout, self._batch_size)])
 
     def _batches(self) -> Iterator[tuple[Batch, pa.Table]]:
@@ -93,7 +93,7 @@ class RowReader:
             yield batch, rows, carried
 
     def _read(self) -> Iterator[tuple[Sources, pa.Table]]:
-        """Rows of each batch as they are stored, and the columns to hand through."""
+        """Rows of each batch as they are stored, and the carried columns."""
         for file in self._files:
             first_row = 0
             for table in self._tables(file):
@@ -102,7 +102,7 @@ class RowReader:
                 first_row += table.num_rows
 
     def _tables(self, file: DataFile) -> Iterator[pa.Table]:
-        """Tables of batch_size rows, the last one of the file shorter; row groups are streamed, whatever their size."""
+        """Tables of batch_size rows, shorter at the end of a file; row groups of any size are streamed."""
         opened = file.open()
         waiting: list[pa.RecordBatch] = []
         rows = 0
@@ -137,9 +137,9 @@ def iterate_rows(
     Args:
         path: a Parquet file or a folder of them (or several), local or URI; folders are read by file name.
         spec: features and labels, from the data set that the model was trained on.
-        config: which features; lanes, shuffling and weights are of no concern here.
+        config: chosen features; lanes, shuffling and weights are ignored.
         batch_size: rows of a batch; the last one of each file may be shorter.
-        carry: columns to hand through, beside the batches.
+        carry: extra columns to return with the batches.
         labels: names of labels; those that the files lack are 0 with weight 0.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a data set is: the content of its ``dataset.yaml``."""
+"""The description of a data set: the content of its ``dataset.yaml``."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ DATASET_FILE = "dataset.yaml"
 
 
 class DenseStatistics(Strict):
-    """A dense feature over the training split, nulls left out; the reader standardises with `mean` and `std`."""
+    """Statistics of a dense feature over the training split, without nulls; the reader standardises with `mean` and `std`."""
 
     mean: float
     std: float = Field(ge=0)
     min: float
     max: float
     nulls: int = Field(default=0, ge=0)
-    """Rows of the training split in which the column is null."""
+    """Number of rows of the training split with null in the column."""
 
 
 class SparseStatistics(Strict):
-    """A sparse or sequence feature over the training split."""
+    """Statistics of a sparse or sequence feature over the training split."""
 
     distinct: int = Field(ge=0)
-    """Distinct ids other than 0."""
+    """Number of distinct ids other than 0."""
     coverage: float = Field(ge=0, le=1)
-    """Share of the rows that have at least one id other than 0."""
+    """Fraction of the rows with at least one id other than 0."""
     mean_length: float = Field(ge=0)
-    """Ids per row; 1 or less for a column of single ids."""
+    """Mean number of ids per row; 1 or less for a column of single ids."""
 
 
 class FeatureSpec(Strict):
@@ -46,21 +46,21 @@ class FeatureSpec(Strict):
     """Name of the Parquet column; default: the feature's name."""
     description: str | None = None
     vocabulary_size: int | None = Field(default=None, gt=0)
-    """Ids run from 0 to vocabulary_size - 1; id 0 stands for unknown."""
+    """Size of the vocabulary: ids run from 0 to vocabulary_size - 1; id 0 means unknown."""
     vocabulary: str | None = None
-    """Name of the feature whose ids this feature uses as well, so that both share one vocabulary size and may share a table."""
+    """Name of the feature whose vocabulary this feature shares; both then have one vocabulary size and may share a table."""
     unbounded: bool | None = None
-    """Instead of a vocabulary_size: ids are any integers of 64 bits, such as hashes; 0 stands for unknown. The configuration
-    says how many rows of a table they share."""
+    """True, instead of a vocabulary_size, if ids are any 64-bit integers, such as hashes; 0 means unknown. The
+    configuration sets how many rows of a table they share."""
     fingerprint: str | None = None
-    """Of the vocabulary: which value has which id. A run refuses a data set whose vocabulary has another one."""
+    """Hash of the vocabulary, the id of every value. A run refuses a data set with another one."""
     transform: str | None = None
-    """How the column's numbers were made from the raw ones, such as `log1p`. A run refuses a data set that says otherwise."""
+    """Transformation of the column's raw numbers, such as `log1p`. A run refuses a data set with another one."""
     statistics: DenseStatistics | SparseStatistics | None = None
 
     @property
     def source(self) -> str:
-        """The name of the Parquet column."""
+        """Name of the Parquet column."""
         return self.column or self.name
 
     @model_validator(mode="after")
@@ -86,7 +86,7 @@ class FeatureSpec(Strict):
 
 
 class LabelSpec(Strict):
-    """One signal that a task can learn, and the Parquet column it comes from."""
+    """One signal that a task can learn, and its Parquet column."""
 
     name: str = Field(min_length=1)
     kind: Literal["binary", "real"] = "binary"
@@ -95,11 +95,11 @@ class LabelSpec(Strict):
     """Name of the Parquet column; default: the label's name."""
     description: str | None = None
     mean: float | None = None
-    """Mean over the training split, nulls left out: for a binary label, the rate of positives."""
+    """Mean over the training split, without nulls: the rate of positives for a binary label."""
 
     @property
     def source(self) -> str:
-        """The name of the Parquet column."""
+        """Name of the Parquet column."""
         return self.column or self.name
 
 
@@ -109,7 +109,7 @@ class SplitSpec(Strict):
     folder: str
     """Folder of Parquet files, relative to dataset.yaml."""
     rows: int | None = Field(default=None, ge=0)
-    """Number of rows in it, for information."""
+    """Number of rows of the split, for information."""
     description: str | None = None
 
 
@@ -142,7 +142,7 @@ class DatasetSpec(Strict):
         return self
 
     def feature(self, name: str) -> FeatureSpec:
-        """The feature called ``name``; raises KeyError."""
+        """Return the feature called ``name``; raises KeyError."""
         for feature in self.features:
             if feature.name == name:
                 return feature
@@ -153,18 +153,18 @@ class DatasetSpec(Strict):
         return [feature.name for feature in self.features if feature.kind == kind]
 
     def vocabulary_owner(self, name: str) -> str:
-        """The name of the feature whose vocabulary the feature ``name`` uses: its own, or another's."""
+        """Name of the feature that owns the vocabulary of the feature ``name``: itself, or another one."""
         return self.feature(name).vocabulary or name
 
     def vocabulary_size(self, name: str) -> int:
-        """The vocabulary size of a sparse or sequence feature, own or shared; raises KeyError for a dense or unbounded one."""
+        """Vocabulary size of a sparse or sequence feature, own or shared; raises KeyError for a dense or unbounded one."""
         size = self.feature(self.vocabulary_owner(name)).vocabulary_size
         if size is None:
             raise KeyError(name)
         return size
 
     def with_rows(self, rows: Mapping[str, int]) -> DatasetSpec:
-        """The same data set with vocabularies of the sizes ``rows``, by owner: what is left of ids that were made rows."""
+        """Copy in which unbounded features have vocabularies of the sizes ``rows``, by owner, as after mapping ids to rows."""
         features = [
             feature.model_copy(update={"vocabulary_size": rows[feature.name], "unbounded": None})
             if feature.name in rows

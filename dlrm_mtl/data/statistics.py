@@ -1,4 +1,4 @@
-"""Writing ``dataset.yaml``: statistics of the training split, computed out of core with DuckDB."""
+"""Writing of ``dataset.yaml``, with statistics of the training split computed out of core by DuckDB."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _one_line(entry: dict[str, Any]) -> str:
 
 
 def _source(folder: Path, split: SplitSpec) -> str:
-    """SQL of the rows of a split: those of the files that the reader finds."""
+    """SQL of the rows of a split, from the same files as the reader."""
     place = folder / split.folder
     paths = list_files(LocalFileSystem(), str(place)) if place.is_dir() else []
     if not paths:
@@ -129,5 +129,5 @@ def _describe_label(connection: duckdb.DuckDBPyConnection, source: str, label: L
 
 
 def _round(value: float | None) -> float:
-    """Six significant digits: enough, and the same on every machine."""
+    """Round to six significant digits, the same on every machine."""
     return float(f"{value or 0.0:.6g}")

@@ -3,11 +3,11 @@
 A new metric is one new file here, or in a plugin: a function ``(scores, labels, weights) -> float``, registered as ``metric``
 with
 
-- ``kinds``: what kinds of tasks have it (``TaskConfig.kind``), each with its place among the metrics of that kind, ascending;
-  the first of a kind is what is shown on the way;
-- ``heading``: what tables call it; ``form``: how they print it, ``{:.4f}`` by default;
+- ``kinds``: task kinds (``TaskConfig.kind``) that have the metric, each with its sort position among the metrics of that
+  kind; progress output shows the first;
+- ``heading``: column title in tables; ``form``: number format in tables, ``{:.4f}`` by default;
 - ``lower_is_better``: false by default;
-- ``of_positions``: whether it is a metric of the order of all items: a function of
+- ``of_positions``: true for a metric of the ranking of all items: a function of
   :class:`~dlrm_mtl.metrics.ranking.Positions`.
 """
 
@@ -30,19 +30,19 @@ _REGISTRY = home("metric", __name__)
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one task; call it with logits or predictions, labels and weights, each [N]."""
+    """Metric of one task; call it with logits or predictions, labels and weights, each [N]."""
 
     function: Callable[..., float]
     heading: str
-    """What tables call it."""
+    """Column title in tables."""
     form: str = "{:.4f}"
-    """How tables print it."""
+    """Number format in tables."""
     lower_is_better: bool = False
     of_positions: bool = False
-    """Whether ``function`` takes the positions of targets among all items instead."""
+    """True if ``function`` takes the positions of targets among all items instead."""
 
     def __call__(self, scores: Array, labels: Array, weights: Array) -> float:
-        """Compute it; nan where it is not defined, as without the positions of targets."""
+        """Compute the metric; nan where it is not defined, or if it needs the positions of targets."""
         return float("nan") if self.of_positions else self.function(scores, labels, weights)
 
 
@@ -78,7 +78,7 @@ def _metric(entry: Entry) -> Metric:
 
 
 METRICS: Mapping[str, Mapping[str, Metric]] = _ByKind()
-"""The registered metrics by what a task predicts (``TaskConfig.kind``), then by name."""
+"""Registered metrics by kind of task (``TaskConfig.kind``), then by name."""
 
 ALL_METRICS: Mapping[str, Metric] = _ByName()
-"""The registered metrics by name, in the order of :data:`METRICS`."""
+"""Registered metrics by name, in the order of :data:`METRICS`."""

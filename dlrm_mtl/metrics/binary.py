@@ -1,6 +1,6 @@
 """Metrics of a binary task, exact over all rows.
 
-Every function takes logits, labels in {0, 1} and weights >= 0, each [N] float64; rows of weight 0 do not count. A metric
+Every function takes logits, labels in {0, 1} and weights >= 0, each [N] float64; rows of weight 0 are ignored. A metric
 that is not defined (no rows, or one class only) is nan.
 """
 
@@ -43,7 +43,7 @@ def log_loss(logits: Array, labels: Array, weights: Array) -> float:
 
 @register("metric", "normalized_entropy", kinds={"binary": 30}, heading="norm. entropy", lower_is_better=True)
 def normalized_entropy(logits: Array, labels: Array, weights: Array) -> float:
-    """Log loss over that of always predicting the mean label (He et al., ADKDD 2014); below 1 is better than that."""
+    """Log loss divided by that of always predicting the mean label (He et al., ADKDD 2014); below 1 is better."""
     if weights.sum() == 0:
         return float("nan")
     rate = float(np.average(labels, weights=weights))
@@ -55,7 +55,7 @@ def normalized_entropy(logits: Array, labels: Array, weights: Array) -> float:
 
 @register("metric", "calibration", kinds={"binary": 40}, heading="calibration", form="{:.3f}")
 def calibration(logits: Array, labels: Array, weights: Array) -> float:
-    """Predicted over observed positives: 1 is perfect, above 1 predicts too many."""
+    """Predicted positives divided by observed ones: 1 is perfect, above 1 predicts too many."""
     observed = float((labels * weights).sum())
     if observed == 0:
         return float("nan")

@@ -1,7 +1,7 @@
-"""Metrics of ranking all items for each user, exact: ties count as their average over all orders of the tied items.
+"""Metrics of ranking all items for each user, exact: tied items count as the average over all their orders.
 
-What is ranked for a user are all candidates but those the user has seen before; targets, the items to find again, are always
-among them. Shapes: P pairs of a user and a target.
+The candidates of a user are all items except those the user has seen before. Targets, the items to find again, are always
+candidates. Shapes: P pairs of a user and a target.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 CUTOFFS = (10, 20)
-"""The k of the metrics at k."""
+"""Cutoffs k of the metrics at k."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Where targets stand among the candidates of their users."""
+    """Positions of targets among the candidates of their users."""
 
     user: Ids
-    """[P], any number that stands for the user; a target counts once for each user."""
+    """[P], an arbitrary number of the user; a target counts once for each user."""
     above: Ids
-    """[P], candidates with a higher score than the target."""
+    """[P], number of candidates with a higher score than the target."""
     tied: Ids
-    """[P], candidates with the same score, the target itself included."""
+    """[P], number of candidates with the same score, including the target."""
 
     def __add__(self, other: Positions) -> Positions:
-        """The pairs of both."""
+        """Concatenate the pairs."""
         pairs = zip((self.user, self.above, self.tied), (other.user, other.above, other.tied), strict=True)
         return Positions(*(np.concatenate(pair) for pair in pairs))
 
@@ -43,13 +43,13 @@ NO_POSITIONS = Positions(*(np.empty(0, np.int64) for _ in range(3)))
 
 
 def positions(user: int, scores: Array, targets: Ids, seen: Ids) -> Positions:
-    """Where ``targets`` stand for one user.
+    """Positions of ``targets`` for one user.
 
     Args:
-        user: stands for the user.
-        scores: [I], of every item; -inf for what is no candidate.
+        user: number of the user.
+        scores: [I], scores of all items; -inf for an item that is not a candidate.
         targets: items to find, each once.
-        seen: items that are left out of the ranking, unless they are targets.
+        seen: items left out of the ranking, unless they are targets.
     """
     targets = np.unique(targets)
     left = scores.copy()
@@ -79,7 +79,7 @@ def precision(found: Positions, k: int) -> float:
 
 
 def ndcg(found: Positions, k: int) -> float:
-    """Sum of 1 / log2(1 + rank) over the targets among the first k, over the best possible one, averaged over users."""
+    """Sum of 1 / log2(1 + rank) over the targets among the first k, divided by its maximum, averaged over users."""
     if not len(found.user):
         return float("nan")
     discounts = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])  # [k + 1], of the first n places
@@ -90,7 +90,7 @@ def ndcg(found: Positions, k: int) -> float:
 
 
 def _in_first(found: Positions, k: int) -> Array:
-    """[P], the share of the orders of tied items in which the target is among the first k."""
+    """[P], fraction of the orders of tied items in which the target is among the first k."""
     inside: Array = np.clip(k - found.above, 0, found.tied) / found.tied
     return inside
 

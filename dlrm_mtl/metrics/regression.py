@@ -1,6 +1,6 @@
 """Metrics of a task with a real label, exact over all rows.
 
-Every function takes predictions, labels and weights >= 0, each [N] float64; rows of weight 0 do not count. Without rows, a
+Every function takes predictions, labels and weights >= 0, each [N] float64; rows of weight 0 are ignored. Without rows, a
 metric is nan.
 """
 

@@ -1,4 +1,4 @@
-"""Whether the negatives that a run wants can be drawn from its data set."""
+"""Checks that the negatives of a run can be drawn from its data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlrm_mtl.data.spec import DatasetSpec
 
 
 def check_negatives(spec: DatasetSpec, config: DataConfig, labels: Sequence[str]) -> None:
-    """Check what `data.negatives` names, as far as the data set's description tells; nothing if there are none.
+    """Check the names in `data.negatives` against the data set's description; does nothing without negatives.
 
     Raises:
         UserError: a name that the run does not read, a feature of another kind, unbounded items, no binary label.
@@ -57,7 +57,7 @@ def check_columns(layout: Layout, negatives: NegativesConfig) -> None:
 
 
 def binary_labels(selection: Selection) -> list[str]:
-    """The binary labels that a run reads, each once."""
+    """Binary labels that a run reads, each once."""
     return list(dict.fromkeys(label.name for label in selection.labels if label.kind == "binary"))
 
 

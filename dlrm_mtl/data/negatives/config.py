@@ -10,21 +10,21 @@ from dlrm_mtl.core.schema import Strict
 
 
 class NegativesConfig(Strict):
-    """Rows with items that a user had nothing to do with, drawn anew every epoch, for data of observed rows only."""
+    """Rows with items that a user did not interact with, drawn in every epoch, for data of observed rows only."""
 
     item: str
     """Name of the sparse feature whose ids are drawn; a column of single ids."""
     along: list[str] = Field(default_factory=list)
     """Names of other features that belong to the item, such as its category, and change with it."""
     each: int = Field(default=1, gt=0)
-    """Rows that are drawn for every observed row, which is one with a positive label."""
+    """Number of rows drawn for every observed row, which is one with a positive label."""
     by: Literal["uniform", "popularity", "in_batch"] = "uniform"
-    """Which items: each one of the training split with the same probability (`uniform`) or in proportion to its number of rows
+    """Distribution of items: equal for all items of the training split (`uniform`), in proportion to their number of rows
     there to the power `exponent` (`popularity`), or the item of another row of the same batch and lane (`in_batch`)."""
     exponent: float = Field(default=0.75, ge=0)
     """Power of the number of rows, for `by: popularity`."""
     known: Literal["allow", "avoid"] = "allow"
-    """`avoid`: never an item that is in a row of the training split with the same `user` and a positive label."""
+    """`avoid` never draws an item of a row of the training split with the same `user` and a positive label."""
     user: str | None = None
     """Name of the sparse feature that holds the user, for `known: avoid`; a column of single ids."""
 
@@ -44,10 +44,10 @@ class NegativesConfig(Strict):
 
     @property
     def counts_items(self) -> bool:
-        """Whether the items of the training split have to be known."""
+        """True if the items of the training split must be known."""
         return self.by != "in_batch"
 
     @property
     def reads_split(self) -> bool:
-        """Whether anything about the training split has to be known."""
+        """True if the training split must be read."""
         return self.counts_items or self.known == "avoid"

@@ -1,9 +1,9 @@
-"""Negative sampling for implicit feedback: items that a user had nothing to do with, as rows whose labels are 0.
+"""Negative sampling for implicit feedback: rows with label 0 and items that the user did not interact with.
 
-Item i in 1..n is drawn with probability proportional to count_i ** exponent: exponent 0 is uniform, 1 follows popularity, 0.75
-is word2vec's choice (Mikolov et al., NeurIPS 2013). Without ``known`` pairs the draws are independent; with them, the same
-distribution restricted to the items that the user does not know. Items of one row may repeat. A draw is a pure function of the
-seed, the row's key and the draw's number.
+Item i in 1..n is drawn with probability proportional to count_i ** exponent: exponent 0 is uniform, 1 follows popularity,
+0.75 is word2vec's choice (Mikolov et al., NeurIPS 2013). Without ``known`` pairs the draws are independent. With them, the
+same distribution is restricted to the items that the user does not know. Items of one row may repeat. A draw is a pure
+function of the seed, the row's key and the draw's number.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from dlrm_mtl.core.randomness import uniform
 
 Ids = NDArray[np.int64]
 Known = Callable[[Ids, Ids], NDArray[np.bool_]]
-"""Whether pairs (users[i], items[i]) must not be drawn, such as :class:`~dlrm_mtl.data.negatives.known_pairs.KnownPairs`."""
+"""Predicate of pairs (users[i], items[i]) that must not be drawn, such as
+:class:`~dlrm_mtl.data.negatives.known_pairs.KnownPairs`."""
 
 ATTEMPTS = 32
-"""Draws that are thrown away for a known item before the unknown items of that user are listed, which always ends."""
+"""Draws that may hit a known item before the unknown items of that user are enumerated, which always ends."""
 
 
 class NegativeSampler:
-    """Draws items 1 to n.
+    """Sampler of items 1 to n.
 
     Args:
         counts: popularity of items 1..n, [n], none negative.
         exponent: power of the popularity, at least 0.
-        seed: other seeds give other draws.
+        seed: seed of the draws.
     """
 
     def __init__(self, counts: NDArray[np.integer], exponent: float, seed: int) -> None:
@@ -46,7 +47,7 @@ class NegativeSampler:
         """Draw ``each`` items for every row: int64 [rows, each].
 
         ``users`` [rows] and ``keys`` [rows] identify user and row; equal (user, key) give equal draws. ``known`` pairs are
-        never drawn. The item 0 stands for "none left": the user knows every item.
+        never drawn. The item 0 means that the user knows every item.
         """
         items = np.stack([self._draw(users, keys, slot, 0) for slot in range(each)], axis=1)
         if known is None:
@@ -65,13 +66,13 @@ class NegativeSampler:
 
     def _draw(self, users: Ids, keys: Ids, slot: Ids | int, attempt: int) -> Ids:
         share = uniform(self.seed, users, keys, slot, attempt)
-        if self._uniform:  # what the search below finds, without searching
+        if self._uniform:  # same result as the search below
             return np.minimum((share * self.items).astype(np.int64), self.items - 1) + 1
         share *= self._cumulative[-1]
-        order = np.argsort(share)  # looked up in ascending order, several times faster in a long list
+        order = np.argsort(share)  # ascending look-ups are several times faster in a long list
         found = np.empty(len(share), dtype=np.int64)
         found[order] = np.searchsorted(self._cumulative, share[order], side="right")
-        return np.minimum(found, self.items - 1) + 1  # rounding may reach the total itself
+        return np.minimum(found, self.items - 1) + 1  # rounding may reach the total
 
     def _draw_unknown(self, user: np.int64, key: np.int64, slot: int, known: Known) -> int:
         items = np.arange(1, self.items + 1)

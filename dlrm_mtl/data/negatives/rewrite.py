@@ -1,8 +1,8 @@
-"""Batches in which rows are followed by rows with drawn items.
+"""Batches in which rows with drawn items follow each row.
 
 Every draw is a pure function of (seed, epoch, lane, number of the row in the lane's order of the epoch, number of the draw,
-attempt), and of the training split or the lane's slice of the batch, as the law says: the same on any number of processes, and
-after resuming.
+attempt), and of the training split or the lane's slice of the batch, depending on the distribution. It is therefore the
+same on any number of processes, and after resuming.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from dlrm_mtl.data.spec import DatasetSpec
 
 
 class Negatives:
-    """Lets every row of a batch be followed by rows with drawn items, ``each`` of them.
+    """Rewriter of batches: each row is followed by ``each`` rows with drawn items.
 
     Args:
-        spec: of the data set.
-        config: with ``negatives``.
+        spec: description of the data set.
+        config: configuration with ``negatives``.
         labels: names of the labels, as for the batches' reader.
-        statistics: of the whole training split, see :func:`~dlrm_mtl.data.negatives.statistics.read_statistics`.
-        seed: other seeds give other draws.
+        statistics: statistics of the whole training split, see :func:`~dlrm_mtl.data.negatives.statistics.read_statistics`.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Negatives:
         assert negatives is not None
         selection = select(spec, config, labels)
         self.each = negatives.each
-        """Rows that follow every row."""
+        """Number of rows that follow every row."""
         known = KnownPairs(statistics.pairs) if negatives.known == "avoid" else None
         exponent = negatives.exponent if negatives.by == "popularity" else 0.0
         self._choice: Choice = FromBatch(seed, known)
@@ -64,7 +64,7 @@ class Negatives:
 
     @classmethod
     def of(cls, split: Split, config: DataConfig, labels: Sequence[str], seed: int = 0) -> Negatives:
-        """Negatives for the training split ``split``, which is read once where what is drawn depends on all of it.
+        """Negatives for the training split ``split``, which is read once if the distribution or the known pairs depend on it.
 
         Raises:
             UserError: `data.negatives` does not fit the data set, or a value cannot be used.
@@ -74,15 +74,15 @@ class Negatives:
     def __call__(self, batch: Batch, lanes: Sequence[int], epoch: int, step: int) -> Batch:
         """Return B (1 + each) rows for the B rows of ``batch``: every row, then its negatives.
 
-        A row with a positive binary label that counts has negatives. They have the row's features but for the item and what
-        goes along with it; labels 0; and the row's weights for binary labels, 0 for others. Rows that have no negatives, and
-        those for which no item is left, are followed by rows of weight zero with empty features.
+        A row has negatives if it has a positive binary label of positive weight. They have the row's features except the
+        item and those along with it; labels 0; and the row's weights for binary labels, 0 for others. Rows without
+        negatives, and those for which no item is left, are followed by rows of weight zero with empty features.
 
         Args:
-            batch: equal slices of ``lanes``, one after the other.
-            lanes: their numbers, which follow each other.
-            epoch: of the batch.
-            step: of the batch in the epoch.
+            batch: equal slices of ``lanes``, concatenated.
+            lanes: consecutive lane numbers.
+            epoch: epoch of the batch.
+            step: step of the batch in the epoch.
         """
         with record_function("## data: negatives ##"):
             chosen = self._chosen(batch, lanes, epoch, step)
@@ -96,7 +96,7 @@ class Negatives:
             )
 
     def _chosen(self, batch: Batch, lanes: Sequence[int], epoch: int, step: int) -> Ids:
-        """[B, each] the number of an item of the catalogue, or of a row of the batch; or :data:`NONE`."""
+        """Choices [B, each]: numbers of items in the catalogue, or of rows of the batch; :data:`NONE` if there is none."""
         chosen = np.full((batch.size, self.each), NONE)
         observed = (batch.labels.numpy() > 0) & (batch.weights.numpy() > 0) & self._binary
         per_lane = batch.size // len(lanes)
@@ -113,7 +113,10 @@ class Negatives:
         return chosen
 
     def _sparse(self, batch: Batch, chosen: Ids) -> KeyedJaggedTensor:
-        """The lists of ids are numbered, first those of the batch, key by key, then those of drawn items, last an empty one."""
+        """Features of all rows.
+
+        Lists of ids are numbered: those of the batch, key by key, then those of drawn items, then an empty one.
+        """
         keys, size = batch.sparse.keys(), batch.size
         drawn = (
             [] if self._catalogue is None else [self._catalogue.lists(name, chosen) for name in self._changing.values()]
@@ -131,7 +134,7 @@ class Negatives:
                 index[place, :, 1:] = extra + np.arange(chosen.size).reshape(chosen.shape)
                 extra += chosen.size
         index[:, :, 1:][:, chosen == NONE] = empty
-        # TorchRec's own operator, which gathers lists, also several times the same one.
+        # TorchRec's operator gathers lists, and may take one several times.
         new_lengths, new_values, _ = torch.ops.fbgemm.permute_1D_sparse_data(
             torch.from_numpy(index.reshape(-1)),
             torch.cat([*lengths, torch.zeros(1, dtype=torch.int32)]),
@@ -152,25 +155,25 @@ class Negatives:
 
 
 class _Catalogue:
-    """What belongs to the items of the training split."""
+    """Features of the items of the training split."""
 
     def __init__(self, item: str, statistics: ItemStatistics) -> None:
         self.dense = statistics.along_dense
         ids = Lists(statistics.items, np.arange(len(statistics.items) + 1))
-        # One empty list more, for draws that find nothing: number NONE is the last one.
+        # One extra empty list for draws that find nothing: index NONE is the last one.
         self._lists = {
             name: Lists(lists.values, np.append(lists.offsets, lists.offsets[-1]))
             for name, lists in {item: ids, **statistics.along}.items()
         }
 
     def lists(self, name: str, chosen: Ids) -> Lists:
-        """The ids of a feature of the items number ``chosen``, in order."""
+        """Ids of one feature of the items number ``chosen``, in order."""
         lists = self._lists[name]
         return take(lists, chosen.reshape(-1) % (len(lists.offsets) - 1))
 
 
 def _single_ids(batch: Batch, place: int) -> Ids:
-    """The ids of a feature that has at most one in a row, [B]; :data:`ABSENT` where it has none."""
+    """Ids of a feature with at most one id in a row, [B]; :data:`ABSENT` for rows without one."""
     lengths = batch.sparse.lengths().view(-1, batch.size)
     first = int(lengths[:place].sum())
     there = lengths[place].numpy() > 0
@@ -180,6 +183,6 @@ def _single_ids(batch: Batch, place: int) -> Ids:
 
 
 def _rows(own: Array, drawn: Array) -> Tensor:
-    """[B, 1, n] and [B, each, n] as rows [B (1 + each), n]."""
+    """Concatenate [B, 1, n] and [B, each, n] to rows [B (1 + each), n]."""
     joined = np.concatenate([own, drawn], axis=1)
     return torch.from_numpy(joined.reshape(joined.shape[0] * joined.shape[1], joined.shape[2]))

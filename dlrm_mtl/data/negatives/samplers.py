@@ -1,4 +1,4 @@
-"""Which items are drawn for the rows of a batch."""
+"""Samplers of items for the rows of a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dlrm_mtl.data.negatives.known_pairs import Ids, KnownPairs
 from dlrm_mtl.data.negatives.statistics import is_id
 
 NONE = -1
-"""Stands for a draw that finds nothing."""
+"""Result of a draw that finds nothing."""
 
 LANE_BITS = 40
-"""The number of a row in its lane has at most so many bits."""
+"""Number of bits of a row's number in its lane."""
 
 
 @dataclass
@@ -25,42 +25,42 @@ class RowsToServe:
     """A process's rows of a global batch, [B]."""
 
     items: Ids
-    """The rows' own items; :data:`~dlrm_mtl.data.decode.ABSENT` where there is none."""
+    """Items of the rows; :data:`~dlrm_mtl.data.decode.ABSENT` for a row without one."""
     users: Ids | None
-    """The rows' users likewise, if their known items are to be avoided."""
+    """Users of the rows, if their known items are avoided; :data:`~dlrm_mtl.data.decode.ABSENT` for a row without one."""
     first_lane: int
-    """The lane of the first row; lanes follow each other."""
+    """Lane of the first row; lanes are consecutive."""
     per_lane: int
-    """Rows of a lane's slice."""
+    """Number of rows of a lane's slice."""
     step: int
-    """Slices that were taken from every lane before, in this epoch."""
+    """Number of slices taken from every lane before, in this epoch."""
     epoch: int
     wanted: Ids
-    """[m] the places, 0 to B - 1, of the rows that items are drawn for, ascending."""
+    """[m], positions 0 to B - 1 of the rows to draw items for, ascending."""
 
     def numbers(self, places: Ids) -> Ids:
-        """What a row is called in this epoch, whatever process and batch it is in: its lane, and its number in there."""
+        """Numbers of rows in this epoch, independent of process and batch: the lane, and the number in the lane."""
         lane, row = np.divmod(places, self.per_lane)
         return ((self.first_lane + lane) << LANE_BITS) + self.step * self.per_lane + row
 
     def places(self, numbers: Ids) -> Ids:
-        """The inverse of :meth:`numbers`."""
+        """Inverse of :meth:`numbers`."""
         row = (numbers & ((1 << LANE_BITS) - 1)) - self.step * self.per_lane
         return ((numbers >> LANE_BITS) - self.first_lane) * self.per_lane + row
 
 
 class Choice(Protocol):
-    """A way to draw."""
+    """A method of drawing items."""
 
     def draw(self, rows: RowsToServe, each: int) -> Ids:
-        """[m, each] what is drawn for the rows that are ``wanted``, by number; :data:`NONE` where nothing is left."""
+        """[m, each] numbers of the draws for the ``wanted`` rows; :data:`NONE` if nothing is left."""
         ...
 
 
 class FromSplit:
-    """Draws from the items of the training split, [n], with probability proportional to ``counts`` ** ``exponent``.
+    """Sampler from the items of the training split, [n], with probability proportional to ``counts`` ** ``exponent``.
 
-    Left out are a row's own item and those that its user knows: the distribution is restricted to the others.
+    A row's own item and the items that its user knows are excluded: the distribution is restricted to the others.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class FromSplit:
 
         epochs = np.full(len(rows.wanted), rows.epoch)
         drawn = self._sampler.sample(rows.numbers(rows.wanted), epochs, each, refused)
-        return drawn - 1  # the sampler's 0 says that nothing is left
+        return drawn - 1  # the sampler's 0 means that nothing is left
 
 
 class FromBatch:
-    """Draws from the rows of the same lane's slice that have an item, another one than the row's own, each alike.
+    """Uniform sampler from the rows of the same lane's slice that have a different item than the row.
 
-    Rows with an item that the row's user knows are left out as well. A lane's slice is the same for any number of processes; a
-    process's rows are not.
+    Rows with an item that the row's user knows are excluded, too. A lane's slice, unlike a process's rows, is the same for
+    any number of processes.
     """
 
     def __init__(self, seed: int, known: KnownPairs | None) -> None:
@@ -121,7 +121,7 @@ class FromBatch:
 
 
 class _Slices:
-    """The rows of every lane's slice that have an item, by item: those with another item than one's own lie side by side."""
+    """Rows of every lane's slice that have an item, sorted by item, so that the rows with a given item are contiguous."""
 
     def __init__(self, rows: RowsToServe) -> None:
         size = len(rows.items)
@@ -136,22 +136,22 @@ class _Slices:
         self._own_stop = np.searchsorted(sorted_groups, group, side="right")
         self._stop = np.searchsorted(sorted_groups, (lane + 1) * len(names))
         self.others = (self._stop - self._first) - (self._own_stop - self._own)
-        """[B] rows of the lane's slice that have another item."""
+        """[B], number of rows of the lane's slice that have another item."""
 
     def other(self, places: Ids, share: NDArray[np.float64]) -> Ids:
-        """One of the other rows of each of the ``places``, by numbers in [0, 1)."""
+        """One of the other rows for each of the ``places``, chosen by numbers in [0, 1)."""
         number = self._first[places] + (share * self.others[places]).astype(np.int64)
         number += np.where(number >= self._own[places], self._own_stop[places] - self._own[places], 0)
         return self._order[number]
 
     def all_others(self, place: np.int64) -> Ids:
-        """All other rows of a place."""
+        """All other rows for one place."""
         before = self._order[self._first[place] : self._own[place]]
         return np.concatenate([before, self._order[self._own_stop[place] : self._stop[place]]])
 
 
 def _refused(rows: RowsToServe, known: KnownPairs | None, places: Ids, items: Ids) -> NDArray[np.bool_]:
-    """Whether ``items`` must not be drawn for the rows ``places`` of the process."""
+    """Mask of ``items`` that must not be drawn for the rows ``places`` of the process."""
     refused: NDArray[np.bool_] = items == rows.items[places]
     if known is not None:
         assert rows.users is not None

@@ -1,7 +1,7 @@
-"""What negatives are drawn from: the items of a training split, how often they occur, what belongs to them, and known pairs.
+"""Statistics for drawing negatives: items of a training split, their counts and features, and known pairs.
 
-One pass over the columns that are needed, and no others. The pass can be shared: each process reads a part of the rows, and the
-parts are merged. The result does not depend on how many there were.
+One pass reads the columns that are needed. It can be shared: each process reads a part of the rows, and the parts are
+merged. The result does not depend on the number of parts.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from dlrm_mtl.data.negatives.known_pairs import Ids, distinct, pair_codes
 from dlrm_mtl.data.order import cut
 
 MERGE_AT = 1 << 20
-"""Items and pairs that are gathered, at least, before they are merged with those from before."""
+"""Smallest number of new items and pairs that are merged with the earlier ones."""
 
 
 @dataclass
 class ItemStatistics:
-    """What one pass over rows of a training split has found."""
+    """Result of one pass over rows of a training split."""
 
     items: Ids
-    """[n] ids that occur, ascending, without 0 (unknown); none where no list of items is needed."""
+    """[n] ids that occur, ascending, without 0 (unknown); empty if no list of items is needed."""
     counts: Ids
-    """[n] rows of each."""
+    """[n], number of rows of each item."""
     along: dict[str, Lists]
-    """By sparse or sequence feature that belongs to the item: row i as in the last row with items[i]."""
+    """Sparse and sequence features of the items, by name: list i as in the last row with items[i]."""
     along_dense: dict[str, Array]
-    """By dense feature that belongs to the item: [n] float32, standardised as in a batch."""
+    """Dense features of the items, by name: [n] float32, standardised as in a batch."""
     pairs: Bits
-    """[P] ascending :func:`~dlrm_mtl.data.negatives.known_pairs.pair_codes` of user and item, of rows with a positive label."""
+    """[P] ascending :func:`~dlrm_mtl.data.negatives.known_pairs.pair_codes` of user and item in rows with a positive label."""
 
     @property
     def size(self) -> int:
-        """Items and pairs."""
+        """Number of items and pairs."""
         return len(self.items) + len(self.pairs)
 
 
@@ -74,9 +74,9 @@ def read_statistics(
 
 
 def merge(parts: Iterable[ItemStatistics]) -> ItemStatistics | None:
-    """The statistics of the rows of all ``parts``, which are in the order of the rows; None if there are no parts.
+    """Statistics of the rows of all ``parts``, given in the order of the rows; None if there are no parts.
 
-    They are merged as they come, now and then, so that no more is kept than twice what is found in the end.
+    Parts are merged from time to time, so that memory stays below twice the size of the result.
     """
     kept: list[ItemStatistics] = []
     for part in parts:
@@ -87,14 +87,14 @@ def merge(parts: Iterable[ItemStatistics]) -> ItemStatistics | None:
 
 
 def take(lists: Lists, rows: Ids) -> Lists:
-    """The lists number ``rows``."""
+    """Lists with the numbers ``rows``."""
     starts, lengths = lists.offsets[rows], lists.offsets[rows + 1] - lists.offsets[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Lists(lists.values[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets)
 
 
 def is_id(ids: Array) -> NDArray[np.bool_]:
-    """Whether ids are there and stand for somebody: neither null nor 0 (unknown)."""
+    """Mask of ids that identify something: neither null nor 0 (unknown)."""
     present: NDArray[np.bool_] = (ids != ABSENT) & (ids != 0)
     return present
 
@@ -108,7 +108,7 @@ def _merged(all_parts: Sequence[ItemStatistics]) -> ItemStatistics:
     counts = np.zeros(len(items), dtype=np.int64)
     np.add.at(counts, place, np.concatenate([part.counts for part in all_parts]))
     last = np.empty(len(items), dtype=np.int64)
-    last[place] = np.arange(len(found))  # of several numbers for one place, numpy keeps the last
+    last[place] = np.arange(len(found))  # of several numbers for one position, numpy keeps the last
     first = all_parts[0]
     return ItemStatistics(
         items,
@@ -120,7 +120,7 @@ def _merged(all_parts: Sequence[ItemStatistics]) -> ItemStatistics:
 
 
 class _Columns:
-    """Makes statistics of blocks."""
+    """Statistics of blocks."""
 
     def __init__(self, layout: Layout, negatives: NegativesConfig) -> None:
         self._layout = layout
@@ -132,7 +132,7 @@ class _Columns:
         self._labels = len(layout.selection.labels)
 
     def nothing(self) -> ItemStatistics:
-        """The statistics of no row."""
+        """Statistics of zero rows."""
         none = np.empty(0, np.int64)
         along = [name for name in (*self._singles, *self._lists) if name in self._negatives.along]
         return ItemStatistics(
@@ -144,7 +144,7 @@ class _Columns:
         )
 
     def statistics(self, block: Block) -> ItemStatistics:
-        """The statistics of the rows of ``block``."""
+        """Statistics of the rows of ``block``."""
         negatives, result = self._negatives, self.nothing()
         item = block.ids[self._singles.index(negatives.item)]
         valid = is_id(item)
@@ -178,7 +178,7 @@ class _Columns:
 
 
 def _needed(selection: Selection, negatives: NegativesConfig) -> Selection:
-    """What has to be read of the columns of a run."""
+    """Columns of a run that the pass must read."""
     avoids = negatives.known == "avoid"
     along = negatives.along if negatives.counts_items else []
     names = {negatives.item, *along, *([negatives.user] if avoids else [])}
