@@ -200,7 +200,11 @@ def predict(
         str, typer.Option(help="Parquet file, or folder of them, with the columns of the run's features; path or URI.")
     ],
     output: Annotated[
-        str, typer.Option(help="Parquet file to write: one row per input row, in the same order; path or URI.")
+        str,
+        typer.Option(
+            help="File to write, by its ending .parquet, .csv, .csv.gz or .jsonl: one row per input row, in the same order; "
+            "path or URI."
+        ),
     ],
     carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
     checkpoint: CheckpointName = None,
@@ -258,7 +262,9 @@ def score(
             help="Rows of the prepared data set: Parquet file or folder, or JSON lines (.jsonl); path or URI."
         ),
     ],
-    output: Annotated[str, typer.Option(help="File to write, by its ending .parquet, .csv or .jsonl; path or URI.")],
+    output: Annotated[
+        str, typer.Option(help="File to write, by its ending .parquet, .csv, .csv.gz or .jsonl; path or URI.")
+    ],
     carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
     missing: PolicyOption = None,
     unknown: PolicyOption = None,

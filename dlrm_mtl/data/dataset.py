@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.file_kinds import GZIP, LOOKED_AT, PARQUET, is_text, kind_of, unpacked
 from dlrm_mtl.core.schema import mapping_of, read_yaml, validate
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.parquet_guard import examining, unreadable
@@ -22,6 +23,11 @@ from dlrm_mtl.storage.retry import retry
 
 FOOTER_THREADS = 16
 """Number of footers read in parallel: remote storage has high latency, but answers many requests at once."""
+TO_PARQUET = (
+    "make Parquet of a CSV file with `dlrm-mtl prepare table`; with --like DATASET, its ids are those of a data set that is "
+    "prepared already, as a trained run needs them"
+)
+"""What to do with a text file."""
 PAUSES = (1.0, 2.0, 4.0)
 """Seconds before each retry of a failed read of remote storage, in addition to the storage client's own retries."""
 
@@ -130,9 +136,11 @@ def open_dataset(path: str | Path) -> Dataset:
     Raises :class:`UserError` if the folder or dataset.yaml is missing or malformed.
     """
     filesystem, folder = locate(path)
-    if _kind(filesystem, folder) != fs.FileType.Directory:
+    if (kind := _kind(filesystem, folder)) != fs.FileType.Directory:
+        problem = "is a file" if kind == fs.FileType.File else "there is no such folder"
         raise UserError(
-            f"{path}: there is no such folder; data.path must name a data set's folder, which holds {DATASET_FILE}."
+            f"{path}: {problem}; data.path must name a data set's folder, which holds {DATASET_FILE} and which `dlrm-mtl "
+            "prepare` makes."
         )
     place = f"{folder}/{DATASET_FILE}"
     if _kind(filesystem, place) != fs.FileType.File:
@@ -156,7 +164,7 @@ def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
     else:
         paths = list_files(filesystem, path)
         if not paths:
-            raise UserError(f"{path}: holds no Parquet file (*.parquet); write the data there or name another folder.")
+            raise UserError(f"{path}: holds no Parquet file (*.parquet); {_others(filesystem, path)}.")
     with ThreadPoolExecutor(min(FOOTER_THREADS, len(paths))) as pool:
         return list(pool.map(lambda path: read_footer(filesystem, path), paths))
 
@@ -167,6 +175,15 @@ def list_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
     inside = read_again(lambda: filesystem.get_file_info(selector), filesystem, folder, unreachable)
     return sorted(info.path for info in inside if info.type == fs.FileType.File and _is_data(info.path[len(folder) :]))
 
+
+def _others(filesystem: fs.FileSystem, folder: str) -> str:
+    """What to do about a folder without Parquet files."""
+    inside = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+    texts = sorted(info.path for info in inside if info.type == fs.FileType.File and info.path.lower().endswith(_TEXTS))
+    return f"it holds {Path(texts[0]).name}: {TO_PARQUET}" if texts else "write the data there or name another folder"
+
+
+_TEXTS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 Result = TypeVar("Result")
 
@@ -209,10 +226,31 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> DataFile:
         with filesystem.open_input_file(path) as source:
             return info, pq.read_metadata(source)
 
-    info, metadata = read_again(read, filesystem, path)
+    info, metadata = read_again(read, filesystem, path, lambda place, error: _not_parquet(filesystem, place, error))
     with examining(path):
         _refuse_truncation(path, metadata, info.size)
     return DataFile(filesystem, path, metadata, info.size, info.mtime_ns)
+
+
+def _not_parquet(filesystem: fs.FileSystem, path: str, error: Exception) -> UserError:
+    """The error for a file without a footer: what it is, where its first bytes tell, and what makes Parquet of it."""
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            start = bytes(stream.read(LOOKED_AT))
+    except (OSError, pa.ArrowException):
+        return unreadable(path, error)
+    if start.startswith(PARQUET) or PARQUET.startswith(start):  # as far as it goes
+        return unreadable(path, error)
+    packed = start.startswith(GZIP)
+    inside = unpacked(start) if packed else start
+    what, remedy = kind_of(inside)
+    if not what and inside and is_text(inside):
+        what, remedy = "text", TO_PARQUET
+    if packed:
+        return UserError(
+            f"{path}: is {what or 'something'}, compressed by gzip, and not a Parquet file; {remedy or 'decompress it'}."
+        )
+    return UserError(f"{path}: is {what}, not a Parquet file; {remedy}.") if what else unreadable(path, error)
 
 
 def _refuse_truncation(path: str, metadata: pq.FileMetaData, size: int) -> None:

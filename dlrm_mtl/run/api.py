@@ -107,7 +107,8 @@ class Run:
 
         Args:
             input: a file, or a folder of them; path or URI.
-            output: a Parquet file to write, in constant memory; without it the predictions are returned.
+            output: a file to write, in constant memory, by its ending .parquet, .csv or .jsonl, or those two with .gz;
+                without it the predictions are returned.
             carry: columns of the input to carry over, before the predictions.
             checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
             batch_size: rows that a process has in memory at a time.

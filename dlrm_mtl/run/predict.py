@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -29,16 +29,13 @@ from dlrm_mtl.run.folder import NO_RUN
 from dlrm_mtl.run.show import ShowProgress
 from dlrm_mtl.run.staging import run_folder
 from dlrm_mtl.run.train import evaluate_split, report_unknown_ids
-from dlrm_mtl.storage.output import output_file
+from dlrm_mtl.storage.table_output import refuse_columns, table_ending, table_output
 from dlrm_mtl.tasks.targets import predictions
 from dlrm_mtl.training.build import build_model
 from dlrm_mtl.training.events import Listener, Listeners, Progress
 from dlrm_mtl.training.tensors import RunTensors
 
 logger = logging.getLogger(__name__)
-
-OTHER_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".xlsx")
-"""Endings of files that nobody expects Parquet in."""
 
 Floats = NDArray[np.float32]
 Entry = tuple[Batch | None, int, pa.Table]
@@ -112,7 +109,8 @@ def predict_run(
     Args:
         run: folder of the run, path or URI.
         source: Parquet file, or folder of them; path or URI.
-        target: Parquet file to write, path or URI; it appears when it is complete.
+        target: file to write, path or URI; its ending, such as ``.parquet`` or ``.csv``, is its format. It appears when it is
+            complete.
         carry: columns of ``source`` to carry over, before the predictions.
         checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
         batch_size: rows in memory at a time.
@@ -125,24 +123,15 @@ def predict_run(
     Raises:
         UserError: the run, the checkpoint, the input or the output cannot be used.
     """
-    ending = Path(str(target)).suffix.lower()
-    if ending in OTHER_ENDINGS:
-        raise UserError(f"--output {target}: predictions are written as Parquet, not as {ending}; name it .parquet.")
+    table_ending(target)
     with process_group() as process, trained_run(run, overrides) as (checkpoints, config), ExitStack() as output:
         predictor = Predictor(process, checkpoints, config, source, carry, checkpoint, batch_size)
-        sinks: list[pa.NativeFile] = []
-
-        def open_output() -> None:
-            sinks.append(output.enter_context(output_file(target)))
-
-        first_process_only(open_output)
-        writer: pq.ParquetWriter | None = None
+        refuse_columns(target, predictor.rows.carried_schema)
+        write: list[Callable[[pa.Table], None]] = []  # on the first process
+        first_process_only(lambda: write.append(output.enter_context(table_output(target))))
         done = 0
         for table in predictor.tables(Listeners(listeners, process.is_main)):
-            if process.is_main:
-                if writer is None:
-                    writer = output.enter_context(pq.ParquetWriter(sinks[0], table.schema, compression="zstd"))
-                writer.write_table(table)
+            first_process_only(partial(lambda rows: write[0](rows), table))
             done += table.num_rows
         report_unknown_ids(process, predictor.rows.unknown_ids)
     if process.is_main:

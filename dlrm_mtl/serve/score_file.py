@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, cast, get_args
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
@@ -21,7 +17,7 @@ from dlrm_mtl.serve.encode import Policies, Policy
 from dlrm_mtl.serve.rows import Where
 from dlrm_mtl.serve.scorer import Scorer
 from dlrm_mtl.storage.filesystems import first_line, locate
-from dlrm_mtl.storage.output import output_file
+from dlrm_mtl.storage.table_output import table_output
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
@@ -51,7 +47,8 @@ def score_file(scorer: Scorer, source: str, target: str, carry: Sequence[str] = 
     Args:
         scorer: the model.
         source: Parquet file or folder of them, or a file of JSON lines, by its ending; path or URI.
-        target: file to write; its ending, ``.parquet``, ``.csv`` or ``.jsonl``, is its format. It appears when it is complete.
+        target: file to write; its ending, ``.parquet``, ``.csv`` or ``.jsonl``, the latter two also with ``.gz``, is its
+            format. It appears when it is complete.
         carry: columns of ``source`` to carry over, before the scores.
         batch_size: rows in memory at a time.
 
@@ -64,14 +61,9 @@ def score_file(scorer: Scorer, source: str, target: str, carry: Sequence[str] = 
     twice = sorted(set(scorer.tasks) & set(carry))
     if twice:
         raise UserError(f"--carry {twice[0]}: the scores have a column of this name; leave it out.")
-    writer = _WRITERS.get(Path(target).suffix)
-    if writer is None:
-        raise UserError(
-            f"--output {target}: the name ends in none of {', '.join(_WRITERS)}; choose one of these formats."
-        )
     read = _json_batches if source.endswith(JSON_ENDINGS) else _parquet_batches
     done = 0
-    with output_file(target) as sink, writer(sink) as write:
+    with table_output(target) as write:
         for rows, carried, where in read(source, list(carry), batch_size):
             scores = scorer.score(rows, where=where)
             columns = [pa.array(scores[task]) for task in scorer.tasks]
@@ -165,58 +157,3 @@ def _row(line: bytes, place: str, carry: list[str]) -> dict[str, Any]:
 def _expect(name: str, names: Sequence[str], place: str) -> None:
     if name not in names:
         raise UserError(f"{place}: column {name!r}, to be carried over, is missing; {suggest(name, names)}.")
-
-
-Write = Callable[[pa.Table], None]
-
-
-@contextmanager
-def _parquet(sink: pa.NativeFile) -> Iterator[Write]:
-    writers: list[pq.ParquetWriter] = []
-
-    def write(table: pa.Table) -> None:
-        if not writers:
-            writers.append(pq.ParquetWriter(sink, table.schema, compression="zstd"))
-        try:
-            table = table.cast(writers[0].schema)
-        except pa.ArrowException as error:  # JSON has no types: a column may be of integers first, and of texts then
-            raise UserError(f"--carry: {first_line(error)}; write each column in one type.") from None
-        writers[0].write_table(table)
-
-    try:
-        yield write
-    finally:
-        for writer in writers:
-            writer.close()
-
-
-@contextmanager
-def _csv(sink: pa.NativeFile) -> Iterator[Write]:
-    header = True
-
-    def write(table: pa.Table) -> None:
-        nonlocal header
-        try:
-            pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=header))
-        except pa.ArrowException as error:
-            raise UserError(f"--carry: CSV cannot hold this ({first_line(error)}); write .parquet or .jsonl.") from None
-        header = False
-
-    yield write
-
-
-@contextmanager
-def _json_lines(sink: pa.NativeFile) -> Iterator[Write]:
-    def write(table: pa.Table) -> None:
-        text = "".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist())
-        sink.write(text.encode())
-
-    yield write
-
-
-_WRITERS: dict[str, Callable[[pa.NativeFile], AbstractContextManager[Write]]] = {
-    ".parquet": _parquet,
-    ".csv": _csv,
-    ".jsonl": _json_lines,
-}
-"""By the ending of a file."""

@@ -179,7 +179,9 @@ def test_unknown_ids_are_read_as_zero_and_counted(folder: Path) -> None:
 def test_not_parquet(folder: Path) -> None:
     path = folder / "train" / "part-001.parquet"
     path.write_text("user,click\n1,0\n")
-    assert f"{path}: cannot be read as Parquet" in sentence(lambda: loader(folder))
+    assert f"{path}: is text, not a Parquet file; make Parquet of a CSV file with `dlrm-mtl prepare table`" in sentence(
+        lambda: loader(folder)
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.99])

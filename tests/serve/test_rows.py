@@ -181,7 +181,7 @@ def _read_lines(path: Path) -> pa.Table:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--output", "x.txt"], "--output x.txt: the name ends in none of .parquet, .csv, .jsonl"),
+        (["--output", "x.txt"], "--output x.txt: the name ends in none of .parquet, .csv, .csv.gz, .jsonl, .jsonl.gz"),
         (["--missing", "user=maybe"], "--missing user=maybe: 'maybe' is not a policy"),
         (["--unknown", "usr=default"], "unknown: there is no feature 'usr'"),
         (["--carry", "click"], "--carry click: the scores have a column of this name"),
@@ -190,7 +190,10 @@ def _read_lines(path: Path) -> pa.Table:
         (["--input", "broken.jsonl"], "broken.jsonl, row 1: is not JSON"),
         (["--input", "wrong.jsonl"], "wrong.jsonl, row 1: 'user' holds 'x' where an id"),
         (["--input", "empty.jsonl"], "empty.jsonl: there are no rows to score"),
-        (["--carry", "history", "--output", "x.csv"], "--carry: CSV cannot hold this"),
+        (
+            ["--carry", "history", "--output", "x.csv"],
+            "--carry history: CSV cannot hold a column of the type list<element: int64>; leave it out",
+        ),
     ],
 )
 def test_mistakes(

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, so that what is no table is called by its name."""
+"""Refusing a file that is no table, by its first bytes."""
 
 from __future__ import annotations
 
@@ -7,37 +7,7 @@ import zlib
 from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
-
-LOOKED_AT = 512
-"""Bytes of a file that tell what it is."""
-
-_STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "Parquet", "name it .parquet, or set source.format to parquet"),
-    (b"PK\x03\x04", "a zip archive", "unpack it, and name what is inside"),
-    (b"PK\x05\x06", "an empty zip archive", "name another file"),
-    (b"BZh", "compressed by bzip2", "decompress it: bunzip2 FILE"),
-    (b"\xfd7zXZ\x00", "compressed by xz", "decompress it: unxz FILE"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it: unzstd FILE"),
-    (b"\x04\x22\x4d\x18", "compressed by lz4", "decompress it: unlz4 FILE"),
-    (b"\xff\x06\x00\x00sNaPpY", "compressed by snappy", "decompress it"),
-    (b"\x1f\x9d", "compressed by compress", "decompress it: uncompress FILE"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it, and name what is inside"),
-    (b"Rar!\x1a\x07", "a rar archive", "unpack it, and name what is inside"),
-    (b"ORC", "ORC", "write it as Parquet"),
-    (b"Obj\x01", "Avro", "write it as Parquet"),
-    (b"ARROW1", "Arrow (Feather)", "write it as Parquet: pandas.read_feather(...).to_parquet(...)"),
-    (b"FEA1", "Feather", "write it as Parquet: pandas.read_feather(...).to_parquet(...)"),
-    (b"\x89HDF\r\n\x1a\n", "HDF5", "write it as Parquet: pandas.read_hdf(...).to_parquet(...)"),
-    (b"\x93NUMPY", "a NumPy array", "write it as Parquet or CSV"),
-    (b"SQLite format 3\x00", "an SQLite database", "write the table as Parquet or CSV"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word file", "save the table as CSV"),
-    (b"%PDF-", "a PDF", "name another file"),
-    (b"\x89PNG", "a picture", "name another file"),
-    (b"\xff\xd8\xff", "a picture", "name another file"),
-    (b"GIF8", "a picture", "name another file"),
-    (b"\x7fELF", "a program", "name another file"),
-)
-_EXCEL = b"[Content_Types].xml"
+from dlrm_mtl.core.file_kinds import GZIP, LOOKED_AT, PARQUET, is_text, kind_of
 
 
 def refuse_other_kinds(path: Path, *, parquet: bool) -> None:
@@ -52,13 +22,13 @@ def refuse_other_kinds(path: Path, *, parquet: bool) -> None:
     """
     start = _start(path)
     inside = b""
-    if start.startswith(b"\x1f\x8b"):
+    if start.startswith(GZIP):
         if parquet:
             raise UserError(f"{path}: is compressed by gzip and no Parquet file; decompress it: gunzip FILE.")
         inside = _unpacked(path)
-    what, remedy = _kind(inside or start)
-    if what == "" or (parquet and start.startswith(b"PAR1")):
-        if parquet and start and not start.startswith(b"PAR1") and _is_text(start):
+    what, remedy = kind_of(inside or start)
+    if what == "" or (parquet and start.startswith(PARQUET)):
+        if parquet and start and not start.startswith(PARQUET) and is_text(start):
             raise UserError(f"{path}: is text and no Parquet file; set source.format to csv, or name it .csv.")
         return
     if inside:
@@ -68,7 +38,7 @@ def refuse_other_kinds(path: Path, *, parquet: bool) -> None:
 
 def starts_as_parquet(path: Path) -> bool:
     """Whether a file begins as Parquet files do, whatever it is called."""
-    return _start(path).startswith(b"PAR1")
+    return _start(path).startswith(PARQUET)
 
 
 def _start(path: Path) -> bytes:
@@ -85,29 +55,3 @@ def _unpacked(path: Path) -> bytes:
             return stream.read(LOOKED_AT)
     except (OSError, EOFError, zlib.error):
         return b""  # what is wrong is said when the file is read
-
-
-def _kind(start: bytes) -> tuple[str, str]:
-    if start.startswith(b"PK\x03\x04") and (_EXCEL in start or b"xl/" in start):
-        return "an Excel workbook", "save the table as CSV"
-    for signature, what, remedy in _STARTS:
-        if start.startswith(signature):
-            return what, remedy
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "a Python pickle", "write it as Parquet, as pandas.DataFrame.to_parquet does"
-    if start[257:262] == b"ustar":
-        return "a tar archive", "unpack it, and name what is inside"
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text.startswith((b'{"', b'[{"', b"{'", b"[\n", b"{\n", b"{\r\n")):
-        return "JSON", "write it as Parquet or CSV: pandas.read_json(...).to_parquet(...)"
-    if text.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page or XML", "download the file itself"
-    if text.lower().startswith(b"@relation"):
-        return "ARFF", "write it as CSV: without the lines before the first row"
-    if text.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS", "fetch the file: git lfs pull"
-    return "", ""
-
-
-def _is_text(start: bytes) -> bool:
-    return b"\0" not in start and sum(byte < 9 or 13 < byte < 32 for byte in start) == 0
