@@ -23,24 +23,24 @@ ShardingType = Literal[
 
 
 class TableOverride(Strict):
-    """What one table does differently from the others."""
+    """Settings of one table that differ from the others."""
 
     dim: int | None = Field(default=None, gt=0, multiple_of=4)
-    """Columns of the table; a multiple of 4."""
+    """Number of columns of the table; a multiple of 4."""
     pooling: Pooling | None = None
-    """How the rows of a bag become one vector."""
+    """Combination of the rows of a bag into one vector."""
     init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial weights."""
 
 
 class FeaturePooling(Strict):
-    """How the ids of one feature become a part of the model's input."""
+    """Combination of the ids of one feature for the model's input."""
 
     pooling: Literal["sum", "mean", "flattened"]
-    """`sum`, `mean`: one vector. `flattened`: one vector for each of the last `length` ids, the most recent first, then
-    zeros."""
+    """`sum`, `mean`: one vector. `flattened`: one vector for each of the last `length` ids, the most recent first, padded
+    with zeros."""
     length: int | None = Field(default=None, gt=0)
-    """Vectors of a flattened feature; older ids are left out."""
+    """Number of vectors of a flattened feature; older ids are dropped."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,29 +57,29 @@ class FeaturePooling(Strict):
 
 
 class EmbeddingsConfig(Strict):
-    """The embedding tables: one per vocabulary, shared by all features with that vocabulary."""
+    """Embedding tables: one per vocabulary, shared by all features with that vocabulary."""
 
     dim: int = Field(default=16, gt=0, multiple_of=4)
-    """Columns of every table; a multiple of 4."""
+    """Number of columns of every table; a multiple of 4."""
     pooling: Pooling = "mean"
-    """How the rows of a bag become one vector; the same thing for features with one id a row."""
+    """Combination of the rows of a bag into one vector; without effect for features with one id per row."""
     init_std: float = Field(default=0.01, ge=0)
     """Standard deviation of the initial weights (normal, mean 0)."""
     tables: dict[str, TableOverride] = Field(default_factory=dict)
-    """Exceptions, by name of the table: that of the feature which owns its vocabulary."""
+    """Exceptions, by name of the table, which is the name of the feature that owns its vocabulary."""
     features: dict[str, FeaturePooling] = Field(default_factory=dict)
-    """Exceptions, by name of the feature: `history: sum`, or `history: {pooling: flattened, length: 20}`. A table that serves a
+    """Exceptions, by name of the feature: `history: sum`, or `history: {pooling: flattened, length: 20}`. A table with a
     flattened feature can be sharded table_wise, row_wise, column_wise or data_parallel."""
 
 
 class TableSharding(Strict):
-    """How one table is spread over processes."""
+    """Distribution of one table over processes."""
 
     type: ShardingType = "auto"
     """The sharding type; `auto` leaves it to the planner."""
     column_shards: int | None = Field(default=None, gt=0)
-    """Parts the columns are cut into (column_wise, table_column_wise, grid_shard); each is a multiple of 4 wide.
-    Default: one per process (column_wise), per process of a host (table_column_wise) or per host (grid_shard)."""
+    """Number of parts that the columns are cut into (column_wise, table_column_wise, grid_shard); each is a multiple of 4
+    wide. Default: one per process (column_wise), per process of a host (table_column_wise) or per host (grid_shard)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,12 +88,12 @@ class TableSharding(Strict):
 
 
 class ShardingConfig(Strict):
-    """How the tables are spread over processes, hosts and devices. No choice here changes the trained model."""
+    """Distribution of the tables over processes, hosts and devices. No choice here changes the trained model."""
 
     default: ShardingType = "auto"
-    """The sharding type of tables without an entry in `tables`; `auto` leaves it to TorchRec's planner."""
+    """Sharding type of tables without an entry in `tables`; `auto` leaves it to TorchRec's planner."""
     tables: dict[str, TableSharding] = Field(default_factory=dict)
     """Exceptions, by name of the table: `user_id: row_wise`, or `user_id: {type: column_wise, column_shards: 2}`."""
     processes_per_host: int | None = Field(default=None, gt=0)
-    """Processes that count as one host for table_row_wise, table_column_wise and grid_shard. Default: what the launcher says
-    (LOCAL_WORLD_SIZE); a smaller number lets one machine stand for several hosts."""
+    """Number of processes of one host for table_row_wise, table_column_wise and grid_shard. Default: the launcher's value
+    (LOCAL_WORLD_SIZE). A smaller number divides one machine into several hosts."""

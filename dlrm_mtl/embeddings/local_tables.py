@@ -1,4 +1,4 @@
-"""Tables held whole by one process, looked up with plain PyTorch: what serving has in the place of TorchRec's."""
+"""Unsharded tables in plain PyTorch: serving's replacement of TorchRec's tables."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def local_tables(tables: TableSet, weights: Mapping[str, Tensor]) -> tuple[nn.Mo
     """Lookups of pooled and of unpooled tables, for :meth:`~dlrm_mtl.models.feature_lookup.FeatureLookup.use`.
 
     Args:
-        tables: of the model.
-        weights: [rows, dim] float32 by name of the table; used as they are, so they may be mapped from a file.
+        tables: tables of the model.
+        weights: [rows, dim] float32 by name of the table; not copied, so they may be mapped from a file.
     """
     pooled = LocalBagCollection(tables.pooled, weights) if tables.pooled else None
     return pooled, LocalCollection(tables.unpooled, weights) if tables.unpooled else None
 
 
 class LocalBagCollection(nn.Module):
-    """Sums the rows of bags, as TorchRec's EmbeddingBagCollection does.
+    """Lookup that sums the rows of bags, like TorchRec's EmbeddingBagCollection.
 
-    Rows of a bag are added in the order of its ids, as FBGEMM's kernels do. The weights are no parameters.
+    Rows of a bag are added in the order of its ids, as in FBGEMM's kernels. The weights are not parameters.
     """
 
     def __init__(self, tables: Sequence[Table], weights: Mapping[str, Tensor]) -> None:
@@ -50,7 +50,7 @@ class LocalBagCollection(nn.Module):
 
 
 class NamedSums:
-    """[B, D] by name of the feature; TorchRec's KeyedTensor has the same method."""
+    """Sums [B, D] by name of the feature, with the method of TorchRec's KeyedTensor."""
 
     def __init__(self, sums: dict[str, Tensor]) -> None:
         self._sums = sums
@@ -61,7 +61,7 @@ class NamedSums:
 
 
 class LocalCollection(nn.Module):
-    """Gives a row for every id, as TorchRec's EmbeddingCollection does. The weights are no parameters."""
+    """Lookup that returns a row for every id, like TorchRec's EmbeddingCollection. The weights are not parameters."""
 
     def __init__(self, tables: Sequence[Table], weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class LocalCollection(nn.Module):
         self._table_of = {name: table.name for table in tables for name in table.feature_names}
 
     def forward(self, sparse: KeyedIds) -> dict[str, PlainFeatureIds]:
-        """The vectors [N, D] of each feature's ids."""
+        """Vectors [N, D] of each feature's ids."""
         found = {}
         for name, table in self._table_of.items():
             ids = sparse[name]

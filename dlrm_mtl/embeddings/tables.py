@@ -1,4 +1,4 @@
-"""From features to tables: which tables there are, and their initial weights."""
+"""Tables of the features, and their initial weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
 
-if TYPE_CHECKING:  # imported where it is used: configurations are checked, and bundles served, without TorchRec
+if TYPE_CHECKING:  # imported on use: checking configurations and serving need no TorchRec
     from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
 INIT_BLOCK_ROWS = 4096
-"""Rows that share one random generator. Part of what a seed means: changing it changes every model."""
+"""Number of rows that share one random generator. Changing it changes the model of every seed."""
 
 
 @dataclass(frozen=True)
@@ -28,53 +28,53 @@ class Table:
 
     name: str
     num_embeddings: int
-    """Rows."""
+    """Number of rows."""
     embedding_dim: int
-    """Columns."""
+    """Number of columns."""
     feature_names: list[str]
-    """The features that are looked up in it, in order."""
+    """Features that are looked up in the table, in order."""
     pooled: bool = True
-    """Whether the lookup sums the rows of a bag; otherwise it gives a row for every id."""
+    """True if the lookup sums the rows of a bag, False if it returns a row for every id."""
 
 
 @dataclass(frozen=True)
 class TableSet:
-    """The tables of a model, and what its features are to become.
+    """Tables of a model, and the pooling of its features.
 
-    Features stand in the order of their tables, and within a table in its own; a feature may be looked up in several tables.
+    Features are in the order of their tables, and in each table's own order; a feature may be looked up in several tables.
     """
 
     configs: Sequence[Table]
-    """Every table once."""
+    """Every table, once."""
     stds: Mapping[str, float]
     """Standard deviation of the initial weights, by table."""
     means: frozenset[str] = frozenset()
-    """The features whose bags become the mean of their rows; the others become the sum."""
+    """Features whose bags are averaged; all others are summed."""
     lengths: Mapping[str, int] = field(default_factory=dict)
-    """Flattened features, and the number of vectors that each becomes; their tables are not pooled."""
+    """Number of vectors of each flattened feature; their tables are not pooled."""
     padding: Mapping[str, int] = field(default_factory=dict)
-    """Columns, by table, that nothing reads: FBGEMM needs a multiple of 4."""
+    """Number of unused columns, by table: FBGEMM needs a multiple of 4."""
 
     @property
     def pooled(self) -> list[Table]:
-        """The tables whose bags are summed in the lookup."""
+        """Tables whose lookup sums the rows of a bag."""
         return [table for table in self.configs if table.pooled]
 
     @property
     def unpooled(self) -> list[Table]:
-        """The tables that give a row for every id."""
+        """Tables whose lookup returns a row for every id."""
         return [table for table in self.configs if not table.pooled]
 
     @property
     def parameters(self) -> int:
-        """The number of weights, without padding."""
+        """Number of weights, without padding."""
         return sum(t.num_embeddings * (t.embedding_dim - self.padding.get(t.name, 0)) for t in self.configs)
 
 
 def table_set(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> TableSet:
-    """The tables that ``config`` describes for ``features``: one per vocabulary, see :func:`table_configs`.
+    """Tables that ``config`` describes for ``features``: one per vocabulary, see :func:`table_configs`.
 
-    A table with a flattened feature gives a row for every id of all its features; the others' are then pooled in the model.
+    A table with a flattened feature returns a row for every id of all its features; the model pools the others.
 
     Raises:
         UserError: an entry of ``config`` names no table or no feature.
@@ -93,12 +93,12 @@ def table_set(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) 
 
 
 def padded(columns: int) -> int:
-    """The next multiple of 4: the widths that FBGEMM can store."""
+    """Next multiple of 4, a width that FBGEMM can store."""
     return -(-columns // 4) * 4
 
 
 def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[Table]:
-    """One table per vocabulary that ``features`` use, named after its owner, in the order of first use.
+    """Table of each vocabulary that ``features`` use, named after its owner, in the order of first use.
 
     Raises:
         UserError: an entry of ``config.tables`` names no table.
@@ -117,10 +117,10 @@ def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConf
 
 
 def build_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingBagCollection:
-    """The collection; on the meta device it takes no memory before it is sharded.
+    """Build TorchRec's collection of pooled tables; on the meta device it takes no memory before sharding.
 
-    Bags are summed, and means are taken in the model: TorchRec's own mean adds 1e-6 to the divisor under some sharding types
-    and forgets to divide under grid_shard, so its result depends on the plan.
+    Bags are summed, and means are taken in the model: TorchRec's own mean adds 1e-6 to the divisor under some sharding
+    types and does not divide under grid_shard, so its result depends on the plan.
     """
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
@@ -129,7 +129,7 @@ def build_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingBagC
 
 
 def build_unpooled_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingCollection:
-    """The collection; on the meta device it takes no memory before it is sharded."""
+    """Build TorchRec's collection of unpooled tables; on the meta device it takes no memory before sharding."""
     from torchrec import EmbeddingCollection, EmbeddingConfig
 
     configs = [EmbeddingConfig(**_shared_fields(table)) for table in tables]
@@ -137,7 +137,7 @@ def build_unpooled_tables(tables: Sequence[Table], device: str = "meta") -> Embe
 
 
 def _shared_fields(table: Table) -> dict[str, Any]:
-    """The fields that TorchRec's configurations have, too."""
+    """Fields that are also in TorchRec's configurations."""
     names = ("name", "num_embeddings", "embedding_dim", "feature_names")
     return {name: getattr(table, name) for name in names}
 
@@ -145,7 +145,7 @@ def _shared_fields(table: Table) -> dict[str, Any]:
 def torchrec_tables(
     tables: TableSet, device: str = "meta"
 ) -> tuple[EmbeddingBagCollection | None, EmbeddingCollection | None]:
-    """TorchRec's collections of the pooled and of the unpooled tables, where there are any."""
+    """Build TorchRec's collections of the pooled and of the unpooled tables; None for an empty one."""
     pooled, unpooled = tables.pooled, tables.unpooled
     return (
         build_tables(pooled, device) if pooled else None,
@@ -154,7 +154,7 @@ def torchrec_tables(
 
 
 def mean_features(tables: Sequence[Table], config: EmbeddingsConfig) -> set[str]:
-    """The features whose bags become the mean of their rows: as said of the feature, else of its table, else of all."""
+    """Features whose bags are averaged, by the setting of the feature, of its table, or of all tables, in this order."""
 
     def pooling(table: str, feature: str) -> str:
         if feature in config.features:
@@ -166,7 +166,7 @@ def mean_features(tables: Sequence[Table], config: EmbeddingsConfig) -> set[str]
 
 
 def init_std(table: str, config: EmbeddingsConfig) -> float:
-    """The standard deviation of the initial weights of ``table``."""
+    """Standard deviation of the initial weights of ``table``."""
     override = config.tables.get(table)
     return config.init_std if override is None or override.init_std is None else override.init_std
 
@@ -174,27 +174,27 @@ def init_std(table: str, config: EmbeddingsConfig) -> float:
 def table_weights(model: nn.Module) -> dict[str, Any]:
     """Weights [rows, dim] of every table in ``model``, by name of the table.
 
-    A sharded table is a ShardedTensor; one of which every process holds a full copy is a Tensor.
+    A sharded table is a ShardedTensor; a replicated one is a Tensor.
     """
     return {table_name(key): value for key, value in model.state_dict().items() if is_table(key)}
 
 
 def is_table(parameter: str) -> bool:
-    """Whether the name of a parameter is that of a table."""
+    """True if the parameter name is that of a table."""
     return ".embedding_bags." in parameter or ".embeddings." in parameter
 
 
 def table_name(parameter: str) -> str:
-    """The table that the parameter of this name belongs to."""
+    """Name of the table with this parameter."""
     return parameter.split(".")[-2]
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, stds: Mapping[str, float], seed: int) -> None:
-    """Fill the local shards of every table of a sharded model from N(0, std^2), with the deviation of each table.
+    """Fill the local shards of every table of a sharded model from N(0, std^2), with each table's own deviation.
 
-    The weights of a row depend on the seed, the table's name and the row only, so they are the same under every sharding
-    plan and world size.
+    The weights of a row depend only on the seed, the table's name and the row. They are the same under every sharding plan
+    and world size.
     """
     from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
 
@@ -211,7 +211,7 @@ def initialise(model: nn.Module, stds: Mapping[str, float], seed: int) -> None:
 def fill_rows(weight: Tensor, row: int, column: int, columns: int, std: float, key: str) -> None:
     """Fill ``weight`` [rows, n], the part at (``row``, ``column``) of a table with ``columns`` columns, from N(0, std^2).
 
-    Every block of rows has a generator of its own, seeded by ``key`` and the block's number.
+    Every block of rows has its own generator, seeded by ``key`` and the block's number.
     """
     rows, width = weight.shape
     for block in range(row // INIT_BLOCK_ROWS, -(-(row + rows) // INIT_BLOCK_ROWS)):

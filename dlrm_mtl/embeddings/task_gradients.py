@@ -1,10 +1,10 @@
-"""Gradients of several tasks for sharded tables: kept apart, compared by their inner products, combined.
+"""Gradients of several tasks for sharded tables: kept per task, compared by inner products, combined.
 
-One forward pass, and a backward pass per task from the output of the tables on. The tasks' gradients cross the processes as
-ordinary ones do, but are summed by row together, so that ids are sorted once. Inner products are taken on the shards and
-added up over processes: T x T numbers a table move, and no row does.
+There is one forward pass, and a backward pass per task from the tables' outputs. The tasks' gradients are exchanged between
+processes like ordinary ones, but are summed by row together, so that ids are sorted once. Inner products are computed on
+the shards and added up over processes: only T x T numbers per table are exchanged, and no rows.
 
-Shapes: T tasks, and further gradients that take no part in the balance.
+Shapes: T tasks, including further gradients that are not balanced.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
 
 
 class TaskGradients:
-    """The gradients that T tasks have for the tables of a model, until they are combined into one.
+    """Gradients of T tasks for the tables of a model, until they are combined into one.
 
     Args:
-        optimizer: of the tables; combined gradients are handed to it, and its next step applies them.
-        tasks: how many gradients each forward pass gets back.
+        optimizer: optimizer of the tables; its next step applies the combined gradients.
+        tasks: number of gradients of each forward pass.
     """
 
     def __init__(self, optimizer: TwoPhaseOptimizer, tasks: int) -> None:
         self.tasks = tasks
         self.names = optimizer.names
-        """The tables by full name, in the order of what :meth:`grams` returns."""
+        """Full names of the tables, in the order of :meth:`grams`."""
         self._parts: list[_Sharded | _Replicated] = []
         for local in optimizer.tables:
             kind = _Sharded if isinstance(local.source, CollectingTables) else _Replicated
@@ -51,7 +51,7 @@ class TaskGradients:
 
     @contextmanager
     def per_task(self) -> Iterator[None]:
-        """Keep the gradients of forward passes inside for each task; :meth:`backward` is to be called inside, too.
+        """Context in which gradients of forward passes are kept per task; :meth:`backward` must be called inside.
 
         The model must be called without its DDP wrapper, which would wait for gradients to reduce.
         """
@@ -70,11 +70,11 @@ class TaskGradients:
                 lookups[:] = before
 
     def backward(self, outputs: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]]) -> None:
-        """Send the tasks' gradients of the tables' outputs back to the tables; to be called on every process.
+        """Send the tasks' gradients of the tables' outputs back to the tables. Every process must call this.
 
         Args:
-            outputs: what the tables gave to the rest of the model; all tables lie behind them.
-            gradients: for each of T tasks the gradients of ``outputs``.
+            outputs: outputs of the tables; all tables must be reachable from them.
+            gradients: gradients of ``outputs``, for each of T tasks.
         """
         with record_function("## tables: backward of tasks ##"):
             for task, gradient in enumerate(gradients):
@@ -83,7 +83,7 @@ class TaskGradients:
                     part.on_output_gradient(task)
 
     def grams(self) -> Tensor:
-        """[tables, T, T] float64 on the CPU: this process's parts of the inner products, which add up over processes."""
+        """[tables, T, T] float64 on the CPU: this process's parts of the inner products, to be summed over processes."""
         with record_function("## tables: inner products ##"):
             result = torch.zeros(len(self.names), self.tasks, self.tasks, dtype=torch.float64)
             for part, own in zip(self._parts, self._own, strict=True):
@@ -91,7 +91,7 @@ class TaskGradients:
             return result
 
     def combine(self, coefficients: Tensor) -> None:
-        """Hand sum_t coefficients[table, t] gradient_t to the optimizer; [tables, T], the same on every process."""
+        """Pass sum_t coefficients[table, t] gradient_t to the optimizer; [tables, T], the same on every process."""
         with record_function("## tables: combine tasks ##"):
             for part, own in zip(self._parts, self._own, strict=True):
                 part.combine(coefficients[own].to(part.local.group.weights.device, torch.float32))
@@ -99,7 +99,7 @@ class TaskGradients:
 
 @dataclass
 class _Sharded:
-    """Shards that collect gradients in their lookups."""
+    """Shards whose lookups collect gradients."""
 
     local: LocalTables
     wide: TableGroup
@@ -113,7 +113,7 @@ class _Sharded:
         self._tables.waiting, self.lookups = None, []
 
     def on_output_gradient(self, task: int) -> None:
-        """The lookups have kept it."""
+        """Do nothing: the lookups keep the gradient."""
 
     def grams(self) -> Tensor:
         parts = [lookup.collect(self.wide) for lookup in self.lookups]
@@ -137,7 +137,7 @@ class _Sharded:
 
 @dataclass
 class _Replicated:
-    """Tables of which every process holds a full copy, and a dense gradient."""
+    """Replicated tables, with a dense gradient."""
 
     local: LocalTables
     wide: TableGroup
@@ -162,7 +162,7 @@ class _Replicated:
         if dist.get_world_size() > 1:
             dist.all_reduce(self.gradients)
             self.gradients /= dist.get_world_size()
-        first = dist.get_rank() == 0  # all processes hold the same, which is to count once
+        first = dist.get_rank() == 0  # all processes hold the same, which counts once
         return torch.stack([gram_of(part if first else part[:, :0]) for part in self._by_table(self.gradients)])
 
     def combine(self, coefficients: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer of sharded tables: statistics, factors and finiteness first, over all processes; then the update."""
+"""Optimizer of sharded tables: statistics, factors and finiteness over all processes first, then the update."""
 
 from __future__ import annotations
 
@@ -35,46 +35,46 @@ from dlrm_mtl.embeddings.torchrec.shards import (
 
 @dataclass
 class StepReport:
-    """What the last step did; the same on every process."""
+    """Result of the last step; the same on every process."""
 
     skipped: bool = False
-    """Whether a gradient was not finite, so that nothing was changed."""
+    """True if a gradient was not finite, so that nothing changed."""
     non_finite: list[str] = field(default_factory=list)
-    """Tables whose gradient was not finite; ``dense`` stands for everything else."""
+    """Tables whose gradient was not finite; ``dense`` means all other parameters."""
     factors: dict[str, float] = field(default_factory=dict)
-    """The clipping factor of each table, in (0, 1]; 1 where nothing was clipped."""
+    """Clipping factor of each table, in (0, 1]; 1 without clipping."""
 
     smallest_other: float = 1.0
-    """The smallest factor outside the tables."""
+    """Smallest factor outside the tables."""
     flag: int = 0
-    """The largest number that a process has passed to the step as its flag."""
+    """Largest flag that any process has passed to the step."""
     largest_moves: dict[str, float] = field(default_factory=dict)
-    """The largest change of any coordinate of each table, if it was asked for."""
+    """Largest change of any coordinate of each table, if measured."""
 
     more: dict[str, float] = field(default_factory=dict)
-    """What a training loop adds about parameters outside the tables."""
+    """Scalars that a training loop adds about parameters outside the tables."""
 
     def scalars(self) -> dict[str, float]:
-        """The factors and moves by table's own name, for a log."""
+        """Factors and moves by the table's own name, for a log."""
         scalars = {f"factor/{name.rpartition('.')[2]}": value for name, value in self.factors.items()}
         scalars.update({f"largest_move/{name.rpartition('.')[2]}": value for name, value in self.largest_moves.items()})
         return scalars | self.more
 
     @property
     def clipped(self) -> bool:
-        """Whether anything was clipped."""
+        """True if any factor is below 1."""
         return not self.skipped and any(factor < 1.0 for factor in [self.smallest_other, *self.factors.values()])
 
 
 class TwoPhaseOptimizer(KeyedOptimizer):
-    """Updates the tables of a model that was sharded with :func:`~dlrm_mtl.embeddings.torchrec.sharders.two_phase_sharders`.
+    """Optimizer of the tables of a model sharded with :func:`~dlrm_mtl.embeddings.torchrec.sharders.two_phase_sharders`.
 
-    Gradients of all backward passes since the last step add up. A step is the same whatever the number of processes and the
-    sharding plan, and changes nothing at all if a gradient is not finite anywhere. State: what the rule keeps, [rows] or
-    [rows, dim] float32 by table, as sharded tensors that can be loaded under another plan.
+    Gradients of all backward passes since the last step add up. A step does not depend on the number of processes or the
+    sharding plan, and changes nothing if any gradient is not finite. The rule's state is [rows] or [rows, dim] float32 by
+    table, in sharded tensors that can be loaded under another plan.
 
     Args:
-        model: a ``DistributedModelParallel``; to be constructed on every process.
+        model: a ``DistributedModelParallel``; every process must construct the optimizer.
         rule: the update; its learning rate is a param group's ``lr``, which schedulers may change.
 
     Raises:
@@ -96,7 +96,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         self.steps = 0
         self.report = StepReport()
         self._native = rule.native()
-        self._checked = self._native or Update(kind="sgd")  # the kernels find what is not finite for any rule
+        self._checked = self._native or Update(kind="sgd")  # for any rule, the kernels check finiteness
         self._device = self.tables[0].group.weights.device if self.tables else torch.device("cpu")
         params, state = {}, {}
         for path, collection in collections.items():
@@ -117,15 +117,14 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         measure: bool = False,
         flag: int = 0,
     ) -> None:
-        """Apply the gradients collected since the last step; what happened is in ``report``.
+        """Apply the gradients collected since the last step, and set ``report``.
 
         Args:
-            closure: computes the loss anew, as in any PyTorch optimizer.
-            others: 0-dim float32; the smallest factor of what is trained outside the tables, or NON_FINITE if a gradient
-                there is not finite on this process, so that no table is changed either. Default: 1.
-            measure: whether the report also says how far coordinates moved, which takes another pass over them.
-            flag: a number, at least 0 and below 2^24, whose largest value on any process is in the report of all of them;
-                it travels with what the step exchanges anyway.
+            closure: recomputes the loss, as in any PyTorch optimizer.
+            others: 0-dim float32; smallest factor of the parameters outside the tables, or NON_FINITE if a gradient there
+                is not finite on this process, so that no table changes either. Default: 1.
+            measure: True to report the largest moves, which takes another pass over the touched rows.
+            flag: a number from 0 to 2^24 - 1. Every process's report has the largest one; it needs no exchange of its own.
         """
         if closure is not None:
             with torch.enable_grad():
@@ -149,12 +148,12 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         self.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget what was collected."""
+        """Drop the collected gradients."""
         for local in self.tables:
             local.drop_gradients()
 
     def _mean_squares(self, gradients: list[RowGradients]) -> list[Tensor]:
-        """[U] for each of the local tables: mean square of each touched row over the whole row."""
+        """Mean square of each touched row over the whole row, [U], for each of the local tables."""
         sums = [gradient.square_sums for gradient in gradients]
         if self.peers.any:
             self.peers.reduce(gradients, sums)
@@ -166,7 +165,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         return means
 
     def _factors(self, gradients: list[RowGradients], means: list[Tensor], rate: float) -> Tensor:
-        """[tables] largest factor that suits the rows on this process, or NON_FINITE."""
+        """[tables] largest factor allowed by the rows on this process, or NON_FINITE."""
         result = torch.ones(len(self.names), device=self._device)
         number = {name: index for index, name in enumerate(self.names)}
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
@@ -179,7 +178,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         return result
 
     def _factors_of_rule(self, local: LocalTables, gradient: RowGradients, mean: Tensor, rate: float) -> Tensor:
-        """[T] of the tables of ``local``, by the rule's own function."""
+        """[T] largest factors of the tables of ``local``, by the rule's own function."""
         result = torch.ones(local.group.tables, device=mean.device)
         for stretch in local.stretches:
             touched, _, tables = self._touched(local, gradient, mean, stretch)
@@ -190,7 +189,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def _largest_moves(
         self, gradients: list[RowGradients], means: list[Tensor], factors: dict[str, float], rate: float
     ) -> dict[str, float]:
-        """What the update is about to move, before it does."""
+        """Largest change of any coordinate of each table in the coming update."""
         moves = dict.fromkeys(self.names, 0.0)
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
             here = kernels_for(mean.device).largest_moves(
@@ -203,7 +202,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         return dict(zip(self.names, everywhere.tolist(), strict=True))
 
     def _agree(self, factors: Tensor, others: Tensor | None, flag: int) -> Tensor:
-        """[tables + 2] minima over all processes of ``others``, the factors and minus the flag: the step's one all-reduce."""
+        """[tables + 2] minima over all processes of ``others``, the factors and minus the flag: the step's only all-reduce."""
         first = factors.new_ones(1) if others is None else others.to(factors).reshape(1)
         numbers = torch.cat([first, factors, factors.new_tensor([-float(flag)])])
         dist.all_reduce(numbers, dist.ReduceOp.MIN)
@@ -224,7 +223,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                 kernels.apply(local.group, self._kernel_state(local), gradient, mean, factor, update, rate)
 
     def _scale_rows(self, gradients: list[RowGradients], means: list[Tensor], rule: Update, rate: float) -> Update:
-        """Multiply every row's gradient by its own factor, taken over all columns; return the rule for what is left."""
+        """Multiply every row's gradient by its own factor, over all columns; return the rule for the remaining update."""
         factors = [
             kernels_for(mean.device).row_factors(local.group, self._kernel_state(local), gradient, mean, rule, rate)
             for local, gradient, mean in zip(self.tables, gradients, means, strict=True)
@@ -252,7 +251,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def _touched(
         self, local: LocalTables, gradient: RowGradients, mean: Tensor, stretch: Stretch
     ) -> tuple[TouchedRows, Tensor, Tensor]:
-        """The touched rows of a stretch, their numbers in its matrix [U], and the table of each [U]."""
+        """Touched rows of a stretch, their numbers in its matrix [U], and the table of each [U]."""
         group, first, end = local.group, stretch.first, stretch.end
         counts = gradient.table_offsets[first : end + 1].diff()
         shifts = group.row_offsets[first:end] - group.row_offsets[first]
@@ -266,7 +265,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         return TouchedRows(weights, gradients, mean[touched], states), rows, tables
 
     def _matrix(self, local: LocalTables, values: Tensor, stretch: Stretch) -> Tensor:
-        """The tables of a stretch as one matrix, in a tensor that is laid out like the weights."""
+        """Tables of a stretch as one matrix, in a tensor with the layout of the weights."""
         offsets = local.group.row_offsets
         size = int(offsets[stretch.end] - offsets[stretch.first]) * stretch.dim
         return values[stretch.start : stretch.start + size].view(-1, stretch.dim)
@@ -278,24 +277,24 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         return state[int(offsets[stretch.first]) : int(offsets[stretch.end])]
 
     def _kernel_state(self, local: LocalTables) -> Tensor:
-        """The one state per row that native kernels use; nothing for those that use none."""
+        """The state per row that native kernels use; empty for kernels without state."""
         if self._checked.kind == "sgd":
             return local.group.weights.new_empty(0, dtype=torch.float32)
         return local.states[self.rule.states[0].name]
 
     def state_by_table(self) -> dict[str, dict[str, Any]]:
-        """State of every table by full name; the tensors are the live ones. Call :meth:`loaded` after filling them."""
+        """State of every table by full name, as live tensors. Call :meth:`loaded` after filling them."""
         return {name: self.state[weight] for name, weight in self.params.items() if self.state[weight]}
 
     def loaded(self, steps: int) -> None:
-        """Make loaded state whole: to be called on every process, with the number of steps it had taken."""
+        """Complete loaded state, with its number of steps. Every process must call this."""
         self.steps = steps
         for spec in self.rule.states:
             if spec.per == "row":
                 self.peers.share_state(self.tables, spec)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` returned under the same plan."""
+        """Load the result of ``state_dict`` under the same plan."""
         super().load_state_dict(state_dict)
         self.loaded(self.steps)
 
@@ -308,7 +307,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def _tensor_of(
         self, spec: StateSpec, weight: Any, places: list[ShardMetadata], own: list[tuple[LocalTables, int]]
     ) -> Any:
-        """A table's state as a sharded tensor, or a plain one if every process holds the table."""
+        """State of a table as a sharded tensor, or as a plain one for a replicated table."""
         parts = [(local.shards[index], local.state_of(spec, index)) for local, index in own]
         if not isinstance(weight, ShardedTensor):
             return parts[0][1]
@@ -319,7 +318,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
 
 
 def _sharded(weight: ShardedTensor, local: list[tuple[int, Tensor]], places: list[ShardMetadata]) -> ShardedTensor:
-    """A sharded [rows] tensor whose parts lie where the first columns of the table lie."""
+    """A sharded [rows] tensor whose parts are placed with the first columns of the table."""
     metadata = [
         ShardMetadata([part.shard_offsets[0]], [part.shard_sizes[0]], str(part.placement))
         for part in places

@@ -1,1 +1,1 @@
-"""Lookups and the two-phase sparse update on one process's shards. Needs PyTorch only (and Triton on CUDA)."""
+"""Lookups and the two-phase sparse update on one process's shards. Needs only PyTorch (and Triton on CUDA)."""

@@ -1,14 +1,14 @@
-"""The kernels in C++, for tables in the memory of the CPU; same functions and meaning as :mod:`reference`.
+"""Kernels in C++ for tables in CPU memory; same functions and meaning as :mod:`reference`.
 
-Rows that occur once in a batch, nearly all of them in large tables, share the gradient of their bag: only the sums of rows
-that occur several times are written out. Most rows need not be read to find a table's factor either, since a row's largest
+Most rows of a large table occur once in a batch. Such rows share the gradient of their bag; only the sums of rows that
+occur several times are written out. Most rows need not be read to find a table's factor either, since a row's largest
 gradient and its accumulator bound its factor from below.
 
-Work is spread over as many threads as ``torch.get_num_threads()`` says, on PyTorch's own pool. Results do not depend on
-their number, on the instruction set, or on which tables are processed together. The GIL is released.
+Work is spread over ``torch.get_num_threads()`` threads of PyTorch's own pool. Results do not depend on the number of
+threads, on the instruction set, or on which tables are processed together. The GIL is released.
 
-The library is built when the package is installed. Where that failed, :func:`native_status` says why.
-The environment variable DLRM_MTL_ISA (``avx512``, ``avx2``, ``portable``) keeps it from using newer instructions.
+The library is built when the package is installed. If that failed, :func:`native_status` returns the reason. The
+environment variable DLRM_MTL_ISA (``avx512``, ``avx2``, ``portable``) limits the instruction set.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from dlrm_mtl.embeddings.kernels.layout import KINDS, RowGradients, TableGroup, 
 
 LIBRARY = Path(__file__).with_name("_native.so")
 BUILD_LOG = Path(__file__).with_name("_native.log")
-"""Written by setup.py where the library could not be built; its first line is the reason."""
+"""Log that setup.py writes if the library cannot be built; its first line is the reason."""
 
 INTERFACE = 2
-"""What ``dlrm_mtl_interface()`` of a library that fits this file returns."""
+"""Value of ``dlrm_mtl_interface()`` in a library that fits this file."""
 
 
 def native_status() -> str | None:
-    """Why the native kernels cannot be used here, in one sentence; None where they can."""
+    """Reason why the native kernels cannot be used here, in one sentence; None if they can."""
     return _load()[1]
 
 
 def isa(name: str | None = None) -> str:
-    """The instruction set in use, after switching to another one if ``name`` is given.
+    """Instruction set in use, after switching to ``name`` if it is given.
 
     Args:
-        name: ``portable``, ``avx2``, ``avx512``, or empty for the best that this processor has.
+        name: ``portable``, ``avx2``, ``avx512``, or empty for the best one of this processor.
 
     Raises:
-        ValueError: this processor, or this build, does not have it.
+        ValueError: this processor, or this build, lacks it.
     """
     global _isa
     if name is not None or _isa is None:
@@ -61,7 +61,7 @@ _isa: str | None = None
 
 
 class SharedRowGradients(RowGradients):
-    """Row gradients that are written out only when somebody reads :attr:`gradients`."""
+    """Row gradients that are written out only when :attr:`gradients` is read."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class SharedRowGradients(RowGradients):
 
     @cached_property
     def gradients(self) -> Tensor:  # type: ignore[override]
-        """[sum of U_t * D_t] float32: the rows' gradients one after the other. From now on these count, also if changed."""
+        """[sum of U_t * D_t] float32: concatenated gradients of the rows. Once read, these values are used, even if changed."""
         sizes = self.table_offsets.diff() * self._group.dims
         out = torch.empty(int(sizes.sum()))
         if len(out):
@@ -98,7 +98,7 @@ class SharedRowGradients(RowGradients):
 
 
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
-    """As :func:`reference.lookup`.
+    """Sum the rows of each bag, see :func:`reference.lookup`.
 
     Raises:
         IndexError: an id is not a row of its table.
@@ -112,7 +112,7 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
 
 
 def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> Tensor:
-    """As :func:`reference.lookup_unpooled`.
+    """Return one row per id, see :func:`reference.lookup_unpooled`.
 
     Raises:
         IndexError: an id is not a row of its table.
@@ -127,7 +127,7 @@ def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> T
 
 
 sort_pooled = reference.sort_pooled
-"""A CPU sorts when it collects: nothing waits for it meanwhile."""
+"""Sorting in advance does nothing on a CPU, which sorts in :func:`collect`."""
 
 
 def collect(
@@ -139,7 +139,7 @@ def collect(
     bag_weights: Tensor | None = None,
     occurrences: object | None = None,
 ) -> RowGradients:
-    """As :func:`reference.collect`. Keeps no reference to ``gradient``.
+    """Sum the gradient of a lookup by row, see :func:`reference.collect`. Keeps no reference to ``gradient``.
 
     Raises:
         IndexError: an id is not a row of its table.
@@ -167,7 +167,9 @@ def collect(
 
 
 def collect_unpooled(group: TableGroup, indices: Tensor, lengths: list[int], gradient: Tensor) -> RowGradients:
-    """As :func:`reference.collect_unpooled`. The result refers to ``gradient``, which must not be changed any more.
+    """Sum the gradient of an unpooled lookup by row, see :func:`reference.collect_unpooled`.
+
+    The result refers to ``gradient``, which must not be changed any more.
 
     Raises:
         IndexError: an id is not a row of its table.
@@ -180,7 +182,7 @@ def collect_unpooled(group: TableGroup, indices: Tensor, lengths: list[int], gra
 
 
 def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
-    """As :func:`reference.merge`."""
+    """Add the gradients of several backward passes, see :func:`reference.merge`."""
     if len(parts) == 1:
         return parts[0]
     rows, gradients = [], []
@@ -194,7 +196,7 @@ def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
 
 
 def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
-    """As :func:`reference.grams`. Rows that occur once share their bag's gradient, whose products are taken once."""
+    """Inner products of the tasks' gradients, see :func:`reference.grams`. A bag's shared gradient is multiplied only once."""
     if not isinstance(gradients, SharedRowGradients) or "gradients" in vars(gradients):
         return reference.grams(group, gradients, tasks)
     result = []
@@ -212,7 +214,7 @@ def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
                 counts = torch.bincount((places - first) // dim, None if squares is None else squares[chosen])
                 rows = buffer[first : first + len(counts) * dim].view(len(counts), dim)
                 used = counts > 0
-                if not used.all():  # what no row shares was perhaps never written
+                if not used.all():  # a bag's gradient that no row shares may be uninitialised
                     rows, counts = rows[used], counts[used]
                 total += reference.rows_gram(rows, tasks, counts)
         result.append(total)
@@ -222,21 +224,21 @@ def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
 def factors(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
-    """As :func:`reference.factors`."""
+    """Largest factor of each table, see :func:`reference.factors`."""
     return _by_rule("dlrm_mtl_factors", group.tables, group, state, gradients, mean_squares, rule, lr)
 
 
 def row_factors(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
-    """As :func:`reference.row_factors`."""
+    """Largest factor of each touched row, see :func:`reference.row_factors`."""
     return _by_rule("dlrm_mtl_row_factors", len(mean_squares), group, state, gradients, mean_squares, rule, lr)
 
 
 def largest_moves(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
-    """As :func:`reference.largest_moves`."""
+    """Largest change of any coordinate of each table, see :func:`reference.largest_moves`."""
     return _by_rule("dlrm_mtl_largest_moves", group.tables, group, state, gradients, mean_squares, rule, lr)
 
 
@@ -249,7 +251,7 @@ def apply(
     rule: Update,
     lr: float,
 ) -> None:
-    """As :func:`reference.apply`."""
+    """Update the touched rows in place, see :func:`reference.apply`."""
     factor = _floats(factor, "factor")
     if len(factor) != group.tables:
         raise ValueError(f"{len(factor)} factors for {group.tables} tables")
@@ -267,7 +269,7 @@ def _by_rule(
     rule: Update,
     lr: float,
 ) -> Tensor:
-    """[size] what a function of the library finds out about the touched rows."""
+    """Result [size] of a library function about the touched rows."""
     result = torch.empty(size)
     touched = _touched(_shared(group, gradients), mean_squares)
     _call(name, _tables(group), touched, _update(rule, lr), _state(group, state, rule), result.data_ptr())
@@ -275,7 +277,7 @@ def _by_rule(
 
 
 def _unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> tuple[int, Tensor]:
-    """The width of all tables, and [T + 1] where each table's ids begin."""
+    """Common width of all tables, and the start of each table's ids, [T + 1]."""
     dims = set(group.dims.tolist())
     if len(dims) != 1:
         raise ValueError(f"unpooled tables of one group must have one width, not {sorted(dims)}")
@@ -289,7 +291,7 @@ def _unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> tuple[i
 
 
 def _collect_rows(group: TableGroup, ids: Tensor, starts: Tensor, gradients: Tensor) -> RowGradients:
-    """Sum gradients by row, one for each id, table after table: ``ids`` [N], ``starts`` [T + 1], ``gradients`` [N * D]."""
+    """Sum gradients by row, one gradient for each id: ``ids`` [N] by table, ``starts`` [T + 1], ``gradients`` [N * D]."""
     ids, gradients = ids.to(torch.int64).contiguous(), _floats(gradients, "gradient")
     batch = _Batch(ids.data_ptr(), None, starts.data_ptr(), len(ids), 0, None, 0, None)
     return _collect(group, batch, starts.diff(), len(ids), gradients, False)
@@ -302,7 +304,7 @@ def _collect(
     keys = torch.empty(2 * ids, dtype=torch.int64)
     bag_of = torch.empty(ids if weighted else 0, dtype=torch.int32)
     payload_squares, payload_maxima = torch.empty(2, payloads)
-    # A sum needs two ids. The pages of what is not used are never touched.
+    # A sum needs two ids. Pages of unused memory are never touched.
     sums = torch.empty(int(((counts.clamp(0, ids) // 2) * group.dims).sum()))
     rows, sources = torch.empty(2, ids, dtype=torch.int64)
     squares, maxima = torch.empty(2, ids)
@@ -327,7 +329,7 @@ def _collect(
 
 
 def _shared(group: TableGroup, gradients: RowGradients) -> SharedRowGradients:
-    """The same gradients in the form that the library reads."""
+    """The same gradients in the library's format."""
     if isinstance(gradients, SharedRowGradients) and "gradients" not in vars(gradients):
         return gradients
     values = _floats(gradients.gradients, "gradients")
@@ -354,7 +356,7 @@ def _shared(group: TableGroup, gradients: RowGradients) -> SharedRowGradients:
     )
 
 
-# ---- what the library is handed: see csrc/layout.h ----
+# ---- structures for the library, see csrc/layout.h ----
 
 
 class _Tables(ctypes.Structure):
@@ -451,7 +453,7 @@ def _touched(gradients: SharedRowGradients, mean_squares: Tensor | None) -> _Tou
         gradients.maxima.data_ptr(),
         None,
     )
-    touched.owner = gradients  # as the structure holds mere addresses
+    touched.owner = gradients  # the structure holds only addresses
     if mean_squares is not None:
         touched.owner_of_squares = _floats(mean_squares, "mean_squares")
         touched.mean_squares = touched.owner_of_squares.data_ptr()
@@ -532,7 +534,7 @@ def _native() -> ctypes.CDLL:
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or why there is none."""
+    """The library, or the reason why there is none."""
     if not LIBRARY.exists():
         reason = (
             BUILD_LOG.read_text().partition("\n")[0]

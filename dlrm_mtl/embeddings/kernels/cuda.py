@@ -1,14 +1,14 @@
-"""The kernels on CUDA: the functions of :mod:`reference`, with the same arguments, on Triton kernels.
+"""Kernels on CUDA: the functions of :mod:`reference`, with the same arguments, in Triton.
 
-Nothing but this module and its parts needs Triton. The ids of a batch are sorted by row, stably, so that all occurrences of a
-row lie together in their old order, and every sum is taken in that order; equal input gives equal bits.
+Only this module and its parts need Triton. The ids of a batch are sorted by row, stably: all occurrences of a row are
+contiguous in their old order, and every sum is taken in that order. Equal input gives equal bits.
 
-Most rows of a batch occur once. Their gradient is that of their bag, which the kernels read where it is; only the gradients
-of *repeated* rows are summed, and kept.
+Most rows of a batch occur once. Their gradient is that of their bag, which the kernels read in place; only the gradients of
+*repeated* rows are summed and stored.
 
-The number of touched rows is known on the device only. Callers get exact sizes, so the host has to wait for them once per
-batch, in :func:`collect`. :func:`sort_pooled` in the forward pass lets the dense layers run meanwhile: by the time of
-the backward pass the sizes have long arrived. Nothing else here waits for the device.
+The number of touched rows is known only on the device. Callers get exact sizes, so the host waits for them once per batch,
+in :func:`collect`. Calling :func:`sort_pooled` in the forward pass lets the dense layers run meanwhile: the sizes have
+arrived long before the backward pass. No other function here waits for the device.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update,
 from dlrm_mtl.embeddings.kernels.triton_launch import Kernel, on
 
 PIECE = 128
-"""Occurrences in a piece at least."""
+"""Smallest number of occurrences in a piece."""
 CHUNK = 256
-"""Rows of a program that looks for factors."""
+"""Number of rows that a program searches for factors."""
 _lookup = Kernel(kernels.lookup_kernel, **OPTIONS)
 _measure = Kernel(kernels.measure_kernel, **OPTIONS)
 _sum_repeated = Kernel(kernels.sum_kernel, **OPTIONS)
@@ -48,15 +48,16 @@ _apply = Kernel(kernels.apply_kernel, **OPTIONS)
 
 
 class DeviceRowGradients(RowGradients):
-    """Row gradients that are written out only when somebody reads :attr:`gradients`.
+    """Row gradients that are written out only when :attr:`gradients` is read.
 
-    A row that occurs once has the gradient of its bag, which the other rows of the bag share and the device's cache may hold.
+    The gradient of a row that occurs once is that of its bag. The other rows of the bag share it, and the device's cache
+    may hold it.
     """
 
     def __init__(
         self, group: TableGroup, plan: Plan, occurrences: Occurrences, gradient: Tensor, measures: Tensor | None
     ) -> None:
-        """Take ``gradient``, of a lookup, for the ``occurrences``; ``measures`` of its bags, if there are any."""
+        """Keep ``gradient``, of a lookup's output, for the ``occurrences``; ``measures`` of its bags are optional."""
         device, sizes, tables = gradient.device, occurrences.host_sizes(), plan.tables
         self._group = group
         self._written: Tensor | None = None
@@ -65,13 +66,13 @@ class DeviceRowGradients(RowGradients):
         self.table_offsets = occurrences.arriving[: tables + 1]
         self.square_sums = torch.empty(touched, device=device)
         self.maxima = torch.empty(touched, device=device)
-        """[U] float32: largest absolute value of each row's gradient over the columns here."""
+        """[U] float32: largest absolute value of each row's gradient over the local columns."""
         self.sizes = occurrences.sizes
         bases, floats = plan.bases(sizes[tables + 1 : 2 * tables + 2])
         self.sources: _Sources | None = _Sources(
             gradient, occurrences, torch.empty(floats, device=device) if repeated else gradient, bases
         )
-        """Where the gradients are while they are not written out."""
+        """Location of the gradients while they are not written out; None afterwards."""
         if longs:
             self._sum_long(plan, longs)
         self._sum(plan, repeated, measures)
@@ -80,7 +81,7 @@ class DeviceRowGradients(RowGradients):
 
     @property
     def gradients(self) -> Tensor:  # type: ignore[override]
-        """[sum of U_t * D_t] float32: the rows' gradients one after the other, in the order of ``rows``."""
+        """[sum of U_t * D_t] float32: concatenated gradients of the rows, in the order of ``rows``."""
         if self._written is None:
             plan = plan_of(self._group)
             bases, floats = plan.bases(self.table_offsets.tolist())
@@ -91,7 +92,7 @@ class DeviceRowGradients(RowGradients):
         return self._written
 
     def _sum(self, plan: Plan, repeated: int, measures: Tensor | None) -> None:
-        """Sum and measure the repeated rows that are not long; measure those that occur once, if their bags are measured."""
+        """Sum and measure the repeated rows that are not long; measure rows that occur once, if their bags are measured."""
         assert self.sources is not None
         gradient, some, sums, bases = self.sources
         touched = len(self.square_sums)
@@ -146,7 +147,7 @@ class DeviceRowGradients(RowGradients):
         )
 
     def _walk(self, plan: Plan, written: Tensor, bases: Tensor, writes: bool) -> None:
-        """Write out all rows, or measure those that occur once."""
+        """Write out all rows, or measure the rows that occur once."""
         assert self.sources is not None
         gradient, some, sums, sum_bases = self.sources
         _rows(
@@ -163,19 +164,19 @@ class DeviceRowGradients(RowGradients):
 
 
 class _Sources(NamedTuple):
-    """Where kernels find the gradients of rows."""
+    """Location of the rows' gradients for the kernels."""
 
     gradient: Tensor
-    """Of the lookup."""
+    """Gradient of the lookup's output."""
     occurrences: Occurrences
     sums: Tensor
-    """The gradients of the repeated rows, one after the other; anything if there are none."""
+    """Concatenated gradients of the repeated rows; arbitrary if there are none."""
     bases: Tensor
-    """[T] int64: what to add to a repeated row's number times its quads to find its sum, in quads."""
+    """[T] int64: number to add to a repeated row's number times its quads to get the position of its sum, in quads."""
 
 
 def _measure_bags(plan: Plan, gradient: Tensor) -> Tensor:
-    """[2, units of the gradient] float32: square sums and largest absolute values, where a bag's gradient begins."""
+    """[2, units of the gradient] float32: square sums and largest absolute values, at the start of each bag's gradient."""
     bags = len(gradient)
     measures = torch.empty(2, bags * plan.width_units, device=gradient.device)
     _measure(
@@ -188,17 +189,17 @@ def _measure_bags(plan: Plan, gradient: Tensor) -> Tensor:
 
 
 class _Rows(NamedTuple):
-    """What the kernels of the update need to find the rows and their gradients."""
+    """Arguments of the update kernels: rows and their gradients."""
 
     tensors: tuple[Tensor, ...]
-    """From ``rows`` to ``sizes``."""
+    """Tensors from ``rows`` to ``sizes``, in the order of the kernels' arguments."""
     maxima: Tensor | None
     shared: bool
     weighted: bool
 
     @classmethod
     def of(cls, gradients: RowGradients, plan: Plan) -> _Rows:
-        """Those of this project's kernels, or any others."""
+        """Make the arguments from :class:`DeviceRowGradients`, or from any other row gradients."""
         rows = gradients.rows
         if not isinstance(gradients, DeviceRowGradients):
             written = gradients.gradients.float().contiguous()
@@ -216,9 +217,9 @@ class _Rows(NamedTuple):
 
 
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
-    """Sum the rows of each bag; as :func:`reference.lookup`.
+    """Sum the rows of each bag, see :func:`reference.lookup`.
 
-    An id outside its table gives NaN: there is no way to raise without waiting for the device. :func:`collect` raises.
+    An id outside its table gives NaN, since raising would need to wait for the device. :func:`collect` raises.
     """
     plan = plan_of(group)
     out = torch.empty(bags, plan.width, device=group.weights.device)
@@ -241,7 +242,7 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
 def sort_pooled(
     group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None
 ) -> Occurrences | None:
-    """Sort the ids of a pooled lookup by the rows they touch; None if there are none. Does not wait for the device.
+    """Sort the ids of a pooled lookup by their rows; None if there are no ids. Does not wait for the device.
 
     Args:
         group: the tables.
@@ -251,7 +252,7 @@ def sort_pooled(
         bag_weights: as for :func:`lookup`.
 
     Raises:
-        ValueError: there are more ids than 32 bits count.
+        ValueError: there are too many ids for 32 bits.
     """
     plan = plan_of(group)
     segments = Segments(offsets, bags, plan.width_units, plan.feature_tables, plan.feature_units, pooled=True)
@@ -259,13 +260,13 @@ def sort_pooled(
 
 
 def sort_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> Occurrences | None:
-    """As :func:`sort_pooled`, for lookups that return one row per id; arguments as for :func:`collect_unpooled`."""
+    """Sort the ids of an unpooled lookup, see :func:`sort_pooled`; arguments as for :func:`collect_unpooled`."""
     plan = plan_of(group)
     begins = [0]
     for length in lengths:
         begins.append(begins[-1] + length)
     offsets = torch.tensor(begins).to(indices.device, non_blocking=True)
-    # Tables of one width, which is the unit: the gradient of an id begins at its place.
+    # All tables have one width, which is the unit: the gradient of an id begins at its position.
     return sort_by_row(plan, indices, Segments(offsets, 1, 0, plan.feature_tables, offsets, pooled=False))
 
 
@@ -278,7 +279,7 @@ def collect(
     bag_weights: Tensor | None = None,
     occurrences: Occurrences | None = None,
 ) -> RowGradients:
-    """Sum the gradient of a lookup's output over all occurrences of each row; as :func:`reference.collect`.
+    """Sum the gradient of a lookup's output over all occurrences of each row, see :func:`reference.collect`.
 
     Waits for the number of touched rows.
 
@@ -289,12 +290,12 @@ def collect(
         bags: B.
         gradient: [B, sum of D over features] float32. The result may refer to it until the step: it must not change.
         bag_weights: as for :func:`lookup`.
-        occurrences: what :func:`sort_pooled` returned for the same arguments, if it was called before; of the same tables, or
-            of others that differ from them in that all are wider by one factor.
+        occurrences: result of :func:`sort_pooled` for the same arguments, if available. Its tables may be narrower than
+            ``group``, all by the same factor.
 
     Raises:
-        IndexError: an id lies outside its table.
-        ValueError: there are more ids than 32 bits count.
+        IndexError: an id is outside its table.
+        ValueError: there are too many ids for 32 bits.
     """
     occurrences = occurrences or sort_pooled(group, indices, offsets, bags, bag_weights)
     if occurrences is None:
@@ -312,18 +313,18 @@ def collect_unpooled(
     gradient: Tensor,
     occurrences: Occurrences | None = None,
 ) -> RowGradients:
-    """As :func:`collect`, for lookups that return one row per id; as :func:`reference.collect_unpooled`.
+    """Sum the gradient of a lookup that returns one row per id, see :func:`reference.collect_unpooled`.
 
     Args:
         group: the tables, all of one width D.
         indices: [N] int64, feature after feature.
         lengths: [F] number of ids of each feature.
         gradient: [N, D] float32; must not change until the step.
-        occurrences: what :func:`sort_unpooled` returned for the same arguments, if it was called before.
+        occurrences: result of :func:`sort_unpooled` for the same arguments, if available.
 
     Raises:
-        IndexError: an id lies outside its table.
-        ValueError: there are more ids than 32 bits count.
+        IndexError: an id is outside its table.
+        ValueError: there are too many ids for 32 bits.
     """
     occurrences = occurrences or sort_unpooled(group, indices, lengths)
     if occurrences is None:
@@ -335,7 +336,7 @@ def collect_unpooled(
 
 
 def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
-    """Add the gradients of several backward passes; as :func:`reference.merge`. Waits for the number of rows."""
+    """Add the gradients of several backward passes, see :func:`reference.merge`. Waits for the number of rows."""
     parts = [part for part in parts if len(part.rows)]
     if not parts:
         return empty_gradients(group)
@@ -343,7 +344,7 @@ def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
         return parts[0]
     plan = plan_of(group)
     device = group.weights.device
-    # Each table of each part is a stretch of ids with gradients of their own.
+    # Each table of each part is a segment of ids, each with its own gradient.
     counts = torch.cat([part.table_offsets.diff() for part in parts])
     units = (group.dims // 4 // plan.unit_quads).repeat(len(parts))
     offsets = _running_sum(counts).to(device, non_blocking=True)
@@ -360,7 +361,7 @@ def merge(group: TableGroup, parts: list[RowGradients]) -> RowGradients:
 def factors(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
-    """Find the largest factor of each table; as :func:`reference.factors`. Does not wait for the device."""
+    """Find the largest factor of each table, see :func:`reference.factors`. Does not wait for the device."""
     plan = plan_of(group)
     touched = len(gradients.rows)
     if not touched:
@@ -404,7 +405,10 @@ def apply(
     rule: Update,
     lr: float,
 ) -> None:
-    """Update weights and accumulators of the touched rows in place; as :func:`reference.apply`. Does not wait."""
+    """Update weights and accumulators of the touched rows in place, see :func:`reference.apply`.
+
+    Does not wait for the device.
+    """
     touched = len(gradients.rows)
     if not touched:
         return
@@ -432,7 +436,7 @@ def apply(
 
 
 def _collect(group: TableGroup, occurrences: Occurrences, gradient: Tensor, pooled: bool) -> DeviceRowGradients | None:
-    """None if an id lies outside its table."""
+    """Row gradients of a lookup; None if an id is outside its table."""
     plan = plan_of(group)
     gradient = gradient.float().contiguous()
     with on(gradient.device):

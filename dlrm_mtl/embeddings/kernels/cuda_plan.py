@@ -1,4 +1,4 @@
-"""What the kernels for CUDA need to know of a group of tables, kept on its device."""
+"""Sizes and offsets of a group of tables, kept on its device for the CUDA kernels."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import Tensor
 from dlrm_mtl.embeddings.kernels.layout import TableGroup
 
 TILE = 1024
-"""Elements of a tile of rows times columns: 8 per thread of 4 warps."""
+"""Number of elements (rows times columns) of a tile: 8 per thread of 4 warps."""
 WIDEST_TILE = 256
-"""Columns of a tile at most."""
+"""Largest number of columns of a tile."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the kernels need to know of a :class:`TableGroup`, on its device."""
+    """Sizes and offsets of a :class:`TableGroup` on its device, for the kernels."""
 
     table_quads: Tensor
     """[T] int64: D_t / 4."""
     table_units: Tensor
     """[T] int64: D_t in units."""
     weight_quads: Tensor
-    """[T] int64: where each table begins in the weights, in quads."""
+    """[T] int64: start of each table in the weights, in quads."""
     row_offsets: Tensor
-    """[T + 1] int64."""
+    """[T + 1] int64: sums of the tables' rows."""
     feature_tables: Tensor
-    """[F] int64."""
+    """[F] int64: table of each feature."""
     feature_units: Tensor
     """[F] int64: first column of each feature in a pooled output, in units."""
     equal_bases: Tensor
     """[T] int64: zeros."""
     host_quads: list[int]
-    """``table_quads``."""
+    """``table_quads`` on the host."""
     tables: int
     features: int
     total_rows: int
     width: int
-    """Columns of a pooled output."""
+    """Number of columns of a pooled output."""
     width_units: int
     unit_quads: int
     """Greatest common divisor of the D_t, in quads."""
@@ -51,18 +51,18 @@ class Plan:
     """D of the widest table, in quads."""
     tile_rows: int
     tile: dict[str, Any]
-    """Keyword arguments of the kernels that treat tiles."""
+    """Keyword arguments of the kernels that process tiles."""
 
     @property
     def dense(self) -> bool:
-        """Whether there are not many more units than features."""
+        """True if there are not many more units than features."""
         return self.width_units <= 4 * self.features
 
     def bases(self, offsets: list[int]) -> tuple[Tensor, int]:
-        """Where rows lie that lie one after the other, if table t has those from ``offsets[t]``.
+        """Offsets of concatenated rows, for tables whose rows are ``offsets[t]`` to ``offsets[t + 1]``.
 
         Returns:
-            [T] int64, to be added to a row's number times its quads to find its beginning in quads; and the number of floats.
+            [T] int64, to be added to a row's number times its quads to get its start in quads; and the number of floats.
         """
         quads = self.host_quads
         if self.widest_quads == self.unit_quads:
@@ -74,15 +74,15 @@ class Plan:
         return torch.tensor(bases).to(self.table_quads.device, non_blocking=True), end * 4
 
 
-# A group is used for thousands of batches; what is derived from it goes when it goes.
+# A group is used for thousands of batches; its plan is dropped together with the group.
 _plans: dict[int, tuple[ref[TableGroup], Plan]] = {}
 
 
 def plan_of(group: TableGroup) -> Plan:
-    """What was found for the group before, or is now.
+    """Cached plan of a group.
 
     Raises:
-        ValueError: a table's width or place is no multiple of 4.
+        ValueError: a table's width or offset is not a multiple of 4.
     """
     key = id(group)
     known = _plans.get(key)
@@ -101,7 +101,7 @@ def _make_plan(group: TableGroup) -> Plan:
         raise ValueError(f"weight_offsets {group.weight_offsets.tolist()} must be multiples of 4")
     device = group.weights.device
     columns = group.output_offsets()
-    # Tables share a launch. A tile as wide as the mean wastes few threads on narrow tables; wide ones take some rounds.
+    # Tables share a launch. A tile as wide as the mean wastes few threads on narrow tables; wide ones take several rounds.
     mean = int(group.dims.float().mean().ceil()) if group.tables else 4
     tile_columns = min(max(triton.next_power_of_2(mean), 4), WIDEST_TILE)
     quads = (group.dims // 4).tolist()

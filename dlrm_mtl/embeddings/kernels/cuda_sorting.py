@@ -1,4 +1,4 @@
-"""Sorting the ids of a batch by the rows they touch, on CUDA."""
+"""Sorting the ids of a batch by their rows, on CUDA."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dlrm_mtl.embeddings.kernels.cuda_plan import Plan
 from dlrm_mtl.embeddings.kernels.triton_launch import Kernel, on
 
 SHORT = 32
-"""A row with more occurrences than this is summed in pieces, by several programs."""
+"""Number of occurrences above which a row is summed in pieces, by several programs."""
 BLOCK = 1024
-"""Items of a program that treats ids one by one; their counts are packed for this size."""
+"""Number of items of a program that processes single ids; their counts are packed for this size."""
 MOST_IDS = 2**31 - 2 * BLOCK
-"""What 32 bits count."""
+"""Largest number of ids for 32 bits."""
 
 # Products are rounded before they are added, as on the CPU.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -30,40 +30,40 @@ _lists = Kernel(kernels.lists_kernel, **OPTIONS)
 
 @dataclass
 class Occurrences:
-    """The ids of a batch in the order of the rows they touch; which rows those are, and how many."""
+    """The ids of a batch, sorted by row, and the rows that they touch."""
 
     rows: Tensor
-    """[N] int64: the U touched rows, each within its table, ascending, table after table; the rest is not set."""
+    """[N] int64: the U touched rows, numbered within their table, ascending by table; the rest is not set."""
     lists: Tensor
-    """int32: lists of ``room`` elements each, one after the other.
+    """int32: seven concatenated lists of ``room`` elements each.
 
-    0. Of each touched row that occurs once: where its gradient begins, in units. Of a repeated one: minus its number, minus 1.
-    1. Of each repeated row: its place among the touched rows.
-    2. Of each repeated row: where its occurrences begin in list 5,
-    3. and where they end.
-    4. Of each row with more than SHORT occurrences: its place among the repeated rows.
-    5. Of each occurrence of a repeated row: where its gradient begins, in units.
-    6. The same of each id, before they were sorted.
+    0. For each touched row that occurs once: the start of its gradient, in units. For a repeated row: -1 - its number.
+    1. For each repeated row: its position among the touched rows.
+    2. For each repeated row: the start of its occurrences in list 5.
+    3. For each repeated row: the end of its occurrences in list 5.
+    4. For each row with more than SHORT occurrences: its position among the repeated rows.
+    5. For each occurrence of a repeated row: the start of its gradient, in units.
+    6. For each id, before sorting: the start of its gradient, in units.
 
-    After them, what blocks of ids count.
+    The counts of the blocks of ids follow.
     """
     room: int
-    """A multiple of 4, and at least N."""
+    """Size of each list: a multiple of 4, and at least N."""
     scales: Tensor | None
     """[2, room] float32: the factor of each touched row (1 if repeated), and of each occurrence."""
     sizes: Tensor
-    """[2 T + 4] int64: where each table's rows begin in ``rows``, and U; where its repeated rows begin, and their number; how
-    many ids lie within their tables; how many rows have more than SHORT occurrences."""
+    """[2 T + 4] int64: start of each table's rows in ``rows``, and U; start of each table's repeated rows, and their
+    number; number of ids inside their tables; number of rows with more than SHORT occurrences."""
     arriving: Tensor
-    """``sizes`` on the CPU, valid once ``arrived`` has happened."""
+    """``sizes`` on the CPU, valid after ``arrived``."""
     arrived: torch.cuda.Event | None
-    """None on a CPU."""
+    """Event of the copy; None on a CPU."""
     count: int
-    """N."""
+    """Number of ids N."""
     _host_sizes: list[int] = field(default_factory=list)
 
     def host_sizes(self) -> list[int]:
-        """Wait for ``sizes``."""
+        """Wait for ``sizes`` and return it."""
         if not self._host_sizes:
             if self.arrived is not None:
                 self.arrived.synchronize()
@@ -73,12 +73,12 @@ class Occurrences:
         return self._host_sizes
 
 
-# To create an event takes longer than anything else that is done with it. An event belongs to a device.
+# Creating an event takes longer than any use of it. An event belongs to a device.
 _events: defaultdict[torch.device, list[torch.cuda.Event]] = defaultdict(list)
 
 
 class Segments(NamedTuple):
-    """Stretches of ids, and where the gradients of each stretch lie; see ``keys_kernel``."""
+    """Segments of ids, and the locations of their gradients; see ``keys_kernel``."""
 
     offsets: Tensor
     bags: int
@@ -89,16 +89,16 @@ class Segments(NamedTuple):
 
 
 def sort_by_row(plan: Plan, indices: Tensor, segments: Segments, scales: Tensor | None = None) -> Occurrences | None:
-    """Sort ids by the rows they touch, stably; None if there are none. Does not wait for the device.
+    """Sort ids by their rows, stably; None if there are no ids. Does not wait for the device.
 
     Args:
-        plan: of the tables.
+        plan: sizes and offsets of the tables.
         indices: [N] int64 or int32, each within its table.
-        segments: which tables they are for, and where their gradients lie.
+        segments: tables of the ids, and locations of their gradients.
         scales: [N] factor of each id's gradient; default: 1.
 
     Raises:
-        ValueError: there are more ids than 32 bits count.
+        ValueError: there are too many ids for 32 bits.
     """
     count, device, tables = len(indices), indices.device, plan.tables
     if not count:
@@ -107,7 +107,7 @@ def sort_by_row(plan: Plan, indices: Tensor, segments: Segments, scales: Tensor 
         raise ValueError(f"a batch of {count} ids: the CUDA kernels take up to {MOST_IDS} at once")
     if segments.bags * segments.bag_units > MOST_IDS:
         raise ValueError(f"{segments.bags} bags of {plan.width} columns are more than the CUDA kernels can address")
-    # Radix sort takes time by the bytes of a key.
+    # The time of radix sort grows with the bytes of a key.
     narrow = plan.total_rows < torch.iinfo(torch.int32).max
     blocks = blocks_of(count, BLOCK)
     room = 4 * blocks_of(count, 4)
@@ -156,5 +156,5 @@ def sort_by_row(plan: Plan, indices: Tensor, segments: Segments, scales: Tensor 
 
 
 def blocks_of(items: int, size: int) -> int:
-    """How many blocks of ``size`` it takes."""
+    """Number of blocks of ``size`` items."""
     return -(-items // size)

@@ -1,4 +1,4 @@
-"""Which kernels serve which device."""
+"""Choice of the kernels for a device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dlrm_mtl.embeddings.kernels import cpu, reference
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update
 
 VARIABLE = "DLRM_MTL_KERNELS"
-"""Environment variable: ``reference`` for the kernels in plain PyTorch, ``native`` to fail rather than fall back to them."""
+"""Environment variable: ``reference`` for the kernels in plain PyTorch, ``native`` to fail instead of falling back to them."""
 
 
 class Kernels(Protocol):
-    """What every module of kernels offers; see :mod:`reference` for the meaning."""
+    """Interface of every module of kernels; see :mod:`reference` for the meaning."""
 
     def lookup(
         self, group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None
@@ -75,7 +75,7 @@ class Kernels(Protocol):
 
 
 def kernels_for(device: torch.device | str) -> Kernels:
-    """The fastest kernels for tables on a device.
+    """Fastest kernels for tables on a device.
 
     Raises:
         ValueError: the environment variable DLRM_MTL_KERNELS has another value than ``reference`` and ``native``.
@@ -94,7 +94,7 @@ def kernels_for(device: torch.device | str) -> Kernels:
 
 @cache
 def _native(device_type: str) -> tuple[Kernels | None, str | None]:
-    """The native kernels for a type of device, or why there are none."""
+    """Native kernels for a type of device, or the reason why there are none."""
     if device_type == "cpu":
         reason = cpu.native_status()
         return (None, reason) if reason else (cpu, None)
@@ -103,7 +103,7 @@ def _native(device_type: str) -> tuple[Kernels | None, str | None]:
             return None, "those for CUDA need Triton, which is not installed"
         from dlrm_mtl.embeddings.kernels import cuda
 
-        # What is not in there takes no time worth a kernel.
+        # The functions missing there take too little time to need a kernel.
         names = [name for name in vars(Kernels) if not name.startswith("_")]
         functions = {name: getattr(cuda, name, getattr(reference, name)) for name in names}
         return cast(Kernels, SimpleNamespace(**functions)), None

@@ -1,7 +1,7 @@
-"""How the tables of one process lie in memory, and what a backward pass collects for them.
+"""Memory layout of one process's tables, and the gradients that a backward pass collects for them.
 
-Names of sizes: T tables, F features, B bags (rows of a batch) per feature, N ids of a batch, U touched rows of all tables
-together, D_t columns of table t on this process, R_t its rows here.
+Names of sizes: T tables, F features, B bags (rows of a batch) per feature, N ids of a batch, U touched rows of all tables,
+D_t columns of table t on this process, R_t its rows here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dlrm_mtl.core.clippy_defaults import LAMBDA_ABS, LAMBDA_REL
 
 @dataclass(frozen=True)
 class TableGroup:
-    """Tables that are looked up together, one behind the other in one buffer."""
+    """Tables that are looked up together, concatenated in one buffer."""
 
     weights: Tensor
     """[sum of R_t * D_t] float32 or float16, row-major, table after table."""
     weight_offsets: Tensor
-    """[T] int64 on the CPU: where each table begins in ``weights``, in elements."""
+    """[T] int64 on the CPU: start of each table in ``weights``, in elements."""
     row_offsets: Tensor
-    """[T + 1] int64 on the CPU: sums of R_t; where each table's rows begin in a state with one float per row."""
+    """[T + 1] int64 on the CPU: sums of R_t; also the start of each table's rows in a state with one float per row."""
     dims: Tensor
     """[T] int64 on the CPU: D_t."""
     feature_tables: Tensor
@@ -41,7 +41,7 @@ class TableGroup:
         return self.weights[start : start + rows * dim].view(rows, dim)
 
     def output_offsets(self) -> list[int]:
-        """[F + 1] first column of each feature in a pooled output [B, sum of D over features], and the width."""
+        """[F + 1] first column of each feature in a pooled output [B, sum of D over features], and the output's width."""
         offsets = [0]
         for table in self.feature_tables.tolist():
             offsets.append(offsets[-1] + int(self.dims[table]))
@@ -50,16 +50,16 @@ class TableGroup:
 
 @dataclass
 class RowGradients:
-    """The gradient of a batch with respect to the rows it touched, duplicates summed."""
+    """Gradient of a batch with respect to the touched rows, duplicates summed."""
 
     rows: Tensor
     """[U] int64: row within its table, ascending within each table; table after table."""
     table_offsets: Tensor
-    """[T + 1] int64 on the CPU: where each table's entries begin in ``rows``."""
+    """[T + 1] int64 on the CPU: start of each table's entries in ``rows``."""
     gradients: Tensor
-    """[sum of U_t * D_t] float32: the rows' gradients one after the other, in the order of ``rows``."""
+    """[sum of U_t * D_t] float32: concatenated gradients of the rows, in the order of ``rows``."""
     square_sums: Tensor
-    """[U] float32: sum of the squares of each row's gradient over the columns that this process holds."""
+    """[U] float32: sum of squares of each row's gradient over the columns on this process."""
 
     def gradient(self, group: TableGroup, index: int) -> Tensor:
         """Row gradients of one table as a view [U_t, D_t]."""
@@ -71,27 +71,27 @@ class RowGradients:
         return self.gradients[start : start + touched * dim].view(touched, dim)
 
     def part(self, values: Tensor, index: int) -> Tensor:
-        """The entries of table ``index`` in a [U] tensor, as a view [U_t]."""
+        """Entries of table ``index`` in a [U] tensor, as a view [U_t]."""
         return values[int(self.table_offsets[index]) : int(self.table_offsets[index + 1])]
 
 
 NON_FINITE = -1.0
-"""Stands for the factor of a table whose gradient is not finite; smaller than every factor, so that it survives a MIN."""
+"""Factor of a table whose gradient is not finite; smaller than every real factor, so that it survives a MIN."""
 
 
 KINDS = ("sgd", "adagrad", "clippy")
-"""The updates that the native kernels know, by their number there."""
+"""Updates that the native kernels implement, by their number there."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """The row-wise update as kernels know it. All arithmetic in float32.
+    """Row-wise update of the kernels. All arithmetic in float32.
 
-    With g a row's gradient, s the mean of its squares over the whole row (all columns, wherever they are), a the row's
+    With g a row's gradient, s the mean of its squares over the whole row (all columns, on all processes), a the row's
     accumulator: a' = a + s, d = a' (``standard``) or a (``delayed``), r = g / sqrt(d + eps) or g / (sqrt(d) + eps)
     (``eps_inside`` or not; 0 where g is 0), w <- w - lr * sigma * r, a <- a'.
 
-    The fields, in this order and with the learning rate behind them, are those of ``Update`` in csrc/layout.h: integers of 64
+    The fields, in this order and followed by the learning rate, are those of ``Update`` in csrc/layout.h: integers of 64
     bits, then float32.
     """
 
@@ -100,14 +100,14 @@ class Update:
     eps_inside: bool = True
     delayed: bool = False
     per_row: bool = False
-    """Whether each row has a factor of its own, instead of one for all rows of the table in the global batch."""
+    """True for one factor per row, False for one factor for all rows of the table in the global batch."""
     lambda_rel: float = LAMBDA_REL
     lambda_abs: float = LAMBDA_ABS
     eps: float = 0.0
 
 
 def empty_gradients(group: TableGroup) -> RowGradients:
-    """The gradient of a batch that touches no row."""
+    """Gradient of a batch that touches no row."""
     device = group.weights.device
     return RowGradients(
         rows=torch.empty(0, dtype=torch.int64, device=device),

@@ -1,4 +1,4 @@
-"""The kernels in plain PyTorch: what the others are tested against, and what runs where they cannot be built."""
+"""The kernels in plain PyTorch: the reference in tests, and the fallback where native ones cannot be built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
     Args:
         group: the tables.
         indices: [N] int64 rows within their tables, feature after feature.
-        offsets: [F * B + 1] int64 where each bag begins in ``indices``, feature-major.
+        offsets: [F * B + 1] int64 start of each bag in ``indices``, feature-major.
         bags: B.
         bag_weights: [N] float32 factor of each id; None for 1.
 
@@ -56,7 +56,7 @@ def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> T
 def sort_pooled(
     group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None
 ) -> object | None:
-    """Sort a batch's ids ahead of :func:`collect`, where that is of use; here it is not. Arguments as for :func:`lookup`."""
+    """Sort a batch's ids ahead of :func:`collect`; does nothing here. Arguments as for :func:`lookup`."""
     return None
 
 
@@ -78,7 +78,7 @@ def collect(
         bags: B.
         gradient: [B, sum of D over features] float32, with respect to the output of :func:`lookup`.
         bag_weights: as for :func:`lookup`.
-        occurrences: the order that :func:`sort_pooled` found for the same batch; not needed here.
+        occurrences: result of :func:`sort_pooled` for the same batch; unused here.
     """
     columns = group.output_offsets()
     per_table: list[tuple[Tensor, Tensor]] = []
@@ -99,7 +99,7 @@ def collect(
 
 
 def collect_unpooled(group: TableGroup, indices: Tensor, lengths: list[int], gradient: Tensor) -> RowGradients:
-    """As :func:`collect`, for lookups that return one row per id.
+    """Sum the gradient of a lookup that returns one row per id, over all occurrences of each row.
 
     Args:
         group: the tables, all of one width D.
@@ -132,8 +132,8 @@ def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
 
     Args:
         group: the tables, ``tasks`` times as wide as their weights.
-        gradients: each row's gradients of all tasks, one behind the other.
-        tasks: T.
+        gradients: each row's concatenated gradients of all tasks.
+        tasks: number of tasks T.
 
     Returns:
         [tables, T, T] float64.
@@ -142,9 +142,9 @@ def grams(group: TableGroup, gradients: RowGradients, tasks: int) -> Tensor:
 
 
 def rows_gram(rows: Tensor, tasks: int, counts: Tensor | None = None) -> Tensor:
-    """[T, T] float64: inner products of the tasks' parts of ``rows`` [n, T * d] float32, each counted ``counts`` [n] times."""
+    """[T, T] float64: inner products of the tasks' parts of ``rows`` [n, T * d] float32, each weighted by ``counts`` [n]."""
     parts = rows.unflatten(1, (tasks, rows.shape[1] // tasks))
-    # Products of one row in single precision, which is exact enough for some hundred columns; sums in double precision.
+    # Products of one row in single precision, exact enough for several hundred columns; sums in double precision.
     products = torch.bmm(parts, parts.transpose(1, 2)).double()
     if counts is None:
         return products.sum(dim=0)
@@ -154,12 +154,12 @@ def rows_gram(rows: Tensor, tasks: int, counts: Tensor | None = None) -> Tensor:
 def factors(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
-    """Find the largest factor of each table at which no touched coordinate here moves too far.
+    """Find the largest factor of each table at which no touched local coordinate moves too far.
 
     Args:
         group: the tables.
         state: [sum of R_t] float32 accumulators, table after table; not changed.
-        gradients: what :func:`collect` returned.
+        gradients: result of :func:`collect`.
         mean_squares: [U] float32 mean of the squares of each row's gradient over the whole row.
         rule: the update.
         lr: learning rate.
@@ -183,7 +183,7 @@ def factors(
 def row_factors(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
-    """[U] the largest factor of each touched row, over the columns that are here; arguments as for :func:`factors`."""
+    """[U] largest factor of each touched row, over the local columns; arguments as for :func:`factors`."""
     result = torch.ones_like(mean_squares)
     for table in range(group.tables):
         rows = gradients.part(gradients.rows, table)
@@ -197,7 +197,7 @@ def row_factors(
 def largest_moves(
     group: TableGroup, state: Tensor, gradients: RowGradients, mean_squares: Tensor, rule: Update, lr: float
 ) -> Tensor:
-    """[T] the largest change of any coordinate before a table's factor; arguments as for :func:`factors`."""
+    """[T] largest change of any coordinate, before the table's factor; arguments as for :func:`factors`."""
     result = torch.zeros(group.tables, device=group.weights.device)
     for table in range(group.tables):
         rows = gradients.part(gradients.rows, table)
@@ -224,7 +224,7 @@ def apply(
     Args:
         group: the tables.
         state: [sum of R_t] float32 accumulators.
-        gradients: what :func:`collect` returned.
+        gradients: result of :func:`collect`.
         mean_squares: as for :func:`factors`.
         factor: [T] float32: each table's factor over the global batch.
         rule: the update.
@@ -262,7 +262,7 @@ def _direction(
 
 
 def _largest_factor(weights: Tensor, direction: Tensor, rule: Update, lr: float) -> Tensor:
-    """Per coordinate: min(1, (lambda_rel |w| + lambda_abs) / (lr |r|)); 1 where the coordinate does not move."""
+    """Largest factor per coordinate: min(1, (lambda_rel |w| + lambda_abs) / (lr |r|)); 1 if the coordinate does not move."""
     move = lr * direction.abs()
     allowed = rule.lambda_rel * weights.abs() + rule.lambda_abs
     return torch.where(move > allowed, allowed / move, torch.ones_like(move))
@@ -275,7 +275,7 @@ def _rows(group: TableGroup, table: int, ids: Tensor) -> Tensor:
 
 
 def _check(group: TableGroup, table: int, ids: Tensor) -> None:
-    """Refuse ids that PyTorch would count from the end, or name without their table."""
+    """Refuse ids outside the table: PyTorch would count negative ones from the end, and names no table."""
     rows = int(group.row_offsets[table + 1] - group.row_offsets[table])
     wrong = ids[(ids < 0) | (ids >= rows)]
     if len(wrong):

@@ -1,18 +1,19 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""The Triton kernels of lookups and of the two-phase sparse update; :mod:`cuda` launches them.
+"""Triton kernels of lookups and of the two-phase sparse update; :mod:`cuda` launches them.
 
 Conventions:
 
-- A width, or the place of a row in a buffer of floats, comes in *quads* of 4 elements. Every table's dim is a multiple of 4,
-  and only from the factor 4 in the code can the compiler see that rows begin at 16 bytes, so that it moves 16 bytes at once.
-- A place in the gradient of a lookup comes in *units*, the greatest common divisor of the tables' dims: so 32 bits suffice.
-- A tile is ROWS rows times COLUMNS columns. Tiles of rows never hold rows of two tables: what is known of a table is then a
-  scalar of the program. A table wider than COLUMNS takes several rounds. See ``_tile`` for how tiles are dealt out.
-- No float is ever added by an atomic: each sum has one owner and one order, so that the same batch gives the same bits.
-- ``sizes`` [2 T + 4] int64: where each table's touched rows begin, and U; where the repeated ones among them begin, and their
-  number; how many ids lie within their tables; how many rows are long.
-- ``lists`` int32: seven lists of ``room`` elements each, see ``cuda.Occurrences``, and what blocks count.
-- Sizes that change from batch to batch are not specialized on, or each would compile its kernel anew.
+- A width, or the position of a row in a buffer of floats, is in *quads* of 4 elements. Every table's dim is a multiple of
+  4. The factor 4 in the code tells the compiler that rows begin at multiples of 16 bytes, so it moves 16 bytes at once.
+- A position in the gradient of a lookup is in *units*, the greatest common divisor of the tables' dims, so that 32 bits
+  suffice.
+- A tile is ROWS rows times COLUMNS columns. A tile never holds rows of two tables, so a table's data are scalars of the
+  program. A table wider than COLUMNS takes several rounds. ``_tile`` assigns tiles to programs.
+- No float is added by an atomic: each sum has one owner and one order, so the same batch gives the same bits.
+- ``sizes`` [2 T + 4] int64: start of each table's touched rows, and U; start of the repeated ones among them, and their
+  number; number of ids inside their tables; number of long rows.
+- ``lists`` int32: seven lists of ``room`` elements each, see ``cuda.Occurrences``, and the counts of the blocks.
+- Kernels are not specialized on sizes that change from batch to batch, which would compile a kernel for each size.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import triton.language as tl
 
 _LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
 _NON_FINITE = tl.constexpr(-1.0)
-"""The same as ``layout.NON_FINITE``; kernels can read constexpr globals only."""
+"""Equal to ``layout.NON_FINITE``; kernels can read only constexpr globals."""
 
 _PLACES = tl.constexpr(0)
 _ENTRIES = tl.constexpr(1)
@@ -33,7 +34,7 @@ _SOURCES = tl.constexpr(5)
 _UNSORTED = tl.constexpr(6)
 _COUNTS = tl.constexpr(7)
 
-# Three counts of a block of at most 1024 items in one number: rows, repeated rows, long rows.
+# One number holds three counts of a block of at most 1024 items: rows, repeated rows, long rows.
 _REPEATED = tl.constexpr(11)
 _LONG = tl.constexpr(21)
 _ROWS_MASK = tl.constexpr(2**11 - 1)
@@ -42,9 +43,9 @@ _REPEATED_MASK = tl.constexpr(2**10 - 1)
 
 @triton.jit
 def _search(offsets, first, count, value):
-    """The largest k in [first, first + count) with offsets[k] <= value, for a scalar or a block.
+    """Largest k in [first, first + count) with offsets[k] <= value, for a scalar or a block.
 
-    offsets[first] <= value must hold. Among equal offsets the last wins, so that empty stretches are passed over.
+    offsets[first] <= value must hold. Among equal offsets the last wins, so that empty segments are skipped.
     """
     low = value * 0 + first
     high = low + count
@@ -60,10 +61,10 @@ def _search(offsets, first, count, value):
 
 @triton.jit
 def _tile(offsets, tables, ROWS: tl.constexpr):
-    """The table of this program, its ROWS entries, and which of them exist.
+    """Table of this program, its ROWS entries, and a mask of the entries that exist.
 
-    Of a table whose entries begin at o, the tiles begin at o // ROWS + its number: enough for all its entries, and known
-    without adding up the tiles of the tables before. There are at most U // ROWS + T tiles.
+    The tiles of table t, whose entries begin at o, begin at tile o // ROWS + t. That is enough for all its entries, and
+    needs no sum over the tiles of earlier tables. There are at most U // ROWS + T tiles.
     """
     tile = tl.program_id(0)
     low = tile * 0
@@ -123,7 +124,7 @@ def lookup_kernel(
             known = (row >= 0) & (row < rows)
             places = source + (row * dim)[:, None] + column[None, :]
             values = tl.load(places, mask=(there & known)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            # An id outside its table cannot raise from here; NaN cannot go unnoticed, and reads nobody's memory.
+            # A kernel cannot raise for an id outside its table. NaN is noticed, and no foreign memory is read.
             values = tl.where((there & (known == 0))[:, None], float("nan"), values)
             if WEIGHTED:
                 values = values * tl.load(bag_weights + at, mask=there, other=0.0)[:, None]
@@ -150,15 +151,15 @@ def keys_kernel(
     POOLED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """For each id: its row among the rows of all tables, and where its gradient lies, in units.
+    """Row of each id among the rows of all tables, and the location of its gradient, in units.
 
-    POOLED: ``offsets`` bounds the bags, feature-major; all ids of a bag share a row of the output gradient. Otherwise it bounds
-    stretches of ids, each of which has a row of its own. ``segment_*`` hold one entry per feature, or per stretch.
+    POOLED: ``offsets`` bounds the bags, feature-major; all ids of a bag share a row of the output gradient. Otherwise it
+    bounds segments of ids, and each id has its own row. ``segment_*`` hold one entry per feature, or per segment.
     """
     start = tl.program_id(0) * BLOCK
     item = start + tl.arange(0, BLOCK)
     valid = item < count
-    # A block of ids meets few segments: the search among all of them is done for its ends only.
+    # A block of ids meets few segments: only its ends are searched among all segments.
     lowest = _search(offsets, 0, segments, start)
     highest = _search(offsets, lowest, segments - lowest, tl.minimum(start + BLOCK, count) - 1)
     segment = _search(offsets, lowest, highest - lowest + 1, tl.minimum(item, count - 1))
@@ -174,7 +175,7 @@ def keys_kernel(
     row = tl.load(indices + item, mask=valid, other=0)
     begin = tl.load(row_offsets + table)
     known = (row >= 0) & (row < tl.load(row_offsets + table + 1) - begin)
-    # An id outside its table sorts behind all tables, where the host sees it.
+    # An id outside its table sorts behind all tables, where the host detects it.
     key = tl.where(known, begin + row, tl.load(row_offsets + tables))
     tl.store(keys + item, key.to(keys.dtype.element_ty), mask=valid)
     tl.store(lists + _UNSORTED * room_quads.to(tl.int64) * 4 + item, source.to(tl.int32), mask=valid)
@@ -182,7 +183,7 @@ def keys_kernel(
 
 @triton.jit
 def _neighbours(keys, item, count, SHORT: tl.constexpr):
-    """The sorted keys of ``item`` and of those beside it; whether it is the first of its row, of a repeated or a long row."""
+    """Sorted keys of ``item`` and its neighbours; masks of items that are the first of a row, a repeated row or a long row."""
     valid = item < count
     key = tl.load(keys + item, mask=valid, other=-1)
     before = tl.load(keys + item - 1, mask=valid & (item > 0), other=-1)
@@ -227,7 +228,7 @@ def lists_kernel(
     valid = item < count
     room = room_quads.to(tl.int64) * 4
     key, before, after, first, repeated, is_long, packed = _neighbours(keys, item, count, SHORT)
-    # What the blocks before this one count: few numbers, from the cache; adding them up here saves a launch.
+    # Counts of the blocks before this one: few numbers, in the cache. Adding them here saves a launch.
     rows_before = tl.zeros((BLOCK,), tl.int32)
     repeated_before = tl.zeros((BLOCK,), tl.int32)
     longs_before = tl.zeros((BLOCK,), tl.int32)
@@ -256,7 +257,7 @@ def lists_kernel(
         tl.store(scales + entry, tl.where(repeated, 1.0, scale), mask=first)
         tl.store(scales + room + item, scale, mask=among)
 
-    # Ids outside their tables count as the rows of one more table. Most blocks lie within one table.
+    # Ids outside their tables count as rows of one more table. Most blocks are within one table.
     lowest = _search(row_offsets, 0, tables + 1, tl.load(keys + start).to(tl.int64))
     highest = _search(
         row_offsets, lowest, tables + 1 - lowest, tl.load(keys + tl.minimum(start + BLOCK, count) - 1).to(tl.int64)
@@ -298,7 +299,7 @@ def measure_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Of each bag's gradient, by its place: the sum of its squares, and in the second row its largest absolute value.
+    """Measure each bag's gradient: its sum of squares in the first row, its largest absolute value in the second.
 
     Rows that occur once have the measures of their bag. Grid: (blocks of bags, features).
     """
@@ -343,10 +344,10 @@ def sum_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sum and measure the repeated rows, and copy the measures of rows that occur once from those of their bags.
+    """Sum and measure the repeated rows, and copy the measures of rows that occur once from their bags.
 
-    Of the programs, ``tiles`` treat ROWS repeated rows each, and the others BLOCK of all rows. Long rows are left to the
-    kernels below: one would hold up its whole tile.
+    The first ``tiles`` programs process ROWS repeated rows each, the others BLOCK of all rows. Long rows have kernels of
+    their own: one would delay its whole tile.
     """
     program = tl.program_id(0)
     if program >= tiles:
@@ -375,7 +376,7 @@ def sum_kernel(
             inside = column < dim
             total = tl.zeros((ROWS, COLUMNS), tl.float32)
             for step in range(0, longest, 2):
-                # Two at a time are under way; they are added in their order.
+                # Two loads at a time are in flight; they are added in their order.
                 at = first + step
                 there = at < last
                 then = at + 1 < last
@@ -403,8 +404,8 @@ def sum_kernel(
 def _pieces(begin, end, PIECE: tl.constexpr):
     """Size and number of the pieces in which a long row is summed.
 
-    About sqrt(n) of about sqrt(n) occurrences each, so that neither the sum of a piece nor the sum of the pieces takes one
-    program long. The cut depends on n alone, and so does the order of the sum.
+    About sqrt(n) pieces of about sqrt(n) occurrences each, so that neither the sum of a piece nor the sum of the pieces
+    takes one program long. The cut, and thus the order of the sum, depends only on n.
     """
     length = end - begin
     size = tl.maximum(tl.sqrt_rn(length.to(tl.float32)).to(tl.int32) + 1, PIECE)
@@ -429,9 +430,9 @@ def piece_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sum one piece of the occurrences of a long row. Grid: (N // PIECE + long rows,), not all of which have a piece.
+    """Sum one piece of the occurrences of a long row. Grid: (N // PIECE + long rows,); some programs have no piece.
 
-    The pieces of a long row that begins at b are numbered from b // PIECE + its number.
+    The pieces of long row i, whose occurrences begin at b, are numbered from b // PIECE + i.
     """
     piece = tl.program_id(0)
     room = room_quads.to(tl.int64) * 4
@@ -520,7 +521,7 @@ def combine_kernel(
 
 @triton.jit
 def _sources(gradient, lists, sums, bases, table, entry, valid, quads, unit_quads, SHARED: tl.constexpr):
-    """[ROWS] where the gradients of touched rows begin: of a bag or among the sums, or of the row itself if not SHARED."""
+    """[ROWS] start of each touched row's gradient: in its bag or in the sums; the row's own if not SHARED."""
     base = tl.load(bases + table)
     if SHARED:
         place = tl.load(lists + entry, mask=valid, other=0)
@@ -552,7 +553,7 @@ def row_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """WRITES: write out the gradients of ROWS touched rows. Else: measure those that occur once. Grid: (tiles,)."""
+    """WRITES: write out the gradients of ROWS touched rows. Otherwise: measure the rows that occur once. Grid: (tiles,)."""
     table, entry, valid = _tile(sizes, tables, ROWS)
     quads = tl.load(table_quads + table)
     dim = quads * 4
@@ -580,7 +581,7 @@ def row_kernel(
 
 @triton.jit
 def _root(state, mean_squares, eps, EPS_INSIDE: tl.constexpr, DELAYED: tl.constexpr):
-    """What each row's gradient is divided by."""
+    """Divisor of each row's gradient."""
     denominator = state
     if not DELAYED:
         denominator = denominator + mean_squares
@@ -593,14 +594,14 @@ def _root(state, mean_squares, eps, EPS_INSIDE: tl.constexpr, DELAYED: tl.conste
 
 @triton.jit
 def _direction(gradient, root):
-    """The update before learning rate and factor: 0 where the gradient is 0, also where the root is."""
+    """Update before learning rate and factor; 0 where the gradient is 0, even if the root is 0."""
     still = gradient == 0
     return tl.where(still, 0.0, tl.div_rn(gradient, tl.where(still, 1.0, root)))
 
 
 @triton.jit
 def _largest_factor(weights, direction, lr, lambda_rel, lambda_abs):
-    """Per coordinate: the largest factor at which it does not move too far; 1 where it does not move."""
+    """Largest factor per coordinate at which it does not move too far; 1 if it does not move."""
     move = lr * tl.abs(direction)
     allowed = lambda_rel * tl.abs(weights) + lambda_abs
     clips = move > allowed
@@ -612,13 +613,13 @@ def _movers(
     state, rows, mean_squares, maxima, entry, valid, lr, lambda_abs, eps,
     BOUNDED: tl.constexpr, EPS_INSIDE: tl.constexpr, DELAYED: tl.constexpr,
 ):  # fmt: skip
-    """Rows within their table, what their gradients are divided by, and which of them may move farther than lambda_abs."""
+    """Rows within their table, divisors of their gradients, and a mask of rows that may move farther than lambda_abs."""
     squares = tl.load(mean_squares + entry, mask=valid, other=0.0)
     row = tl.load(rows + entry, mask=valid, other=0)
     root = _root(tl.load(state + row, mask=valid, other=1.0), squares, eps, EPS_INSIDE, DELAYED)
     wanted = valid
     if BOUNDED:
-        # Rounding keeps order: no coordinate moves farther than this bound does, nor may any move less than lambda_abs.
+        # Rounding is monotonic: no coordinate moves farther than this bound, and every limit is at least lambda_abs.
         bound = lr * _direction(tl.load(maxima + entry, mask=valid, other=0.0), root)
         wanted = valid & ((bound <= lambda_abs) == 0)
     return row, root, wanted
@@ -659,12 +660,12 @@ def factor_kernel(
 ):
     """Write the smallest factor of CHUNK rows, or NON_FINITE, to ``minima``. Grid: (tiles of CHUNK rows,).
 
-    SHARED: ``gradient`` is the gradient of the lookup; otherwise it holds the rows' gradients.
-    BOUNDED: ``maxima`` holds the largest gradient of each row. Rows that cannot move farther than lambda_abs are not read.
+    SHARED: ``gradient`` is the gradient of the lookup; otherwise it holds the rows' gradients. BOUNDED: ``maxima`` holds
+    the largest gradient of each row. Rows that cannot move farther than lambda_abs are not read.
     """
     table, entry, valid = _tile(sizes, tables, CHUNK)
     squares = tl.load(mean_squares + entry, mask=valid, other=0.0)
-    finite = tl.abs(squares) <= _LARGEST_FLOAT  # false for NaN, too
+    finite = tl.abs(squares) <= _LARGEST_FLOAT  # also false for NaN
     smallest = tl.min(tl.where(finite, 1.0, _NON_FINITE), axis=0)
     if CLIPS:
         state += tl.load(row_offsets + table)
@@ -699,7 +700,7 @@ def factor_kernel(
 
 @triton.jit(do_not_specialize=["tables"])
 def table_minima_kernel(minima, sizes, result, tables, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the smallest of each table's minima, 1 for a table without. Grid: (T,)."""
+    """Write the smallest of each table's minima, 1 for a table without minima. Grid: (T,)."""
     table = tl.program_id(0)
     begin = tl.load(sizes + table).to(tl.int32)
     entries = tl.load(sizes + table + 1).to(tl.int32) - begin
@@ -753,7 +754,7 @@ def apply_kernel(
     own = tl.full((ROWS,), 1.0, tl.float32)
     if WEIGHTED:
         own = tl.load(scales + entry, mask=valid, other=0.0)
-    # Loads of the first columns are under way while the row's divisor is found.
+    # The first columns are loaded while the row's divisor is computed.
     column = tl.arange(0, COLUMNS)
     mask = valid[:, None] & (column < dim)[None, :]
     values = tl.load(target[:, None] + column[None, :], mask=mask, other=0.0)
@@ -764,7 +765,7 @@ def apply_kernel(
         squares = tl.load(mean_squares + entry, mask=valid, other=0.0)
         accumulator = tl.load(accumulators, mask=valid, other=1.0)
         root = _root(accumulator, squares, eps, EPS_INSIDE, DELAYED)
-        # Several threads may hold the same row: all must have read it before one of them writes it.
+        # Several threads may hold the same row: all must read it before one of them writes it.
         tl.debug_barrier()
         tl.store(accumulators, accumulator + squares, mask=valid)
     scale = tl.full((ROWS,), 1.0, tl.float32)

@@ -1,7 +1,7 @@
 """Launching Triton kernels at little cost to the host.
 
-Triton works out from the arguments of every launch which of a kernel's compiled forms to run, which takes longer than
-launching it. A training step on a fast device is no longer than its launches, so here that is done once for each form.
+At every launch Triton derives a kernel's compiled form from the arguments, which takes longer than the launch itself. The
+launches determine the time of a training step on a fast device. So here the form is derived only once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _address = methodcaller("data_ptr")
 
 
 class Kernel:
-    """A kernel whose arguments are tensors, then numbers that it is not specialized on, then constants."""
+    """A kernel whose arguments are tensors, then numbers without specialization, then constants."""
 
     def __init__(self, function: Any, **options: Any) -> None:
-        """Take what ``triton.jit`` returned, and the compiler's options."""
+        """Wrap the result of ``triton.jit``, with the compiler's options."""
         self.function = function
         self.options = options
         self._compiles = isinstance(function, JITFunction)
@@ -39,7 +39,7 @@ class Kernel:
         for address in addresses:
             together |= address
         if not self._compiles or together % _ALIGNMENT:
-            # In the interpreter nothing is compiled. Memory as PyTorch gives it is aligned; views need not be.
+            # The interpreter compiles nothing. PyTorch's allocations are aligned, but views may not be.
             self.function[grid](*tensors, *numbers, **constants, **self.options)
             return
         device = torch._C._cuda_getDevice()
@@ -60,10 +60,10 @@ class Kernel:
         numbers: tuple[int | float, ...],
         constants: dict[str, Any],
     ) -> tuple[Any, Any, Any, tuple[Any, ...]]:
-        """Let Triton compile and launch; return how to launch again."""
+        """Let Triton compile and launch; return the arguments for later launches."""
         for parameter, number in zip(self.function.params[len(tensors) :], numbers, strict=False):
             if isinstance(number, int) and not parameter.do_not_specialize:
-                # What is compiled for one number must suit all others.
+                # The code compiled for one number must suit all others.
                 raise TypeError(f"{self.function.__name__} is specialized on {parameter.name}")
         compiled = self.function[grid](*tensors, *numbers, **constants, **self.options)
         names = self.function.arg_names[len(tensors) + len(numbers) :]
@@ -71,7 +71,7 @@ class Kernel:
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Launch on this device, as PyTorch's own functions do wherever their arguments are."""
+    """Context that launches on this device, as PyTorch's functions do on their arguments' device."""
     if device.type != "cuda" or device.index == torch._C._cuda_getDevice():
         return _STAY
     return torch.cuda.device(device)

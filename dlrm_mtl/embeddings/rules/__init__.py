@@ -1,4 +1,4 @@
-"""The update rules of embedding tables, one file each; see :mod:`dlrm_mtl.embeddings.rules.base`."""
+"""Update rules of embedding tables, one file each; see :mod:`dlrm_mtl.embeddings.rules.base`."""
 
 from dlrm_mtl.core.registry import home
 from dlrm_mtl.embeddings.rules.adagrad import TableAdagrad

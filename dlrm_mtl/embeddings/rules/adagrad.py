@@ -16,14 +16,15 @@ from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
 class TableAdagrad(TableRule):
     """AdaGrad with one accumulator per element (Duchi, Hazan and Singer, JMLR 2011).
 
-    a <- a + g^2;  w <- w - learning_rate g / (sqrt(a) + eps), as torch.optim.Adagrad. The state takes the memory of the table.
+    a <- a + g^2; w <- w - learning_rate g / (sqrt(a) + eps), as torch.optim.Adagrad. The state takes as much memory as the
+    table.
     """
 
     name: Literal["adagrad"] = "adagrad"
     learning_rate: LearningRate = 0.02
     """Step size."""
     initial_accumulator_value: float = Field(default=0.0, ge=0)
-    """What the accumulators start from."""
+    """Initial value of the accumulators."""
     eps: float = Field(default=1e-10, gt=0)
     """Added to the root of the accumulator."""
 
@@ -33,7 +34,7 @@ class TableAdagrad(TableRule):
         return (StateSpec("accumulator", "element", self.initial_accumulator_value),)
 
     def update(self, touched: TouchedRows, lr: float, step: int, factors: Tensor) -> None:
-        """Take the step."""
+        """Apply one step."""
         accumulators = touched.states["accumulator"] + touched.gradients.square()
         touched.weights = touched.weights - lr * (touched.gradients / (accumulators.sqrt() + self.eps))
         touched.states["accumulator"] = accumulators

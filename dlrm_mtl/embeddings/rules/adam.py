@@ -17,7 +17,7 @@ from dlrm_mtl.embeddings.rules.rowwise_adam import Decay
 class TableAdam(TableRule):
     """Adam with both moments per element, of the rows that a batch touches (lazy Adam).
 
-    Kingma and Ba, ICLR 2015. Rows without a gradient keep their weights and moments: where every row is touched in every step
+    Kingma and Ba, ICLR 2015. Rows without a gradient keep their weights and moments: if every row is touched in every step,
     this is dense Adam. The state takes twice the memory of the table.
     """
 
@@ -35,7 +35,7 @@ class TableAdam(TableRule):
         return (StateSpec("first_moment", "element"), StateSpec("second_moment", "element"))
 
     def update(self, touched: TouchedRows, lr: float, step: int, factors: Tensor) -> None:
-        """Take the step."""
+        """Apply one step."""
         first, second = self.betas
         moments = first * touched.states["first_moment"] + (1 - first) * touched.gradients
         squares = second * touched.states["second_moment"] + (1 - second) * touched.gradients.square()

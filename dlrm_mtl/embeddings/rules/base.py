@@ -1,7 +1,8 @@
-"""The frame of an update rule for embedding tables: options, state, and the update of the touched rows, stated once.
+"""Base of the update rules for embedding tables: options, state, and the update of the touched rows.
 
-A rule is one file in this folder: a configuration class, registered as a ``table_optimizer``, with the layout of its state and
-a reference function. Where native kernels know the rule, it gives them an ``Update`` (see the kernels' ``layout.py``).
+A rule is one file in this folder: a configuration class, registered as a ``table_optimizer``, with the layout of its state
+and a reference function. If native kernels implement the rule, it gives them an ``Update`` (see the kernels'
+``layout.py``).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from dlrm_mtl.core.schema import LearningRate, PartConfig
 from dlrm_mtl.embeddings.kernels.layout import Update
 
 TINY = 2.0**-126
-"""The smallest normal float32: without it under the root, an empty accumulator beside a gradient whose square underflows
-would divide by 0."""
+"""Smallest normal float32. Without it under the root, an empty accumulator and a gradient whose square underflows would
+divide by 0."""
 
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One number that a rule keeps for each row of a table, or for each element; float32."""
+    """One float32 number that a rule keeps for each row of a table, or for each element."""
 
     name: str
     per: Literal["row", "element"]
@@ -32,51 +33,51 @@ class StateSpec:
 
 @dataclass
 class TouchedRows:
-    """The rows of tables that the global batch touches, on one process: U rows with the D columns that are here."""
+    """Rows of tables that the global batch touches, on one process: U rows with D local columns."""
 
     weights: Tensor
     """[U, D] float32."""
     gradients: Tensor
     """[U, D] float32, summed over the global batch."""
     mean_squares: Tensor
-    """[U] float32: the mean of the squares of each row's gradient over the whole row, wherever its columns are."""
+    """[U] float32: mean of the squares of each row's gradient over the whole row, on all processes."""
     states: dict[str, Tensor] = field(default_factory=dict)
-    """By name: [U] for state per row, [U, D] for state per element."""
+    """State by name: [U] for state per row, [U, D] for state per element."""
 
 
 class TableRule(PartConfig):
     """An update rule for embedding tables; its instances are configurations.
 
-    The update must not depend on where rows and columns lie: it may use the row's own numbers, ``mean_squares``, and the
-    number of the step.
+    The update must not depend on the sharding: it may use the row's own numbers, ``mean_squares``, and the number of the
+    step.
     """
 
     learning_rate: LearningRate
     """Step size."""
 
     clips: ClassVar[bool] = False
-    """True for a rule that has :meth:`largest_factors`."""
+    """True for a rule that overrides :meth:`largest_factors`."""
 
     @property
     def states(self) -> Sequence[StateSpec]:
-        """The state that the rule keeps; names are those in checkpoints."""
+        """State of the rule, with the names used in checkpoints."""
         return ()
 
     def update(self, touched: TouchedRows, lr: float, step: int, factors: Tensor) -> None:
-        """Replace the weights and states in ``touched`` by those after the step.
+        """Replace the weights and states in ``touched`` by their values after the step.
 
         Args:
             touched: the rows.
             lr: learning rate of this step.
-            step: number of this step among those that were applied, from 1.
-            factors: [U] the clipping factor of each row's table, in [0, 1].
+            step: number of this step among the applied ones, from 1.
+            factors: [U] clipping factor of each row's table, in [0, 1].
         """
         raise NotImplementedError
 
     def largest_factors(self, touched: TouchedRows, lr: float) -> Tensor:
-        """Return for each row the largest factor in [0, 1] that its columns here allow, [U]; for rules that clip."""
+        """Return the largest factor in [0, 1] that each row's local columns allow, [U]; for rules that clip."""
         return torch.ones_like(touched.mean_squares)
 
     def native(self) -> Update | None:
-        """Return the update as the native kernels know it, or None if :meth:`update` is to be used."""
+        """Return the update for the native kernels, or None if :meth:`update` is used."""
         return None

@@ -29,7 +29,7 @@ class ClippyRowWiseAdagrad(ClippyLimits, TableRule):
     eps: float = Field(default=0.0, ge=0)
     """Added to the accumulator under the root."""
     scope: Literal["table", "row"] = "table"
-    """One factor for all rows of a table that the global batch touches, or one for each row."""
+    """Scope of a factor: all rows of a table that the global batch touches, or a single row."""
 
     clips: ClassVar[bool] = True
 
@@ -39,7 +39,7 @@ class ClippyRowWiseAdagrad(ClippyLimits, TableRule):
         return (StateSpec("accumulator", "row", self.initial_accumulator_value),)
 
     def update(self, touched: TouchedRows, lr: float, step: int, factors: Tensor) -> None:
-        """Take the step; with the scope ``row``, ``factors`` are those of the rows."""
+        """Apply one step; with the scope ``row``, ``factors`` are those of the rows."""
         touched.weights = touched.weights - (lr * factors).unsqueeze(1) * self._direction(touched)
         touched.states["accumulator"] = touched.states["accumulator"] + touched.mean_squares
 
@@ -50,7 +50,7 @@ class ClippyRowWiseAdagrad(ClippyLimits, TableRule):
         return torch.where(move > allowed, allowed / move, 1.0).amin(dim=1)
 
     def native(self) -> Update:
-        """Return the kernels' update."""
+        """Return the update for the native kernels."""
         return Update(
             kind="clippy",
             lambda_rel=self.lambda_rel,

@@ -19,8 +19,8 @@ from dlrm_mtl.embeddings.rules.base import TINY, StateSpec, TableRule, TouchedRo
 class RowWiseAdagrad(TableRule):
     """AdaGrad with one accumulator per row: the mean of the squares of the whole row's gradient.
 
-    a <- a + mean(g^2);  w <- w - learning_rate g / (sqrt(a) + eps), as FBGEMM's. Unlike there, the mean is over the whole row
-    also where the columns of a table are spread over processes.
+    a <- a + mean(g^2); w <- w - learning_rate g / (sqrt(a) + eps), as in FBGEMM. Unlike there, the mean is over the whole
+    row even if a table's columns are spread over processes.
     """
 
     name: Literal["rowwise_adagrad"] = "rowwise_adagrad"
@@ -29,7 +29,7 @@ class RowWiseAdagrad(TableRule):
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the accumulator."""
     initial_accumulator_value: float = Field(default=0.0, ge=0)
-    """What the accumulators start from."""
+    """Initial value of the accumulators."""
 
     @property
     def states(self) -> tuple[StateSpec, ...]:
@@ -37,7 +37,7 @@ class RowWiseAdagrad(TableRule):
         return (StateSpec("accumulator", "row", self.initial_accumulator_value),)
 
     def update(self, touched: TouchedRows, lr: float, step: int, factors: Tensor) -> None:
-        """Take the step."""
+        """Apply one step."""
         accumulators = touched.states["accumulator"] + touched.mean_squares
         root = accumulators.sqrt() + max(self.eps, math.sqrt(TINY))
         touched.weights = torch.where(
@@ -46,5 +46,5 @@ class RowWiseAdagrad(TableRule):
         touched.states["accumulator"] = accumulators
 
     def native(self) -> Update:
-        """Return the kernels' update."""
+        """Return the update for the native kernels."""
         return Update(kind="adagrad", eps=max(self.eps, math.sqrt(TINY)), eps_inside=False)

@@ -33,11 +33,11 @@ class RowWiseAdam(TableRule):
 
     @property
     def states(self) -> tuple[StateSpec, ...]:
-        """The second moment per row, under the name that checkpoints give it, and the first per element."""
+        """Second moment per row, under its name in checkpoints, and first moment per element."""
         return (StateSpec("accumulator", "row"), StateSpec("first_moment", "element"))
 
     def update(self, touched: TouchedRows, lr: float, step: int, factors: Tensor) -> None:
-        """Take the step."""
+        """Apply one step."""
         first, second = self.betas
         moments = first * touched.states["first_moment"] + (1 - first) * touched.gradients
         squares = second * touched.states["accumulator"] + (1 - second) * touched.mean_squares

@@ -21,9 +21,9 @@ class SGD(TableRule):
     """Step size."""
 
     def update(self, touched: TouchedRows, lr: float, step: int, factors: Tensor) -> None:
-        """Take the step."""
+        """Apply one step."""
         touched.weights = touched.weights - lr * touched.gradients
 
     def native(self) -> Update:
-        """Return the kernels' update."""
+        """Return the update for the native kernels."""
         return Update(kind="sgd")

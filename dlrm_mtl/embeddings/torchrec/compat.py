@@ -1,7 +1,7 @@
 """Private parts of PyTorch, TorchRec and FBGEMM that this package needs: one function or name each, with its reason.
 
-Nothing else in the package touches them. tests/embeddings/test_compat.py fails, naming the function here, where upstream has
-changed one. Written for torch 2.13, torchrec 1.8 and fbgemm-gpu 1.8.
+No other file of the package uses private parts. tests/embeddings/test_compat.py fails, naming the function here, if
+upstream changes one. Written for torch 2.13, torchrec 1.8 and fbgemm-gpu 1.8.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ T = TypeVar("T")
 
 
 def sharded_tensor(shards: list[TensorShard], metadata: ShardedTensorMetadata) -> ShardedTensor:
-    """A sharded tensor from its local shards, without a collective operation.
+    """Make a sharded tensor from its local shards, without a collective operation.
 
-    The public ``init_from_local_shards`` gathers metadata from all processes and wants a shard on each; state per row of a
-    column-split table has shards on some only.
+    The public ``init_from_local_shards`` gathers metadata from all processes and needs a shard on each. State per row of a
+    column-split table has shards only on some.
     """
     return ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
 
 
 def become(instance: Any, kind: type[T]) -> T:
-    """Make ``instance`` one of the subclass ``kind``, in place.
+    """Turn ``instance`` into an instance of the subclass ``kind``, in place.
 
-    TorchRec makes FBGEMM's modules deep inside a sharded module, and offers no factory for them; a new module would allocate
+    TorchRec creates FBGEMM's modules deep inside a sharded module, without a factory for them. A new module would allocate
     the tables a second time.
     """
     instance.__class__ = kind
@@ -51,43 +51,43 @@ def become(instance: Any, kind: type[T]) -> T:
 
 
 def lookups_of(collection: Any) -> list[Any]:
-    """The lookups of a sharded collection, one for each sharding type in it; they have no public name."""
+    """Lookups of a sharded collection, one for each sharding type in it; they have no public name."""
     return list(collection._lookups)
 
 
 def kernels_of(lookups: list[Any]) -> Iterator[Any]:
-    """TorchRec's kernels in lookups; those of replicated tables are wrapped in DDP."""
+    """TorchRec's kernels in lookups; replicated tables are wrapped in DDP."""
     for lookup in lookups:
         yield from getattr(lookup, "module", lookup)._emb_modules
 
 
 def table_configs(kernel: Any) -> list[ShardedEmbeddingTable]:
-    """The tables of a kernel and where their shards lie."""
+    """Tables of a kernel, with the locations of their shards."""
     return list(kernel._config.embedding_tables)
 
 
 def tables_of(kernel: Any) -> nn.Module:
-    """FBGEMM's module in a kernel, with the weights."""
+    """FBGEMM's module in a kernel, which holds the weights."""
     return cast(nn.Module, kernel._emb_module)
 
 
 def tables_of_features(kernel: Any) -> list[int]:
-    """The number of the table of each feature of a kernel."""
+    """Number of the table of each feature of a kernel."""
     return list(kernel._feature_table_map)
 
 
 def is_fused(kernel: Any) -> bool:
-    """Return whether a kernel updates its tables itself: what the two-phase update replaces."""
+    """Return True if a kernel updates its tables itself, which the two-phase update replaces."""
     return isinstance(kernel, (BatchedFusedEmbeddingBag, BatchedFusedEmbedding))
 
 
 def is_dense(kernel: Any) -> bool:
-    """Return whether a kernel holds replicated tables, whose gradient DDP reduces."""
+    """Return True if a kernel holds replicated tables, whose gradient DDP reduces."""
     return isinstance(kernel, (BatchedDenseEmbeddingBag, BatchedDenseEmbedding))
 
 
 def is_dense_unpooled(kernel: Any) -> bool:
-    """Return whether a kernel holds replicated tables of an unpooled collection."""
+    """Return True if a kernel holds replicated tables of an unpooled collection."""
     return isinstance(kernel, BatchedDenseEmbedding)
 
 
@@ -98,15 +98,15 @@ def row_state(tables: Any) -> Tensor:
 
 
 def bag_configs(collection: ShardedEmbeddingBagCollection) -> list[EmbeddingBagConfig]:
-    """The configurations of a sharded collection's tables; the public method returns those of the unsharded module only."""
+    """Configurations of a sharded collection's tables; the public method returns those of the unsharded module."""
     return list(collection._embedding_bag_configs)
 
 
 def set_pooling_of_split_rows(collection: ShardedEmbeddingBagCollection, features: dict[str, list[str]]) -> None:
-    """Name the features that TorchRec divides after the output exchange, by pooling type.
+    """Set the features that TorchRec divides after the output exchange, by pooling type.
 
-    TorchRec sums in the lookup and divides in the output where rows are split. It forgets grid_shard, and divides the means of
-    all other tables in the collection once more (docs/two_phase.md).
+    For split rows, TorchRec sums in the lookup and divides in the output. It omits grid_shard, and divides the means of all
+    other tables in the collection once more (docs/two_phase.md).
     """
     collection._pooling_type_to_rs_features = features
     collection._has_mean_pooling_callback = bool(features["MEAN"])

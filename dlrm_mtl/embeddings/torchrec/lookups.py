@@ -24,15 +24,15 @@ class PendingLookup:
 
     indices: Tensor
     bags: Tensor | list[int]
-    """[F * B + 1] offsets of a pooled lookup; the number of ids of each feature of an unpooled one."""
+    """[F * B + 1] offsets of a pooled lookup; number of ids of each feature of an unpooled one."""
     weights: Tensor | None
     gradients: list[Tensor] = field(default_factory=list)
-    """Each like the output: one per backward pass, which is one per task."""
+    """Gradients of the shape of the output: one per backward pass, which is one per task."""
     occurrences: object | None = None
-    """The order that the kernels' ``sort_pooled`` found, if :meth:`sort` was called and they use one."""
+    """Result of the kernels' ``sort_pooled``, if :meth:`sort` was called and the kernels use it."""
 
     def sort(self, group: TableGroup) -> None:
-        """Sort the ids of a pooled lookup before it: a GPU has then long done so when gradients come back."""
+        """Sort the ids of a pooled lookup in advance, so that a GPU has done so when gradients come back."""
         if len(group.feature_tables):
             assert isinstance(self.bags, Tensor)
             bags = (len(self.bags) - 1) // len(group.feature_tables)
@@ -40,19 +40,19 @@ class PendingLookup:
             self.occurrences = kernels.sort_pooled(group, self.indices, self.bags, bags, self.weights)
 
     def collect(self, group: TableGroup) -> RowGradients:
-        """Sum the gradients by row. Of T tasks at once: then ``group`` is :func:`widen` by T, and a row holds T gradients."""
+        """Sum the gradients by row. For T tasks, ``group`` must be :func:`widen` by T, and a row holds T gradients."""
         kernels = kernels_for(group.weights.device)
         if isinstance(self.bags, list):
             return kernels.collect_unpooled(group, self.indices, self.bags, interleave_tasks(self.gradients, [1]))
         widths = (group.dims // len(self.gradients))[group.feature_tables].tolist()
         bags = (len(self.bags) - 1) // max(len(widths), 1)
-        # The order says where gradients lie, which is somewhere else if there are several.
+        # The order contains positions of gradients, which differ if there are several.
         known = self.occurrences if len(self.gradients) == 1 else None
         gradient = interleave_tasks(self.gradients, widths)
         return kernels.collect(group, self.indices, self.bags, bags, gradient, self.weights, known)
 
     def combined(self, group: TableGroup, coefficients: Tensor) -> PendingLookup:
-        """The lookup with one gradient: for each table the sum of the tasks' with their coefficients, [tables, T] float32."""
+        """The lookup with one gradient: the tasks' gradients weighted by each table's coefficients, [tables, T] float32."""
         of_feature = coefficients[group.feature_tables.to(coefficients.device)]
         repeats = self.bags if isinstance(self.bags, list) else group.dims[group.feature_tables].tolist()
         spread = of_feature.repeat_interleave(torch.tensor(repeats, device=coefficients.device), dim=0)
@@ -64,11 +64,11 @@ class PendingLookup:
 
 
 def interleave_tasks(gradients: list[Tensor], widths: list[int]) -> Tensor:
-    """Gradients of several tasks as columns: those of all tasks for the first feature, then for the second, and so on.
+    """Gradients of several tasks as columns: all tasks' columns for the first feature, then for the second, and so on.
 
     Args:
         gradients: [B, sum of widths] of each task.
-        widths: of the features; a single number stands for features of that width.
+        widths: columns of each feature; a single number is the width of all features.
     """
     if len(gradients) == 1:
         return gradients[0]
@@ -82,7 +82,7 @@ def interleave_tasks(gradients: list[Tensor], widths: list[int]) -> Tensor:
 
 
 def widen(group: TableGroup, times: int) -> TableGroup:
-    """Tables of the same rows with ``times`` the columns, for gradients of several tasks; they have no weights of their own."""
+    """Tables of the same rows with ``times`` the columns, for gradients of several tasks; they have no weights."""
     weights = group.weights[:1].expand(group.weights.numel() * times) if group.weights.numel() else group.weights
     return TableGroup(
         weights, group.weight_offsets * times, group.row_offsets, group.dims * times, group.feature_tables
@@ -90,15 +90,15 @@ def widen(group: TableGroup, times: int) -> TableGroup:
 
 
 class CollectingTables(SplitTableBatchedEmbeddingBagsCodegen):
-    """FBGEMM's tables with another lookup. Made by :func:`collect_gradients` from a stock module, in place."""
+    """FBGEMM's tables with another lookup; :func:`collect_gradients` makes it from a stock module, in place."""
 
     group: TableGroup
     pending: list[RowGradients]
     waiting: list[PendingLookup] | None
-    """Lookups whose output gets a gradient from each of several tasks; None while all gradients are added up."""
+    """Lookups whose output gets a gradient from each of several tasks; None if all gradients are summed."""
 
     def on_output_gradient(self, lookup: PendingLookup, gradient: Tensor) -> None:
-        """Take the gradient of the output of ``lookup``."""
+        """Keep the gradient of the output of ``lookup``."""
         gradient = gradient.float().contiguous()
         if self.waiting is None:
             self.pending.append(replace(lookup, gradients=[gradient]).collect(self.group))
@@ -168,7 +168,7 @@ class _UnpooledLookup(torch.autograd.Function):
 
 
 class ReplicatedUnpooledTables(DenseTableBatchedEmbeddingBagsCodegen):
-    """Unpooled tables of which every process holds a full copy. FBGEMM's own lookup returns rows too many on CPU."""
+    """Replicated unpooled tables. FBGEMM's own lookup returns too many rows on CPU."""
 
     shapes: list[tuple[int, int]]
     table_of_feature: list[int]
@@ -192,7 +192,8 @@ def collect_gradients(tables: SplitTableBatchedEmbeddingBagsCodegen, names: list
     """Turn FBGEMM's tables into :class:`CollectingTables`, in place.
 
     Raises:
-        ValueError: tables that are cached, on SSD or in a number format other than float32 and float16, or of an uneven width.
+        ValueError: tables are cached, on SSD, in a number format other than float32 and float16, or have a width that is
+            not a multiple of 4.
     """
     for name, (_, dim, location, _) in zip(names, tables.embedding_specs, strict=True):
         if location not in (EmbeddingLocation.HOST, EmbeddingLocation.DEVICE):
@@ -218,7 +219,7 @@ def collect_gradients(tables: SplitTableBatchedEmbeddingBagsCodegen, names: list
 
 
 def keep_gradients(lookups: list[Any]) -> None:
-    """Replace the lookups of a sharded collection, in place, by those that keep their gradients."""
+    """Replace the lookups of a sharded collection, in place, by lookups that keep their gradients."""
     for kernel in compat.kernels_of(lookups):
         tables, configs = compat.tables_of(kernel), compat.table_configs(kernel)
         if compat.is_fused(kernel):

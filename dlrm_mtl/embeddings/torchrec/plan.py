@@ -1,4 +1,4 @@
-"""Where each table lives: the sharder, the plan and the plan as a readable table."""
+"""Placement of the tables: sharder, plan, and the plan as a readable table."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ HOST_BASED = {"table_row_wise", "grid_shard"}
 
 @dataclass(frozen=True)
 class Processes:
-    """How the processes of a run are laid out over hosts."""
+    """Layout of a run's processes over hosts."""
 
     world_size: int
     per_host: int
 
     @property
     def hosts(self) -> int:
-        """The number of hosts."""
+        """Number of hosts."""
         return self.world_size // self.per_host
 
 
 def processes(config: ShardingConfig, world_size: int) -> Processes:
-    """Read the layout from the configuration or the launcher, and tell TorchRec.
+    """Read the layout from the configuration or the launcher, and pass it to TorchRec.
 
     Raises:
         UserError: the processes of a host do not divide the world size.
@@ -51,7 +51,7 @@ def processes(config: ShardingConfig, world_size: int) -> Processes:
             f"sharding.processes_per_host: {per_host} does not divide the {world_size} processes of this run; "
             "set it to a divisor or start the same number of processes on every host."
         )
-    # The process groups of table_row_wise and grid_shard are cut by this variable, not by the planner's topology.
+    # table_row_wise and grid_shard form their process groups by this variable, not by the planner's topology.
     os.environ["LOCAL_WORLD_SIZE"] = str(per_host)
     return Processes(world_size, per_host)
 
@@ -59,17 +59,17 @@ def processes(config: ShardingConfig, world_size: int) -> Processes:
 def make_plan(
     model: nn.Module, tables: Sequence[Table], config: ShardingConfig, device: torch.device, batch_size: int
 ) -> ShardingPlan:
-    """Let TorchRec's planner place the tables within what ``config`` fixes. The same plan on every process.
+    """Place the tables by TorchRec's planner, within the limits of ``config``. The plan is the same on every process.
 
     Args:
-        model: holds collections with ``tables``.
+        model: model whose collections hold ``tables``.
         tables: the tables.
         config: the ``sharding`` part of the configuration.
-        device: where the tables are to live; its type chooses the planner's model of costs.
+        device: device of the tables; its type chooses the planner's cost model.
         batch_size: rows of a global batch, for the planner's estimates.
 
     Raises:
-        UserError: a sharding that does not fit the tables, the processes or the memory.
+        UserError: a sharding does not fit the tables, the processes or the memory.
     """
     layout = processes(config, dist.get_world_size())
     unknown = sorted(set(config.tables) - {table.name for table in tables})
@@ -126,22 +126,22 @@ def _constraint(table: Table, config: ShardingConfig, layout: Processes) -> Para
 
 
 def effective_type(sharding_type: str, layout: Processes) -> str:
-    """What a sharding type amounts to in this layout.
+    """Sharding type that is equivalent in this layout.
 
-    A table cut by rows over the processes of its host is, when there is one host, a table cut by rows; TorchRec has no
-    process groups for the former then. So a configuration for a cluster runs unchanged on a laptop.
+    On one host, a table cut by rows over the processes of its host is a table cut by rows; TorchRec then has no process
+    groups for the former. So a configuration for a cluster runs unchanged on a laptop.
     """
     return "row_wise" if layout.hosts == 1 and sharding_type in HOST_BASED else sharding_type
 
 
 def _automatic(table: Table, layout: Processes) -> list[str]:
-    """What the planner may choose from: no column splits, which only pay with very wide tables."""
+    """Types that the planner may choose from: no column splits, which only pay off for very wide tables."""
     types = ["table_wise", "row_wise"]
     return [*types, "table_row_wise"] if layout.hosts > 1 and table.pooled else types
 
 
 def _shard_width(table: Table, choice: TableSharding, layout: Processes, place: str) -> int:
-    """Columns of each shard of a table whose columns are cut."""
+    """Number of columns of each shard of a table whose columns are cut."""
     wanted = {"column_wise": layout.world_size, "table_column_wise": layout.per_host, "grid_shard": layout.hosts}
     shards = choice.column_shards or wanted.get(choice.type, 1)
     dim = table.embedding_dim

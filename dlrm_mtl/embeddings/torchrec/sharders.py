@@ -1,8 +1,8 @@
 """Sharded tables whose backward pass collects the gradient instead of applying it.
 
-FBGEMM updates tables inside the backward pass. Here its storage, state and sharding stay, and only the lookup is replaced:
-backward sums the gradient of each touched row and keeps it until :class:`~dlrm_mtl.embeddings.two_phase.TwoPhaseOptimizer`
-takes a step. Several backward passes before a step add up.
+FBGEMM updates tables inside the backward pass. Here only the lookup is replaced, and its storage, state and sharding are
+kept: backward sums the gradient of each touched row and keeps it until
+:class:`~dlrm_mtl.embeddings.two_phase.TwoPhaseOptimizer` takes a step. Several backward passes before a step add up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHARDING_TYPES = [
 ROWS_SPLIT = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
 
 FUSED_PARAMS = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.0, "eps": 0.0}
-"""What FBGEMM is told: with this optimizer it keeps one float per row, which the two-phase update uses."""
+"""FBGEMM's parameters: with this optimizer it keeps one float per row, which the two-phase update uses."""
 
 
 class CollectingEmbeddingBagCollection(ShardedEmbeddingBagCollection):
@@ -40,8 +40,8 @@ class CollectingEmbeddingBagCollection(ShardedEmbeddingBagCollection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # Where rows are split, TorchRec sums in the lookup and divides in the output. It forgets grid_shard, and divides the
-        # means of all other tables in the collection once more: name what to divide, and what not.
+        # For split rows, TorchRec sums in the lookup and divides in the output. It omits grid_shard, and divides the means
+        # of all other tables in the collection once more. So the features to divide are set here.
         names: dict[str, list[str]] = {PoolingType.MEAN.value: [], PoolingType.SUM.value: []}
         for config in compat.bag_configs(self):
             split = self.module_sharding_plan[config.name].sharding_type in ROWS_SPLIT
@@ -63,17 +63,17 @@ class CollectingEmbeddingCollection(ShardedEmbeddingCollection):
 
 
 class PooledSharder(EmbeddingBagCollectionSharder):
-    """Shards :class:`EmbeddingBagCollection` for the two-phase update, by any of the seven types on CPU and CUDA."""
+    """Sharder of :class:`EmbeddingBagCollection` for the two-phase update, by any of the seven types on CPU and CUDA."""
 
     def __init__(self) -> None:
         super().__init__(fused_params=dict(FUSED_PARAMS))
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """The names of the sharding types; the stock sharder hides three of them on CPU."""
+        """Names of the sharding types; the stock sharder hides three of them on CPU."""
         return SHARDING_TYPES
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """Whole tables in the device's memory."""
+        """Names of the kernels that hold whole tables in the device's memory."""
         return ["dense"] if sharding_type == ShardingType.DATA_PARALLEL.value else ["fused"]
 
     def shard(
@@ -84,25 +84,25 @@ class PooledSharder(EmbeddingBagCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> CollectingEmbeddingBagCollection:
-        """Shard ``module`` as ``params`` says."""
+        """Shard ``module`` according to ``params``."""
         return CollectingEmbeddingBagCollection(
             module, params, env, self.fused_params, device, qcomm_codecs_registry=self.qcomm_codecs_registry
         )
 
 
 class UnpooledSharder(EmbeddingCollectionSharder):
-    """Shards :class:`EmbeddingCollection` for the two-phase update."""
+    """Sharder of :class:`EmbeddingCollection` for the two-phase update."""
 
     def __init__(self) -> None:
         super().__init__(fused_params=dict(FUSED_PARAMS))
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """The names of the sharding types that TorchRec has for unpooled tables."""
+        """Names of TorchRec's sharding types for unpooled tables."""
         types = super().sharding_types("cuda")
         return [name for name in SHARDING_TYPES if name in types]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """Whole tables in the device's memory."""
+        """Names of the kernels that hold whole tables in the device's memory."""
         return ["dense"] if sharding_type == ShardingType.DATA_PARALLEL.value else ["fused"]
 
     def shard(
@@ -113,7 +113,7 @@ class UnpooledSharder(EmbeddingCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> CollectingEmbeddingCollection:
-        """Shard ``module`` as ``params`` says."""
+        """Shard ``module`` according to ``params``."""
         return CollectingEmbeddingCollection(
             module, params, env, self.fused_params, device, qcomm_codecs_registry=self.qcomm_codecs_registry
         )

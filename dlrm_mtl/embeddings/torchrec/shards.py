@@ -1,4 +1,4 @@
-"""The shards of sharded tables on this process, what they collect, and which processes hold columns of the same rows."""
+"""Shards of sharded tables on this process, their gradients, and the processes that hold columns of the same rows."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ Sharded = CollectingEmbeddingBagCollection | CollectingEmbeddingCollection
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of one table on this process."""
+    """Part of one table on this process."""
 
     table: str
     """Full name of the table: path of its collection in the model, a dot, its own name."""
     row: int
     column: int
-    """Where the part begins in the whole table."""
+    """Row and column at which the part begins in the whole table."""
     columns: int
-    """Columns of the whole table."""
+    """Number of columns of the whole table."""
 
 
 @dataclass
 class LocalTables:
-    """Shards that lie in one buffer and are looked up together."""
+    """Shards in one buffer that are looked up together."""
 
     shards: list[Shard]
     group: TableGroup
     source: CollectingTables | nn.Parameter
-    """Where gradients come from: collected by the lookups, or a dense gradient of tables that every process holds."""
+    """Source of gradients: the lookups, or the dense gradient of replicated tables."""
     states: dict[str, Tensor] = field(default_factory=dict)
-    """The rule's state by name, float32: [sum of R_t] for state per row, or as large as the weights."""
+    """State of the rule by name, float32: [sum of R_t] for state per row, of the size of the weights for state per element."""
     per_row: Tensor | None = None
     """[sum of R_t] float32: memory that FBGEMM keeps for the first state per row."""
 
     def allocate(self, specs: Sequence[StateSpec]) -> None:
-        """Make the state of a rule, with its first values."""
+        """Allocate the state of a rule, with its initial values."""
         for spec in specs:
             if spec.per == "row" and self.per_row is not None:
                 self.states[spec.name], self.per_row = self.per_row, None
@@ -60,7 +60,7 @@ class LocalTables:
             self.states[spec.name].fill_(spec.initial)
 
     def take_gradients(self) -> RowGradients:
-        """The gradient since the last step."""
+        """Take the gradient since the last step."""
         kernels = kernels_for(self.group.weights.device)
         if isinstance(self.source, nn.Parameter):
             return self._from_dense(self.source.grad)
@@ -70,14 +70,14 @@ class LocalTables:
         return pending[0] if len(pending) == 1 else kernels.merge(self.group, pending)
 
     def drop_gradients(self) -> None:
-        """Forget what was collected."""
+        """Drop the collected gradients."""
         if isinstance(self.source, nn.Parameter):
             self.source.grad = None
         else:
             self.source.pending = []
 
     def _from_dense(self, gradient: Tensor | None) -> RowGradients:
-        """The rows with a gradient that is not zero; the others are not moved by any rule but Adam."""
+        """Rows with a nonzero gradient; no rule but Adam would move the others."""
         if gradient is None:
             return empty_gradients(self.group)
         rows, gradients, squares, counts = [], [], [], [0]
@@ -105,7 +105,7 @@ class LocalTables:
 
     @cached_property
     def stretches(self) -> list[Stretch]:
-        """The shards in as few stretches of one width as there are, in order."""
+        """The shards grouped into as few stretches of one width as possible, in order."""
         group = self.group
         dims, rows = group.dims.tolist(), group.row_offsets.tolist()
         starts = group.weight_offsets.tolist()
@@ -121,17 +121,17 @@ class LocalTables:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tables ``first`` to ``end`` - 1 of a group, of one width and one behind the other: together one matrix."""
+    """Tables ``first`` to ``end`` - 1 of a group, contiguous and of one width: together one matrix."""
 
     first: int
     end: int
     dim: int
     start: int
-    """Where the matrix begins in the weights, in elements."""
+    """Start of the matrix in the weights, in elements."""
 
 
 def sharded_collections(model: nn.Module) -> dict[str, Sharded]:
-    """The sharded collections in ``model`` by path, without the wrappers' own names."""
+    """Sharded collections in ``model`` by path, without the wrappers' names."""
     found: dict[str, Sharded] = {}
     for path, module in model.named_modules():
         if isinstance(module, (CollectingEmbeddingBagCollection, CollectingEmbeddingCollection)):
@@ -141,7 +141,7 @@ def sharded_collections(model: nn.Module) -> dict[str, Sharded]:
 
 
 def local_tables(collections: dict[str, Sharded], specs: Sequence[StateSpec]) -> list[LocalTables]:
-    """All shards of ``collections`` on this process, with the state ``specs``."""
+    """All shards of ``collections`` on this process, with state for ``specs``."""
     result = []
     for path, collection in collections.items():
         for kernel in compat.kernels_of(compat.lookups_of(collection)):
@@ -182,7 +182,7 @@ def _replicated(path: str, configs: list[ShardedEmbeddingTable], weights: nn.Par
 
 
 def placements(collections: dict[str, Sharded]) -> dict[str, list[ShardMetadata]]:
-    """Where the parts of every table lie, by full name; no parts for tables that every process holds."""
+    """Locations of the parts of every table, by full name; empty for replicated tables."""
     return {
         f"{path}.{name}": list(sharding.sharding_spec.shards) if sharding.sharding_spec else []  # type: ignore[attr-defined]
         for path, collection in collections.items()
@@ -191,7 +191,7 @@ def placements(collections: dict[str, Sharded]) -> dict[str, list[ShardMetadata]
 
 
 class ColumnPeers:
-    """For rows whose columns are split: adds up, or takes the minimum of, one number per row over all their columns.
+    """Reduction over the columns of rows that are split by columns: sum or minimum of one number per row.
 
     Every part of a row sees the same ids, so the touched rows of all parts are the same, in the same order. Parts on one
     process are combined there; processes that hold parts of the same rows share a process group.
@@ -206,7 +206,7 @@ class ColumnPeers:
                 columns[table, part.shard_offsets[0]].add(part.shard_offsets[1])
         split = sorted(key for key in ranks if len(columns[key]) > 1)
         teams = sorted({tuple(sorted(ranks[key])) for key in split if len(ranks[key]) > 1})
-        # Every process takes part in the creation of every group, in the same order.
+        # Every process must take part in the creation of every group, in the same order.
         groups = {team: dist.new_group(list(team)) for team in teams}
         self._local: dict[tuple[str, int], list[tuple[int, int]]] = {key: [] for key in split}
         for number, local in enumerate(tables):
@@ -221,7 +221,7 @@ class ColumnPeers:
 
     @property
     def any(self) -> bool:
-        """Whether columns of any table are split."""
+        """True if columns of any table are split."""
         return bool(self._rounds)
 
     def reduce(self, gradients: list[RowGradients], values: list[Tensor], minimum: bool = False) -> None:

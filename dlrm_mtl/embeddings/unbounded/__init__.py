@@ -1,1 +1,1 @@
-"""Ids without a vocabulary: which row belongs to which id."""
+"""Ids without a vocabulary: the map from ids to rows."""

@@ -1,4 +1,4 @@
-"""Numbers that depend on an id alone: its hash, and the vector that it starts from."""
+"""Hash and initial vector of an id, which depend only on the id."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _GAMMA = 0x9E3779B97F4A7C15
 
 
 def mix(values: Tensor) -> Tensor:
-    """A permutation of int64 that leaves no pattern: the finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
+    """A permutation of int64 that leaves no pattern: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
     values = (values ^ _shifted(values, 30)) * _signed(0xBF58476D1CE4E5B9)
     values = (values ^ _shifted(values, 27)) * _signed(0x94D049BB133111EB)
     return values ^ _shifted(values, 31)
 
 
 def hashed(ids: Tensor, count: int) -> Tensor:
-    """For int64 ``ids`` a number from 0 to ``count`` - 1 each, evenly spread; ``count`` is at most 2^31."""
+    """A number from 0 to ``count`` - 1 for each of the int64 ``ids``, evenly spread; ``count`` is at most 2^31."""
     return (_shifted(mix(ids ^ _signed(_GAMMA)), 32) * count) >> 32
 
 
 def initial_rows(ids: Tensor, key: str, std: float, column: int, columns: int) -> Tensor:
     """Draws from N(0, std^2), [N, columns] float32, for columns ``column`` onwards of the rows of ``ids`` [N] int64.
 
-    A value depends on ``key``, the id and the column only (two hashes, then Box and Muller's method in double precision).
+    A value depends only on ``key``, the id and the column (two hashes, then Box and Muller's method in double precision).
     """
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
     numbers = 2 * torch.arange(column, column + columns, device=ids.device)

@@ -1,8 +1,8 @@
-"""Ids of any size in a sharded model: every batch's ids become rows, new ones get rows while training.
+"""Unbounded ids in a sharded model: every batch's ids become rows, and new ids get rows in training.
 
 A map from ids to rows (:class:`~dlrm_mtl.embeddings.unbounded.row_map.RowSlots`) is spread over the processes by a hash of
-the id. Each process asks the owners for the rows of its part of the batch. Owners see all ids of the global batch together, so
-what they decide depends on the global batches alone: neither on the number of processes nor on where the tables live.
+the id. Each process asks the owners for the rows of its part of the batch. Owners see all ids of the global batch together.
+So their decisions depend only on the global batches, and not on the number of processes or the sharding.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from dlrm_mtl.embeddings.unbounded.row_resets import RowResets
 
 @dataclass
 class Vocabulary:
-    """Ids that are not numbered from 0 on, and the tables that have a row for each."""
+    """Unbounded ids, and the tables that have a row for each."""
 
     rows: int
-    """Rows of the tables."""
+    """Number of rows of the tables."""
     eviction: Eviction
-    """See :class:`~dlrm_mtl.embeddings.unbounded.row_map.RowSlots`."""
+    """Eviction rule, see :class:`~dlrm_mtl.embeddings.unbounded.row_map.RowSlots`."""
     features: set[str] = field(default_factory=set)
     """Names of the features with such ids."""
     tables: set[str] = field(default_factory=set)
@@ -44,13 +44,13 @@ class Vocabulary:
 
 
 class UnboundedIds:
-    """Turns ids into rows of tables. Ids without a row become row 0, that of id 0.
+    """Map of ids to rows of tables. Ids without a row become row 0, the row of id 0.
 
-    Between :meth:`begin` and :meth:`end`, ids without a row get one where possible; outside, nothing is changed.
+    Between :meth:`begin` and :meth:`end`, ids without a row get one if possible; otherwise nothing changes.
 
     Args:
-        vocabularies: by name.
-        device: of the ids.
+        vocabularies: vocabularies by name.
+        device: device of the ids.
     """
 
     def __init__(self, vocabularies: Mapping[str, Vocabulary], device: torch.device) -> None:
@@ -65,21 +65,21 @@ class UnboundedIds:
             for name, vocabulary in vocabularies.items()
         }
         self.figures: dict[str, float] = {}
-        """What the log should say of the last step: ids that got a row, and ids that lost theirs to one of them."""
+        """Scalars of the last step, for a log: ids that got a row, and ids that were evicted."""
         self._resets: RowResets | None = None
         self._step = 0
 
     def connect(self, resets: RowResets) -> None:
-        """Say what resets rows that change hands; without it, no id is given a row."""
+        """Set the resets of rows that change owners; without it, no id gets a row."""
         self._resets = resets
 
     def begin(self, step: int) -> None:
-        """Give rows to new ids from now on; ``step`` counts from 0 on."""
+        """Start giving rows to new ids; ``step`` counts from 0."""
         self._step = step + 1
         self.figures = {f"ids/{name}/{what}": 0.0 for name in self.vocabularies for what in ("admitted", "evicted")}
 
     def end(self, keep: bool) -> None:
-        """Stop giving rows to new ids; unless ``keep``, everything since :meth:`begin` is as if it had not happened."""
+        """Stop giving rows to new ids; unless ``keep``, undo everything since :meth:`begin`."""
         self._step = 0
         parts: list[RowSlots | RowResets] = [*self.slots.values(), *([self._resets] if self._resets else [])]
         for part in parts:
@@ -90,7 +90,7 @@ class UnboundedIds:
 
     @torch.no_grad()
     def __call__(self, sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """The same bags with rows for ids; to be called on every process."""
+        """The same bags with rows for ids. Every process must call this."""
         if not self.vocabularies:
             return sparse
         with record_function("## rows of ids ##"):
@@ -116,13 +116,13 @@ class UnboundedIds:
             )
 
     def _rows(self, asked: list[Tensor]) -> list[Tensor]:
-        """For each vocabulary, the rows of ids [N], each once; every process asks for its own."""
+        """Rows of the distinct ids [N] of each vocabulary; every process asks for its own."""
         slots = list(self.slots.values())
         count = len(slots)
         targets = torch.cat(
             [own.owners(ids) * count + n for n, (own, ids) in enumerate(zip(slots, asked, strict=True))]
         )
-        order = targets.argsort(stable=True)  # by process, and there by vocabulary
+        order = targets.argsort(stable=True)  # by process, and then by vocabulary
         sent = targets.bincount(minlength=self._processes * count).view(self._processes, count)
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent)
@@ -155,7 +155,7 @@ class UnboundedIds:
         return list(result.split([len(ids) for ids in asked]))
 
     def _reset(self, news: Tensor, resets: RowResets) -> None:
-        """Let rows that changed hands on any process begin anew; [4, n]: vocabulary, row, id, whether another id had it."""
+        """Reset rows that changed owners on any process; [4, n]: vocabulary, row, id, and 1 if another id had the row."""
         counts = [news.new_empty(1) for _ in range(self._processes)]
         dist.all_gather(counts, news.new_tensor([news.shape[1]]))
         sizes = [int(size) for size in counts]
@@ -172,7 +172,7 @@ class UnboundedIds:
             self.figures[f"ids/{name}/evicted"] += float(evicted.sum())
 
     def state(self) -> dict[str, dict[str, ShardedTensor]]:
-        """By vocabulary, ``ids``, ``last_used`` and ``batches`` [rows] of whole tables; loading fills the live tensors."""
+        """Maps by vocabulary: ``ids``, ``last_used`` and ``batches`` [rows] of whole tables; loading fills the live tensors."""
         keys = ("ids", "last_used", "batches")
         return {name: {key: self._sharded(getattr(own, key), own) for key in keys} for name, own in self.slots.items()}
 

@@ -1,9 +1,9 @@
-"""Which row an unbounded id has: a set-associative map, as in a processor's cache, that forgets ids when it is full.
+"""The map from unbounded ids to rows: set-associative, like a processor's cache, with eviction when it is full.
 
-Rows 1 onwards are cut into buckets of up to :data:`WAYS` neighbouring rows. A hash of the id chooses its bucket, within which
-it may have any row; when all are taken, one of the bucket's ids is evicted. So the map is one id per row and needs nothing
-beside it, buckets can live on different processes, and what happens in a bucket does not depend on where it lives.
-Row 0 is for id 0 (unknown) and for ids without a row of their own.
+Rows 1 onwards are cut into buckets of up to :data:`WAYS` neighbouring rows. A hash of the id chooses its bucket, in which
+it may have any row. When all rows are taken, one of the bucket's ids is evicted. So the map needs only one id per row,
+buckets can be placed on different processes, and a bucket's behaviour does not depend on its process. Row 0 is for id 0
+(unknown) and for ids without a row of their own.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from torch import Tensor
 from dlrm_mtl.embeddings.unbounded.hashing import hashed
 
 WAYS = 128
-"""Most rows of a bucket. Part of what a configuration means: changing it changes which ids are evicted."""
+"""Largest number of rows of a bucket. Changing it changes which ids are evicted."""
 
 CHUNK = 1 << 14
-"""Ids that are looked for at a time: each is compared with all of its bucket."""
+"""Number of ids looked up at a time: each is compared with its whole bucket."""
 
 Eviction = Literal["lru", "lfu", "distance_lfu"]
 
 
 @dataclass
 class Newcomers:
-    """Ids that were given rows, [n] int64 each."""
+    """Ids that got rows, [n] int64 each."""
 
     rows: Tensor
     ids: Tensor
     evicted: Tensor
-    """[n] int64: 1 where another id had the row until now."""
+    """[n] int64: 1 if another id had the row before."""
 
 
 class RowSlots:
-    """The part of the map that lives on one process: some buckets, hence a range of rows.
+    """The part of the map on one process: some buckets, hence a range of rows.
 
     Args:
         rows: rows of the whole table, at least 2.
-        eviction: which id goes: of those in the bucket that are not in the batch, the one with the smallest step of last use
-            (``lru``), number of batches it was in (``lfu``), or that number divided by the steps since its last use
-            (``distance_lfu``); among equals the least recently used one, then that with the smallest row.
-        part, parts: this process's number, and how many there are.
-        device: where the map lives, and ids are.
+        eviction: rule for the id to evict, among the bucket's ids that are not in the batch: the smallest step of last use
+            (``lru``), number of batches with the id (``lfu``), or that number divided by the steps since its last use
+            (``distance_lfu``). Ties go to the least recently used id, then to the smallest row.
+        part, parts: number of this process, and number of processes.
+        device: device of the map and the ids.
     """
 
     def __init__(self, rows: int, eviction: Eviction, part: int, parts: int, device: torch.device) -> None:
@@ -57,36 +57,36 @@ class RowSlots:
         self.first_row, self.stop_row = self.ranges()[part]
         size = self.stop_row - self.first_row
         self.ids = torch.zeros(size, dtype=torch.int64, device=device)
-        """[R] int64: the id that has the row; 0 for rows that are free."""
+        """[R] int64: id that has the row; 0 for a free row."""
         self.last_used = torch.zeros(size, dtype=torch.int32, device=device)
-        """[R] int32: the step in which it was last used, counted from 1; 0 for rows that are free."""
+        """[R] int32: step of the row's last use, counted from 1; 0 for a free row."""
         self.batches = torch.zeros(size, dtype=torch.int32, device=device)
-        """[R] int32: the number of training batches that the id was in since it got the row."""
+        """[R] int32: number of training batches with the id since it got the row."""
         self._before: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def ranges(self) -> list[tuple[int, int]]:
-        """The rows, from and to, of every process."""
+        """First row and end of the rows of every process."""
         firsts = [-(-part * self.buckets // self._parts) for part in range(self._parts + 1)]
         starts = [1 + first * (self.rows - 1) // self.buckets for first in firsts]
         starts[0] = 0
         return list(pairwise(starts))
 
     def owners(self, ids: Tensor) -> Tensor:
-        """[N] the process on which the bucket of each id lives."""
+        """[N] process of each id's bucket."""
         return hashed(ids, self.buckets) * self._parts // self.buckets
 
     def find(self, ids: Tensor) -> Tensor:
-        """[N] int64 rows of the whole table of ``ids`` [N] int64, whose buckets live here; 0 for those without a row."""
+        """[N] int64 rows in the whole table of ``ids`` [N] int64, whose buckets are here; 0 for ids without a row."""
         places = torch.cat([self._find(part, hashed(part, self.buckets)) for part in ids.split(CHUNK)])
         return torch.where(places < 0, 0, places + self.first_row)
 
     def admit(self, ids: Tensor, step: int) -> tuple[Tensor, Newcomers]:
-        """Like :meth:`find`, but with rows for new ids as far as there are any, and note that all of them were used.
+        """Find the rows of ``ids`` like :meth:`find`, give rows to new ids if possible, and record the use of all.
 
         Args:
-            ids: [N] int64, each once, in ascending order; their buckets live here. The order decides who comes first.
-            step: number of the step, from 1 on and never smaller than before. Rows that were used in this step are kept, so
-                calling this again in the same step changes nothing.
+            ids: [N] int64, each once, ascending; their buckets are here. The order decides which id is first.
+            step: number of the step, from 1 and never smaller than before. Rows used in this step are kept, so calling this
+                again in the same step changes nothing.
         """
         buckets = hashed(ids, self.buckets)
         parts = zip(ids.split(CHUNK), buckets.split(CHUNK), strict=True)
@@ -105,29 +105,29 @@ class RowSlots:
         return torch.where(places < 0, 0, places + self.first_row), newcomers
 
     def undo(self) -> None:
-        """Take back everything since the last :meth:`keep`."""
+        """Undo everything since the last :meth:`keep`."""
         for places, ids, last_used, batches in reversed(self._before):
             self.ids[places], self.last_used[places], self.batches[places] = ids, last_used, batches
         self._before = []
 
     def keep(self) -> None:
-        """What happened so far is not taken back any more."""
+        """Make all changes so far permanent."""
         self._before = []
 
     def _remember(self, places: Tensor) -> None:
         self._before.append((places, self.ids[places], self.last_used[places], self.batches[places]))
 
     def _slots(self, buckets: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, ways] places of all rows of each bucket, and which of them there are: some buckets have one less."""
+        """[N, ways] positions of all rows of each bucket, and a mask of those that exist: some buckets have one less."""
         starts, stops = (1 + number * (self.rows - 1) // self.buckets for number in (buckets, buckets + 1))
         slots = (starts - self.first_row).unsqueeze(1) + torch.arange(self._widest, device=buckets.device)
         return slots.clamp(max=max(len(self.ids) - 1, 0)), slots < (stops - self.first_row).unsqueeze(1)
 
     def _find(self, ids: Tensor, buckets: Tensor) -> Tensor:
-        """[N] places of ``ids`` in what is here, -1 for those without a row."""
+        """[N] local positions of ``ids``, -1 for ids without a row."""
         places = torch.full_like(ids, -1)
         width = min(self._widest, len(self.ids))
-        # Windows onto neighbouring rows. One may reach a row into the next or the last bucket, where the id cannot be.
+        # Windows onto neighbouring rows. One may reach a row into the next or the last bucket, which cannot hold the id.
         windows = self.ids.unfold(0, width, 1)
         starts = (1 + buckets * (self.rows - 1) // self.buckets - self.first_row).clamp(max=max(len(windows) - 1, 0))
         number, column = (windows[starts] == ids.unsqueeze(1)).logical_and_((ids != 0).unsqueeze(1)).nonzero().unbind(1)
@@ -135,7 +135,7 @@ class RowSlots:
         return places
 
     def _choose(self, buckets: Tensor, step: int) -> Tensor:
-        """[N] a place for each newcomer to ``buckets`` [N], all different; -1 where every row of its bucket is in the batch."""
+        """[N] a position for each newcomer to ``buckets`` [N], all different; -1 if every row of its bucket is in the batch."""
         if not len(buckets):
             return buckets
         order = buckets.argsort(stable=True)
@@ -155,7 +155,7 @@ class RowSlots:
         return places
 
     def _worth(self, slots: Tensor, step: int) -> Tensor:
-        """Float64, like ``slots``: the id with the least goes first."""
+        """Worth of the ids, float64, of the shape of ``slots``: the smallest is evicted first."""
         last_used, batches = self.last_used[slots].double(), self.batches[slots].double()
         if self.eviction == "lru":
             return last_used

@@ -1,4 +1,4 @@
-"""Rows that change hands start afresh: weights, accumulators and moments, on every process that holds a part of them."""
+"""Resets of rows that change owners: weights, accumulators and moments, on every process that holds a part of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dlrm_mtl.embeddings.unbounded.hashing import initial_rows
 
 
 class RowResets:
-    """Gives rows the weights and the state of an id that was never seen.
+    """Resets rows to the weights and state of a new id.
 
-    The weights depend on the seed, the table, the id and the column only: neither on the row, nor on the sharding plan, nor
-    on what happened before.
+    The weights depend only on the seed, the table, the id and the column. They do not depend on the row, the sharding plan,
+    or earlier steps.
 
     Args:
-        optimizer: of the tables.
+        optimizer: optimizer of the tables.
         stds: standard deviation of initial weights, by the table's own name.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, optimizer: TwoPhaseOptimizer, stds: Mapping[str, float], seed: int) -> None:
@@ -31,7 +31,10 @@ class RowResets:
 
     @torch.no_grad()
     def __call__(self, tables: Collection[str], rows: Tensor, ids: Tensor) -> None:
-        """Let ``rows`` [N] of ``tables``, by their own names, begin anew as those of ``ids`` [N]; on every process alike."""
+        """Reset ``rows`` [N] of ``tables``, by their own names, to those of new ``ids`` [N].
+
+        Every process must pass the same.
+        """
         for local in self._optimizer.tables:
             for index, shard in enumerate(local.shards):
                 name = shard.table.rpartition(".")[2]
@@ -56,11 +59,11 @@ class RowResets:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Take back everything since the last :meth:`keep`."""
+        """Undo everything since the last :meth:`keep`."""
         for tensor, places, values in reversed(self._before):
             tensor[places] = values
         self._before = []
 
     def keep(self) -> None:
-        """What happened so far is not taken back any more."""
+        """Make all changes so far permanent."""
         self._before = []
