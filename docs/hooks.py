@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown.replace("(tutorial.ipynb)", "(tutorial.md)")
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Roles of docstrings are dropped; what they name stays."""
+    return re.sub(r":(?:attr|class|data|func|meth|mod):<code>[~.]?", "<code>", html)
+
+
 def tutorial() -> str:
     """The notebook with the outputs that are stored in it."""
     lines: list[str] = []
@@ -43,18 +49,11 @@ def tutorial() -> str:
 
 
 def api() -> str:
-    """The names that the package exports, with signature and docstring."""
+    """The names that the package exports, by subject as in its list of them; mkdocstrings fills in what each is."""
     lines = ["# API", "", "Everything here is imported from `dlrm_mtl`, and promised; see CONTRIBUTING.md.", ""]
-    for name in sorted(dlrm_mtl.__all__, key=str.lower):
-        value = getattr(dlrm_mtl, name)
-        lines += [f"## {name}", ""]
-        if callable(value):
-            lines += ["```python", f"{name}{_signature(value)}", "```", ""]
-        lines += [*_text(inspect.getdoc(value) or ""), ""]
-        if inspect.isclass(value):
-            for method, function in vars(value).items():
-                if inspect.isfunction(function) and not method.startswith("_") and inspect.getdoc(function):
-                    lines += [f"**{method}**`{_signature(function)}`", "", *_text(inspect.getdoc(function) or ""), ""]
+    listed = inspect.getsource(dlrm_mtl).partition("__all__ = [")[2].partition("\n]")[0]
+    for subject, name in re.findall(r'^    (?:# (.+)|"([A-Za-z]\w*)",)$', listed, flags=re.MULTILINE):
+        lines += [f"## {subject}", ""] if subject else [f"::: dlrm_mtl.{name}", ""]
     return "\n".join(lines)
 
 
@@ -67,7 +66,7 @@ def configuration() -> str:
         if "properties" not in section:
             continue
         heading = section["properties"].get("name", {}).get("const") or title
-        lines += [f"## {heading}", "", *_text(section.get("description", "")), ""]
+        lines += [f"## {heading}", "", section.get("description", "").replace("``", "`"), ""]
         lines += ["| key | type | default | |", "| --- | --- | --- | --- |"]
         for key, value in section["properties"].items():
             default = "required" if key in section.get("required", []) else _cell(repr(value.get("default", "none")))
@@ -76,27 +75,6 @@ def configuration() -> str:
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def _signature(value: Any) -> str:
-    try:
-        return str(inspect.signature(value)).replace("'", "")
-    except (TypeError, ValueError):
-        return "(...)"
-
-
-def _text(docstring: str) -> list[str]:
-    """Markdown of a docstring: sections become bold, their entries a list."""
-    result: list[str] = []
-    for line in docstring.splitlines():
-        if line.strip() in ("Args:", "Returns:", "Raises:", "Yields:"):
-            result += ["", f"**{line.strip()[:-1]}**", ""]
-        elif line.startswith("    ") and ": " in line and not line.startswith("     "):
-            name, _, text = line.strip().partition(": ")
-            result.append(f"- `{name}`: {text}")
-        else:
-            result.append(line.strip() if line.startswith("     ") else line)
-    return [line.replace("``", "`") for line in result]
 
 
 def _type(value: dict[str, Any]) -> str:
