@@ -147,7 +147,7 @@ def open_dataset(path: str | Path) -> Dataset:
         raise UserError(
             f"{path}: holds no {DATASET_FILE}; name a data set's folder, or make one with `dlrm-mtl prepare`."
         )
-    return Dataset(filesystem, folder, validate(DatasetSpec, _read_yaml(filesystem, place), place))
+    return Dataset(filesystem, folder, validate(DatasetSpec, read_yaml_file(filesystem, place), place))
 
 
 def open_files(filesystem: fs.FileSystem, path: str) -> list[DataFile]:
@@ -274,7 +274,8 @@ def _is_data(relative: str) -> bool:
     return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
 
 
-def _read_yaml(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
+def read_yaml_file(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:
+    """The YAML mapping in the file ``path`` of a file system; raises :class:`UserError` if it cannot be read."""
     if is_local(filesystem):
         return read_yaml(Path(path))
 

@@ -11,19 +11,27 @@ import typer
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.schema import read_yaml, validate
-from dlrm_mtl.core.sql import identifier, quote
+from dlrm_mtl.data.dataset import read_yaml_file
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe, write_spec
 from dlrm_mtl.prepare import ready
 from dlrm_mtl.prepare.common.io import Progress, output_folder, work_beside
-from dlrm_mtl.prepare.table.description import FileSplit, TableDescription, TimeSplit, UserSplit
-from dlrm_mtl.prepare.table.files import Table, load
+from dlrm_mtl.prepare.table.columns import (
+    numbered_features,
+    plain_columns,
+    skipped_lines,
+    source_columns,
+    write_split,
+)
+from dlrm_mtl.prepare.table.description import FileSplit, TableDescription
+from dlrm_mtl.prepare.table.files import load
 from dlrm_mtl.prepare.table.find import FileSplits, files_of_splits, find_files
 from dlrm_mtl.prepare.table.ids import Ids, number_values, write_vocabularies
+from dlrm_mtl.prepare.table.like import prepare_like
+from dlrm_mtl.prepare.table.recipe import VOCABULARIES_FILE, write_recipe
 from dlrm_mtl.prepare.table.splits import create_splits
-from dlrm_mtl.prepare.table.values import dense, id_checks, label, verify, verify_literals
-
-ROW_GROUP_ROWS = 65536
+from dlrm_mtl.prepare.table.values import verify_literals
+from dlrm_mtl.storage.filesystems import is_local, locate
 
 
 @register("adapter", "table")
@@ -36,7 +44,17 @@ def prepare(
     ] = None,
     *,
     description: Annotated[
-        Path | None, typer.Option(help="YAML file that says what the columns are; --infer drafts one.")
+        str | None,
+        typer.Option(
+            metavar="<path>", help="YAML file (path or URI) that says what the columns are; --infer drafts one."
+        ),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help="In place of a description: make the rows like those of this data set (path or URI) of prepare table's.",
+        ),
     ] = None,
     infer: Annotated[
         Path | None,
@@ -58,9 +76,9 @@ def prepare(
     Returns what is to be said at the end. Raises :class:`UserError` for anything wrong in the description or the files.
     """
     if infer is not None:
-        if input or description is not None:
+        if input or description is not None or like is not None:
             raise UserError(
-                "prepare table: --infer drafts a description, and takes no --input or --description; remove them."
+                "prepare table: --infer drafts a description, and takes no --input, --description or --like; remove them."
             )
         from dlrm_mtl.prepare.table.infer import write_draft
 
@@ -69,11 +87,17 @@ def prepare(
         raise UserError(
             "prepare table: --columns goes with --infer; otherwise source.columns in the description names them."
         )
-    for option, value in (("--input", input), ("--output", output), ("--description", description)):
+    if description is not None and like is not None:
+        raise UserError(
+            "prepare table: --like has the description of its data set, and --description is another; remove one."
+        )
+    for option, value in (("--input", input), ("--output", output), ("--description", description or like)):
         if not value:
             raise UserError(f"prepare table: {option} is required; add it, or draft a description with --infer FILE.")
     assert input
     assert output is not None
+    if like is not None:
+        return "\n".join(prepare_like(input, output, like, memory, threads, progress))
     assert description is not None
     remarks = prepare_table(input, output, read_description(description), memory, threads, progress)
     return "\n".join([ready(output), *remarks])
@@ -87,9 +111,11 @@ def _names(columns: str) -> list[str]:
     return names
 
 
-def read_description(path: Path) -> TableDescription:
-    """Read and validate a description file; raises :class:`UserError`."""
-    return validate(TableDescription, read_yaml(path), str(path))
+def read_description(path: str | Path) -> TableDescription:
+    """Read and validate a description file, path or URI; raises :class:`UserError`."""
+    filesystem, inside = locate(path)
+    content = read_yaml(Path(inside)) if is_local(filesystem) else read_yaml_file(filesystem, inside)
+    return validate(TableDescription, content, str(path))
 
 
 def prepare_table(
@@ -117,35 +143,25 @@ def prepare_table(
             files,
             description.source,
             parquet=found.parquet,
-            wanted=_columns(description),
+            wanted=source_columns(description),
             progress=lambda done: progress("reading the files", 0.3 * done),
         )
-        checks, columns = [], {}
-        for feature in description.used:
-            if feature.kind == "dense":
-                columns[feature.name], needed = dense(table, feature)
-                checks += needed
-            else:
-                checks += id_checks(table, feature)
-        for config in description.labels:
-            columns[config.name], needed = label(table, config)
-            checks += needed
         progress("checking numbers and labels", 0.3)
-        verify(table, checks)
+        columns = plain_columns(table, description)
         for config in description.labels:
             verify_literals(table, config)
         counts = create_splits(table, description, splits_of_files)
-        numbered = [feature for feature in description.used if feature.kind != "dense"]
         ids = number_values(
             table,
-            numbered,
+            numbered_features(description),
             description.source.nulls,
             lambda name, done: progress(f"numbering {name}", 0.4 + 0.3 * done),
         )
         for position, name in enumerate(counts):
             progress(f"writing {name}", 0.7 + 0.2 * position / len(counts))
-            _write(table, ids, {**ids.columns, **columns}, description, name, folder)
-        write_vocabularies(table, ids, folder / "vocabularies.parquet")
+            write_split(table, description.written, ids, columns, name, folder)
+        write_vocabularies(table, ids, folder / VOCABULARIES_FILE)
+        write_recipe(folder, table, description)
         progress("describing", 0.9)
         complete = describe(folder, _specification(description, ids, counts))
         plain = {feature.name for feature in description.used if not feature.standardise}
@@ -155,30 +171,7 @@ def prepare_table(
             write_spec(folder / DATASET_FILE, complete)
     progress("done", 1.0)
     passed_over = [] if isinstance(split, FileSplit) else found.remarks
-    return [*passed_over, *_skipped(table), *_constant(complete)]
-
-
-def _columns(description: TableDescription) -> list[str]:
-    columns = [feature.source for feature in description.used]
-    for config in description.labels:
-        columns += sorted(config.columns)
-    if isinstance(description.split, (TimeSplit, UserSplit)):
-        columns.append(description.split.column)
-    return columns
-
-
-def _write(
-    table: Table, ids: Ids, columns: dict[str, str], description: TableDescription, split: str, folder: Path
-) -> None:
-    names = [*(feature.name for feature in description.used), *(config.name for config in description.labels)]
-    selected = ", ".join(f"{columns[name]} AS {identifier(name)}" for name in names)
-    joined = " POSITIONAL JOIN ".join(["rows", "splits", *ids.tables])
-    path = folder / split / "part-00000.parquet"
-    path.parent.mkdir()
-    table.connection.execute(
-        f"COPY (SELECT {selected} FROM {joined} WHERE splits.split = {quote(split)}) TO {quote(str(path))} "
-        f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
-    )
+    return [*passed_over, *skipped_lines(table), *_constant(complete)]
 
 
 def _specification(description: TableDescription, ids: Ids, counts: dict[str, int]) -> DatasetSpec:
@@ -205,14 +198,6 @@ def _specification(description: TableDescription, ids: Ids, counts: dict[str, in
         features=features,
         labels=labels,
     )
-
-
-def _skipped(table: Table) -> list[str]:
-    return [
-        f"remark: {path}: {count} malformed {'line was' if count == 1 else 'lines were'} skipped, the first is line {first}"
-        + (f"; {table.behind[path]:,} of them lie behind a quote that is not closed" if table.behind.get(path) else "")
-        for path, (count, first) in table.skipped.items()
-    ]
 
 
 def _constant(spec: DatasetSpec) -> list[str]:

@@ -115,9 +115,10 @@ class FeatureConfig(Strict):
 
     name: str = Field(min_length=1)
     """Name of the feature."""
-    kind: Literal["sparse", "sequence", "dense", "ignore"]
+    kind: Literal["sparse", "sequence", "dense", "keep", "ignore"]
     """`sparse`: a category, or an unordered list of them; `sequence`: a list of categories, oldest first; `dense`: a number;
-    `ignore`: nothing, so that the file can list every column."""
+    `keep`: no feature, but written as it is, so that predictions can be joined to raw rows; `ignore`: nothing, so that the
+    file can list every column."""
     column: str | None = None
     """Name of the table's column; default: the feature's name."""
     description: str | None = None
@@ -154,6 +155,7 @@ class FeatureConfig(Strict):
             "sparse": {"vocabulary", "vocabulary_of", *lists},
             "sequence": {"vocabulary", "vocabulary_of", *lists},
             "dense": {"transform", "clip", "fill", "standardise"},
+            "keep": set[str](),
             "ignore": {"vocabulary", "vocabulary_of", *lists, "transform", "clip", "fill", "standardise"},
         }[self.kind]
         odd = sorted(self.model_fields_set - allowed - {"name", "kind", "column", "description"})
@@ -324,8 +326,18 @@ class TableDescription(Strict):
 
     @property
     def used(self) -> list[FeatureConfig]:
-        """The features that are not ignored."""
-        return [feature for feature in self.features if feature.kind != "ignore"]
+        """What the model sees: the features that are neither kept nor ignored."""
+        return [feature for feature in self.features if feature.kind not in ("keep", "ignore")]
+
+    @property
+    def kept(self) -> list[FeatureConfig]:
+        """Columns that are written as they are."""
+        return [feature for feature in self.features if feature.kind == "keep"]
+
+    @property
+    def written(self) -> list[str]:
+        """The names of the columns on disk, in order."""
+        return [*(one.name for one in (*self.used, *self.kept)), *(label.name for label in self.labels)]
 
     @property
     def split_names(self) -> list[str]:
@@ -341,7 +353,7 @@ class TableDescription(Strict):
     def _names_fit(self) -> TableDescription:
         used = {feature.name: feature for feature in self.used}
         if not used:
-            raise ValueError("all features are ignored; give at least one another kind.")
+            raise ValueError("no feature is sparse, sequence or dense; give at least one such a kind.")
         owners = {name: f for name, f in used.items() if f.kind in ("sparse", "sequence") and f.vocabulary_of is None}
         for feature in self.used:
             if feature.vocabulary_of is not None and feature.vocabulary_of not in owners:
@@ -349,9 +361,8 @@ class TableDescription(Strict):
                     f"feature {feature.name!r} uses the vocabulary of {feature.vocabulary_of!r}, which is no sparse or "
                     f"sequence feature with a vocabulary of its own; {suggest(feature.vocabulary_of, owners)}."
                 )
-        columns = [*(feature.name for feature in self.used), *(label.name for label in self.labels)]
-        lower = [name.lower() for name in columns]  # databases do not tell capitals apart
-        repeated = next((name for name in columns if lower.count(name.lower()) > 1), None)
+        lower = [name.lower() for name in self.written]  # databases do not tell capitals apart
+        repeated = next((name for name in self.written if lower.count(name.lower()) > 1), None)
         if repeated is not None:
             raise ValueError(f"{repeated!r} names two features or labels (capitals do not count); rename one.")
         for label in self.labels:

@@ -55,8 +55,8 @@ class Table:
     """How many of the skipped lines lie behind a quote that another malformed line opens."""
     source: SourceConfig = field(default_factory=SourceConfig)
     """How the files are read; numbers in texts may have a decimal comma, or separators of thousands."""
-    whole: dict[str, bool] = field(default_factory=dict)
-    """For each column of texts that was looked through: whether all of them are whole numbers."""
+    whole: dict[tuple[str, str | None], bool] = field(default_factory=dict)
+    """For columns of texts, each with what separates its entries: whether all texts, or entries, are whole numbers."""
 
     @property
     def rows(self) -> int:
@@ -155,6 +155,15 @@ def read_header(path: Path, source: SourceConfig) -> list[str]:
     if repeated is not None:
         raise UserError(f"{path}: line 1 names column {repeated!r} more than once; rename one.")
     return names
+
+
+def column_names(path: Path, source: SourceConfig, *, parquet: bool) -> list[str]:
+    """The names of the columns of a file; raises :class:`UserError` if it cannot be read."""
+    refuse_other_kinds(path, parquet=parquet)
+    if not parquet:
+        return read_header(path, source)
+    (file,) = open_files(fs.LocalFileSystem(), str(path))
+    return [str(name) for name in file.schema.names]
 
 
 def csv_options(source: SourceConfig, columns: Sequence[str], path: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlrm_mtl.core.sql import quote
-from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_sql
+from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_sql, one_row
 from dlrm_mtl.prepare.table.description import FeatureConfig, FrequencyConfig, HashConfig
 from dlrm_mtl.prepare.table.files import Table
 from dlrm_mtl.prepare.table.values import elements, has_lists, id_text
@@ -31,18 +31,29 @@ class Ids:
 
 
 def number_values(
-    table: Table, features: Sequence[FeatureConfig], nulls: Sequence[str], progress: Callable[[str, float], None]
+    table: Table,
+    features: Sequence[FeatureConfig],
+    nulls: Sequence[str],
+    progress: Callable[[str, float], None],
+    known: Mapping[str, str] | None = None,
 ) -> Ids:
     """Build vocabularies from the rows whose split is ``train`` and number the values of all rows.
 
     One feature at a time: never more than one vocabulary is in memory as a hash table. Needs the table ``splits`` (split).
+
+    Args:
+        table: the rows.
+        features: sparse and sequence features.
+        nulls: texts that stand for null.
+        progress: called with the feature and the share of the features that is done.
+        known: tables (id, value, count) of features whose vocabularies are there already.
     """
-    ids = Ids()
+    ids = Ids(vocabularies=dict(known or {}))
     for position, feature in enumerate(features):
         progress(feature.name, position / max(len(features), 1))
         listed = has_lists(table, feature)
         values = elements(table, feature, nulls) if listed else id_text(table, feature.source)
-        owner = next(f for f in features if f.name == (feature.vocabulary_of or feature.name))
+        owner = _owner(feature, features)
         vocabulary = owner.vocabulary or FrequencyConfig()
         if isinstance(vocabulary, HashConfig):
             ids.sizes[owner.name] = vocabulary.size
@@ -62,6 +73,28 @@ def number_values(
             ids.tables.append(target)
             ids.columns[feature.name] = f"{target}.ids"
     return ids
+
+
+def count_unknown(table: Table, features: Sequence[FeatureConfig], ids: Ids) -> dict[str, tuple[int, int]]:
+    """For each feature with a vocabulary by frequency: how many of its values are not in it, and how many values there are."""
+    counts = {}
+    for feature in features:
+        if _owner(feature, features).name not in ids.vocabularies:
+            continue
+        column = ids.columns[feature.name]
+        if has_lists(table, feature):
+            counted = f"sum(len(list_filter({column}, lambda x: x = 0))), sum(len({column}))"
+        else:
+            value = id_text(table, feature.source)
+            counted = f"count({value}) FILTER ({column} = 0), count({value})"
+        found = one_row(table.connection, f"SELECT {counted} FROM rows POSITIONAL JOIN {column.removesuffix('.ids')}")
+        counts[feature.name] = (int(found[0] or 0), int(found[1] or 0))
+    return counts
+
+
+def _owner(feature: FeatureConfig, features: Sequence[FeatureConfig]) -> FeatureConfig:
+    """The feature whose vocabulary ``feature`` uses."""
+    return next(f for f in features if f.name == (feature.vocabulary_of or feature.name))
 
 
 def write_vocabularies(table: Table, ids: Ids, path: Path) -> None:

@@ -24,6 +24,9 @@ from dlrm_mtl.prepare.table.likely import find_labels, is_time
 from dlrm_mtl.prepare.table.values import is_list, label, number
 
 SAMPLE_ROWS = 100_000
+NO_FEATURES = ("keep", "ignore")
+"""Kinds of columns that the model does not see."""
+
 FEW = 50
 """A column of integers with no more distinct values is taken for a category."""
 
@@ -108,7 +111,7 @@ def draft_table(path: Path, columns: Sequence[str] | None = None) -> Draft:
         with table.connection:
             text = _compose(path, dialect, table, found.files)
     content = mapping_of(text, f"draft of {path}")
-    if "labels" in content and any(feature["kind"] != "ignore" for feature in content["features"]):
+    if "labels" in content and any(feature["kind"] not in NO_FEATURES for feature in content["features"]):
         validate(TableDescription, content, f"draft of {path}")
     return Draft(text, dialect.remarks)
 
@@ -131,7 +134,7 @@ def _compose(path: Path, dialect: Dialect, table: Table, files: Sequence[Path]) 
     for column in columns:
         entry, why = _feature(column, rows, column.name in labels, headless)
         told = [leak for leak in leaks if leak.column == column.name]
-        if told and entry["kind"] != "ignore":
+        if told and entry["kind"] not in NO_FEATURES:
             said = "; ".join(leak.text for leak in told)
             dialect.remarks.append(f"column {column.name!r} may tell the answer: {said}")
             if any(leak.exact for leak in told):
@@ -140,7 +143,7 @@ def _compose(path: Path, dialect: Dialect, table: Table, files: Sequence[Path]) 
             else:
                 why = f"LEAKS THE ANSWER? {said}. ignore if it is known only afterwards; {why}"
         lines.append(f"- {to_yaml({'name': column.name, **entry})}  # {why}")
-    if not any("kind: ignore" not in line for line in lines):
+    if not any(f"kind: {kind}" in line for line in lines for kind in ("sparse", "sequence", "dense")):
         dialect.remarks.append("no column looks like a feature; give at least one the kind sparse or dense")
     head = [
         f"# Drafted from the first {rows:,} rows of {' '.join(path.name.split())}. Look it over: kinds are guesses.",
@@ -151,7 +154,8 @@ def _compose(path: Path, dialect: Dialect, table: Table, files: Sequence[Path]) 
     if dialect.source:
         head += ["source:", *(f"  {key}: {to_yaml(value)}" for key, value in dialect.source.items())]
     head += [
-        "# sparse: a category or a list of them; sequence: a list, oldest first; dense: a number; ignore: left out.",
+        "# sparse: a category or a list of them; sequence: a list, oldest first; dense: a number;",
+        "# keep: no feature, but written, so that predictions find their rows; ignore: left out.",
         "features:",
     ]
     lines = [*head, *lines]
@@ -233,7 +237,7 @@ def _feature(column: Column, rows: int, is_label: bool, headless: bool) -> tuple
             extra: dict[str, object] = {"transform": "signed_log"} if max(column.high, -column.low) > 1000 else {}
             return {"kind": "dense", **extra}, f"{span}, {seen}"
         if unique:
-            return {"kind": "ignore"}, f"{seen}: another in nearly every row"
+            return {"kind": "keep"}, f"{seen}: another in nearly every row, by which predictions find their rows"
         if headless and not known and (quantity := _quantity(column, rows)):
             extra = {"transform": "log1p"} if column.high > 1000 else {}
             return {"kind": "dense", **extra}, f"{span}, {seen}, {quantity}; sparse if it is an identifier"
@@ -241,6 +245,8 @@ def _feature(column: Column, rows: int, is_label: bool, headless: bool) -> tuple
             return {"kind": "sparse"}, f"{span}, {seen}; dense if its size means something"
         extra = {"transform": "log1p"} if column.high > 1000 else {}
         return {"kind": "dense", **extra}, f"{span}, {seen}; sparse if it is an identifier"
+    if unique and known:
+        return {"kind": "keep"}, f"{seen}: another in nearly every row, by which predictions find their rows"
     if unique:
         return {"kind": "ignore"}, f"{seen}: another in nearly every row"
     return {"kind": "sparse"}, f"{seen}, such as {column.common[0][:30]!r}"

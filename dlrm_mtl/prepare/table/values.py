@@ -21,6 +21,7 @@ LARGEST = 3.4e38
 """The reader works in float32."""
 
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
+_UNSIGNED = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
 _NOTHING = "('none', 'nan', 'null', '<na>')"
 _TIMES = ("DATE", "TIMESTAMP")
 _TEXTS = ("VARCHAR", "BLOB", "UUID", "ENUM")
@@ -54,12 +55,38 @@ def id_text(table: Table, name: str) -> str:
     Texts of whole numbers count as numbers only where all of the column's are: pandas writes integers so beside missing values.
     """
     column, type_ = table.column(name), table.types[name]
-    if type_ == "VARCHAR":
-        if name not in table.whole:
-            numbers = rf"bool_and(regexp_full_match({column}, '-?\d+(\.0)?'))"
-            (table.whole[name],) = one_row(table.connection, f"SELECT coalesce({numbers}, false) FROM rows")
-        return f"regexp_replace({column}, '[.]0$', '')" if table.whole[name] else column
-    return _by_value(column, type_)
+    if type_ != "VARCHAR":
+        return _by_value(column, type_)
+    return _without_fraction(column) if _all_whole(table, (name, None), f"SELECT {column} FROM rows") else column
+
+
+def _all_whole(table: Table, key: tuple[str, str | None], query: str) -> bool:
+    """Whether all texts that ``query`` gives are whole numbers; looked through once for each ``key``."""
+    if key not in table.whole:
+        other = rf"FROM ({query}) AS t(value) WHERE NOT regexp_full_match(value, '-?\d+(\.0)?')"
+        (found,) = one_row(table.connection, f"SELECT count(*) FROM (SELECT value {other} LIMIT 1)")
+        table.whole[key] = found == 0
+    return table.whole[key]
+
+
+def _without_fraction(text: str) -> str:
+    return rf"regexp_replace({text}, '^(-?\d+)\.0$', '\1')"
+
+
+def whole_numbers(table: Table, features: Sequence[FeatureConfig]) -> list[str]:
+    """The names of the sparse or sequence ``features`` whose values are numbers, so that a text 17.0 is the id 17."""
+    return [
+        feature.name
+        for feature in features
+        if table.whole.get(
+            (feature.source, feature.separator), table.types[feature.source].startswith((*_NUMBERS, *_UNSIGNED))
+        )
+    ]
+
+
+def know_whole_numbers(table: Table, features: Sequence[FeatureConfig], names: Sequence[str]) -> None:
+    """Let the values of ``features`` be numbers if and only if ``names`` has them: what :func:`whole_numbers` gave before."""
+    table.whole.update({(feature.source, feature.separator): feature.name in names for feature in features})
 
 
 def _by_value(value: str, type_: str) -> str:
@@ -112,8 +139,8 @@ def _plain_number(column: str, source: SourceConfig) -> str:
 def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
     """A column as a list of texts, cut to its greatest length; null stays null."""
     column = table.column(feature.source)
+    type_ = table.types[feature.source].split("[")[0]
     if is_list(table.types[feature.source]):
-        type_ = table.types[feature.source].split("[")[0]
         column = f"list_transform({column}, lambda x: {_by_value('x', type_)})"
     elif feature.brackets:
         column = bracketed(text(table, feature.source), str(feature.separator))
@@ -121,6 +148,9 @@ def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
         column = f"string_split({text(table, feature.source)}, {quote(str(feature.separator))})"
     absent = ", ".join(quote(null) for null in {"", *nulls})
     listed = f"list_filter({column}, lambda x: x IS NOT NULL AND x NOT IN ({absent}))"
+    key = feature.source, feature.separator
+    if type_ == "VARCHAR" and _all_whole(table, key, f"SELECT unnest({listed}) FROM rows"):
+        listed = f"list_transform({listed}, lambda x: {_without_fraction('x')})"
     if feature.max_length is None:
         return listed
     return f"({listed})[{f'-{feature.max_length}:' if feature.kind == 'sequence' else f':{feature.max_length}'}]"

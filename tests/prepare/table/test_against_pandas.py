@@ -147,10 +147,12 @@ def missing(value: Any) -> bool:
 
 def ids_of(values: pd.Series) -> pd.Series:
     """The texts by which the values of a column are compared; missing ones are None."""
-    texts = [value for value in values if isinstance(value, str) and not missing(value)]
-    whole = bool(texts) and all(re.fullmatch(r"-?\d+(\.0)?", value) for value in texts)
+    texts = [value for value in values.explode() if isinstance(value, str) and not missing(value)]
+    whole = all(re.fullmatch(r"-?\d+(\.0)?", value) for value in texts)
 
-    def one(value: Any) -> str | None:
+    def one(value: Any) -> Any:
+        if isinstance(value, list):
+            return [one(entry) for entry in value if not missing(entry)]
         if missing(value):
             return None
         if isinstance(value, bool):
@@ -207,9 +209,7 @@ def compare(frame: pd.DataFrame, content: dict[str, Any], folder: Path) -> None:
     training = splits == "train"
     lists = {
         "item": ids_of(frame["item"]).map(lambda text: [] if text is None else [text]),
-        "seen": frame["seen"].map(
-            lambda found: None if found is None else list(ids_of(pd.Series(found, dtype=object)).dropna())
-        ),
+        "seen": ids_of(frame["seen"]),
         "tags": frame["tags"].map(
             lambda text: [part for part in text.split("|") if part] if not missing(text) else None
         ),

@@ -93,7 +93,7 @@ def test_a_header_one_short_of_the_rows_names_all_but_the_first(tmp_path: Path) 
         tmp_path / "x.csv", lines('"user","price","click"', lambda i: f'"{i}","u{i % 9}",{i % 17},{i % 2}')
     )
     assert content["source"] == {"header": False, "skip": 1, "columns": ["row_name", "user", "price", "click"]}
-    assert features(content)["row_name"]["kind"] == "ignore"
+    assert features(content)["row_name"]["kind"] == "keep"
     assert sorted(set(prepared(tmp_path / "x.csv", content)["click"])) == [0, 1]
 
 

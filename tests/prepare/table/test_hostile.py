@@ -125,6 +125,7 @@ FORMS = {
     "text": pa.array([None if v is None else str(v) for v in WHOLE]),
     "pandas text": pa.array([None if v is None else f"{v}.0" for v in WHOLE]),
     "category": pa.array([None if v is None else str(v) for v in WHOLE]).dictionary_encode(),
+    "list of texts": pa.array([[] if v is None else [f"{v}.0"] for v in WHOLE]),
     "list": pa.array([[] if v is None else [v] for v in WHOLE]),
     "list of doubles": pa.array([[float("nan")] if v is None else [float(v)] for v in WHOLE]),
 }

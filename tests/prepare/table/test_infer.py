@@ -55,7 +55,7 @@ def log(count: int = 500) -> list[dict[str, Any]]:
 def test_columns_of_a_csv_file(tmp_path: Path) -> None:
     content = drafted(write_csv(tmp_path / "log.csv", log()))
     assert kinds(content) == {
-        "row_id": "ignore",
+        "row_id": "keep",
         "user_id": "sparse",
         "city": "sparse",
         "device": "sparse",
