@@ -1,6 +1,6 @@
-"""Gradient balancing: the tasks' gradients of shared parameters are combined by what their inner products say.
+"""Gradient balancing: the tasks' gradients of shared parameters are combined according to their inner products.
 
-A new method is one new file here, or in a plugin: a :class:`BalancerConfig`, and a :class:`Balancer` that is made from it, the
+A new method is one new file here, or in a plugin: a :class:`BalancerConfig`, and a :class:`Balancer` built from it, the
 tasks' names and the number of groups of parameters, registered as ``balancer``.
 """
 

@@ -21,7 +21,7 @@ class SmallAdam(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def update(self, values: Tensor, gradient: Tensor) -> Tensor:
-        """``values`` after one step against ``gradient``; both float64 and of the shape given at the start."""
+        """Return ``values`` after one step against ``gradient``; both float64 and of the shape given at construction."""
         self.count += 1
         self.first.lerp_(gradient, 0.1)
         self.second.lerp_(gradient**2, 0.001)

@@ -1,4 +1,4 @@
-"""Aligned-MTL: the gradients made orthogonal to each other and equally long, with as little change as possible."""
+"""Aligned-MTL: gradients made orthogonal and equally long, with the smallest change."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dlrm_mtl.balancing.base import Balancer, BalancerConfig
 from dlrm_mtl.core.registry import register
 
 _RANK = 1e-12
-"""Eigenvalues below this share of the largest are 0: gradients known to 1e-6 of their length, as float32 sums are, make
-such."""
+"""Fraction of the largest eigenvalue below which an eigenvalue counts as 0. Float32 sums, known to 1e-6 of their length,
+produce such eigenvalues."""
 
 
 class AlignedMTLConfig(BalancerConfig):
@@ -20,8 +20,8 @@ class AlignedMTLConfig(BalancerConfig):
 
     name: Literal["aligned_mtl"] = "aligned_mtl"
     scale: Literal["min", "median", "mean"] = "min"
-    """How long: the smallest singular value of the matrix of gradients (the paper), or the root of the median or the mean of
-    the eigenvalues of its Gram matrix (options of the authors' code)."""
+    """Common length: the smallest singular value of the matrix of gradients (the paper), or the root of the median or the
+    mean of the eigenvalues of its Gram matrix (options of the authors' code)."""
 
 
 @register("balancer", "aligned_mtl", config=AlignedMTLConfig, order=90)
@@ -30,8 +30,8 @@ class AlignedMTL(Balancer):
 
     Senushkin, Patakin, Kuznetsov and Konushin, "Independent component alignment for multi-task learning", CVPR 2023. All
     singular values of the new matrix of gradients are sqrt(s): its condition number is 1. Eigenvalues up to 1e-12 of the
-    largest count as 0. LibMTL drops those below float32's epsilon times T, on inner products in float32, so that what is
-    rounding there may set the scale.
+    largest count as 0. LibMTL drops those below float32's epsilon times T, on inner products in float32, so that rounding
+    may set the scale there.
     """
 
     def __init__(self, config: AlignedMTLConfig, tasks: list[str], groups: int) -> None:
@@ -39,7 +39,7 @@ class AlignedMTL(Balancer):
         self.config = config
 
     def transform(self, gram: Tensor, losses: Tensor) -> Tensor:
-        """Symmetric matrices [G, T, T], see :class:`Balancer`; 0 where no task has a gradient."""
+        """Symmetric matrices [G, T, T], see :class:`Balancer`; 0 for a group without gradients."""
         values, vectors = torch.linalg.eigh(gram)
         kept = (values > _RANK * values[:, -1:]) & (values > torch.finfo(gram.dtype).tiny)
         known = torch.where(kept, values, torch.nan)

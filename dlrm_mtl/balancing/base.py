@@ -1,7 +1,7 @@
-"""What a gradient balancer is: a function of the inner products of the tasks' gradients.
+"""Base of the gradient balancers: functions of the inner products of the tasks' gradients.
 
-Shapes: T tasks, G groups of parameters. K is the Gram matrix of one group: K[i, j] is the inner product of the gradients g_i
-and g_j.
+Shapes: T tasks, G groups of parameters. K is the Gram matrix of one group: K[i, j] is the inner product of the gradients
+g_i and g_j.
 """
 
 from __future__ import annotations
@@ -25,69 +25,69 @@ class AnyBalancingConfig(PartConfig):
     """A value of ``balancing``: no method, one, or several in a row."""
 
     def methods(self) -> list[tuple[str, BalancerConfig]]:
-        """The methods in the order in which they are applied, each with the path of its keys below ``balancing``."""
+        """Methods in the order of their application, each with the path of its keys below ``balancing``."""
         raise NotImplementedError
 
 
 class BalancerConfig(AnyBalancingConfig):
-    """What all methods have in common."""
+    """Base of the configurations of all methods."""
 
     granularity: Granularity = "global"
-    """Which gradients are compared as one vector: each shared `tensor` for itself (a table is one tensor), the tables together
-    and the dense tensors together (`group`), or all of them (`global`)."""
+    """Gradients that are compared as one vector: each shared `tensor` separately (a table is one tensor), the tables
+    together and the dense tensors together (`group`), or all of them (`global`)."""
     level: Level = "parameters"
-    """Where the tables' gradients are compared: `parameters` takes the rows' gradients, one backward pass through the tables
-    per task; `representation` takes the gradients of the pooled features and sends one combined gradient into the tables,
-    which is cheaper and an approximation. Dense tensors are compared by their own gradients under both."""
+    """Level at which the tables' gradients are compared. `parameters` uses the rows' gradients, with one backward pass
+    through the tables per task. `representation` uses the gradients of the pooled features and sends one combined gradient
+    into the tables, which is cheaper and an approximation. Dense tensors are compared by their own gradients under both."""
     seed: int = 0
-    """Together with the step, determines the order of tasks in the methods that draw one."""
+    """Seed that, together with the step, determines the random order of tasks in some methods."""
 
     def methods(self) -> list[tuple[str, BalancerConfig]]:
         """This method alone."""
         return [("", self)]
 
     def check(self, run: Run) -> None:
-        """Refuse what does not fit the tasks of a run."""
+        """Refuse a method that does not fit the tasks of a run."""
         self.check_tasks([task.name for task in run.tasks])
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Refuse what does not fit tasks of these names; raises :class:`Misfit`."""
+        """Refuse a method that does not fit tasks of these names; raises :class:`Misfit`."""
 
 
 class TargetConfig(BalancerConfig):
-    """Methods that help one task by means of the others."""
+    """Base of methods that help one task by means of the others."""
 
     target: str
-    """The task that counts; the others are its auxiliaries."""
+    """Task that counts; the others are its auxiliaries."""
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Refuse a target that is no task."""
+        """Refuse a target that is not a task."""
         if self.target not in tasks:
             raise Misfit(f"there is no task {self.target!r}; {suggest(self.target, tasks)}.", "target")
 
 
 class ReductionConfig(BalancerConfig):
-    """Methods that are stated for the mean over tasks."""
+    """Base of methods that are defined for the mean over tasks."""
 
     reduction: Literal["sum", "mean"] = "sum"
-    """`sum` multiplies what `mean` gives by the number of tasks, so that the update is of the size of the plain sum's."""
+    """`mean` follows the definition; `sum` multiplies it by the number of tasks, so that the update has the size of the
+    plain sum's."""
 
     def factor(self, tasks: int) -> float:
-        """What a mean over ``tasks`` tasks is multiplied by."""
+        """Factor of a mean over ``tasks`` tasks."""
         return float(tasks) if self.reduction == "sum" else 1.0
 
 
 class Balancer(nn.Module):
-    """Maps the T tasks' gradients of shared parameters to T adjusted gradients, knowing only their inner products.
+    """A map from T tasks' gradients of shared parameters to T adjusted gradients, given only their inner products.
 
-    Everything that is kept from step to step is a buffer. All processes that call a balancer with the same numbers hold the
-    same state.
+    All state between steps is in buffers. All processes that call a balancer with the same numbers hold the same state.
     """
 
     step: int
-    """The number of the step, set before every call; random choices are a pure function of the seed and this."""
+    """Number of the step, set before every call; random choices are a pure function of the seed and this."""
     needs_losses_after: bool = False
-    """Whether :meth:`after` is to be called after every update that was applied."""
+    """True if :meth:`after` must be called after every applied update."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Balancer(nn.Module):
         raise NotImplementedError
 
     def after(self, losses: Tensor) -> None:
-        """Take note of the tasks' losses on the same batch after the update.
+        """Update the state by the tasks' losses on the same batch after the update.
 
         Args:
             losses: [T] float64, as in :meth:`transform`.
@@ -113,22 +113,22 @@ class Balancer(nn.Module):
 
 
 def coefficients(matrices: Tensor) -> Tensor:
-    """What each task's gradient is multiplied by in the combined gradient: [G, T, T] -> [G, T]."""
+    """Coefficients of each task's gradient in the combined gradient: [G, T, T] -> [G, T]."""
     return matrices.sum(dim=-2)
 
 
 def norms(gram: Tensor) -> Tensor:
-    """The norms of the tasks' gradients: [G, T, T] -> [G, T]."""
+    """Norms of the tasks' gradients: [G, T, T] -> [G, T]."""
     return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
 
 
 def has_gradient(gram: Tensor) -> Tensor:
-    """Whether each task has a gradient in each group: [G, T, T] -> [G, T] bool."""
+    """Mask of the tasks with a gradient in each group: [G, T, T] -> [G, T] bool."""
     return gram.diagonal(dim1=-2, dim2=-1) > torch.finfo(torch.float64).tiny
 
 
 def cosines(gram: Tensor) -> Tensor:
-    """Cosines between the tasks' gradients [G, T, T]; 0 beside a task without a gradient, whose own is 1."""
+    """Cosines between the tasks' gradients [G, T, T]; for a task without a gradient 0 with others and 1 with itself."""
     present = has_gradient(gram)
     inverse = torch.where(present, norms(gram).reciprocal(), 0.0)
     result = (inverse.unsqueeze(-1) * gram * inverse.unsqueeze(-2)).clamp(-1.0, 1.0)
@@ -137,7 +137,7 @@ def cosines(gram: Tensor) -> Tensor:
 
 
 def orders(seed: int, step: int, tasks: int) -> Tensor:
-    """For each task the others in random order, [T, T - 1] int64; a pure function of its arguments."""
+    """Other tasks of each task in random order, [T, T - 1] int64; a pure function of its arguments."""
     words = np.random.SeedSequence(seed, spawn_key=(step,)).generate_state(tasks * tasks, np.uint64)
     drawn = torch.from_numpy(np.argsort(words.reshape(tasks, tasks), axis=1, kind="stable"))
     others = drawn != torch.arange(tasks).unsqueeze(1)

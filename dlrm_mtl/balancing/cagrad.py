@@ -1,4 +1,4 @@
-"""CAGrad: near the mean gradient, the direction that serves the worst-served task best."""
+"""CAGrad: the direction near the mean gradient that is best for the worst-served task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlrm_mtl.balancing.simplex import Array, min_norm_weights
 from dlrm_mtl.core.registry import register
 
 _SHORTEST = 1e-4
-"""Where g_w is shorter than this share of the shortest gradient it is taken for 0: the tasks oppose each other entirely."""
+"""Fraction of the shortest gradient below which g_w counts as 0: the tasks oppose each other entirely."""
 
 
 class CAGradConfig(ReductionConfig):
@@ -23,9 +23,9 @@ class CAGradConfig(ReductionConfig):
 
     name: Literal["cagrad"] = "cagrad"
     c: float = Field(default=0.5, ge=0, lt=1)
-    """How far from the mean gradient g_0 the direction may be, as a share of |g_0|; 0 is the mean itself."""
+    """Largest distance of the direction from the mean gradient g_0, as a fraction of |g_0|; 0 is the mean itself."""
     rescale: Literal["none", "square", "linear"] = "square"
-    """The direction is divided by 1, 1 + c^2 or 1 + c (0, 1 and 2 in the authors' code, whose default is 1 + c^2)."""
+    """Divisor of the direction: 1, 1 + c^2 or 1 + c (0, 1 and 2 in the authors' code, whose default is 1 + c^2)."""
 
 
 @register("balancer", "cagrad", config=CAGradConfig, order=60)
@@ -38,7 +38,7 @@ class CAGrad(Balancer):
     products with 1e-8 under roots, to its default tolerance of 1e-6. ``reduction: sum`` multiplies d by the number of tasks,
     as the authors' training code does.
 
-    Tasks without a gradient are left out of the mean and of the weights. One task alone keeps its gradient.
+    Tasks without a gradient are excluded from the mean and the weights. A single task keeps its gradient.
     """
 
     def __init__(self, config: CAGradConfig, tasks: list[str], groups: int) -> None:
@@ -54,7 +54,7 @@ class CAGrad(Balancer):
         for group, some in enumerate(present):
             index = some.nonzero().squeeze(1)
             if len(index) == 1:
-                # Alone among tasks without a gradient, it counts as it does in the sum, or in the mean of what there is.
+                # A single task with a gradient counts as in the sum, or in the mean over tasks with a gradient.
                 result[group, index] = self.config.factor(1)
             elif len(index):
                 found = conflict_averse(gram[group][index.unsqueeze(1), index].numpy(), self.config.c) / self.divisor
@@ -63,12 +63,12 @@ class CAGrad(Balancer):
 
 
 def conflict_averse(gram: Array, c: float) -> Array:
-    """The coefficients [T] of CAGrad's direction d, before it is rescaled.
+    """Coefficients [T] of CAGrad's direction d, before rescaling.
 
     With t = |g_w| / (c |g_0|) the optimal g_w + t g_0 is the vector of least norm among the weighted means of g_i + t g_0,
     and d = (g_w + t g_0) / t. For a given t that is solved exactly, and t - |g_w(t)| / (c |g_0|) goes from negative to
-    positive once. Where g_w = 0 is optimal, d is not unique. Then this is (to 1e-4) g_0 projected onto the directions that
-    harm no task, which is the limit for t -> 0.
+    positive once. If g_w = 0 is optimal, d is not unique. The result is then (to 1e-4) g_0 projected onto the directions
+    that harm no task, the limit for t -> 0.
 
     Args:
         gram: [T, T], inner products of the gradients, none of which is 0.

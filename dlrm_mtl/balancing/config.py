@@ -1,4 +1,4 @@
-"""The ``balancing`` part of a run's configuration, and what it makes."""
+"""The ``balancing`` part of a run's configuration, and the stages built from it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class NoBalancingConfig(AnyBalancingConfig):
 
 
 class SequenceConfig(AnyBalancingConfig):
-    """Several methods in the stated order, each working on what the one before makes of the gradients."""
+    """Several methods in the given order, each applied to the gradients adjusted by the one before."""
 
     name: Literal["sequence"] = "sequence"
     stages: list[Annotated[BalancerConfig, Part("balancer")]] = Field(min_length=1)
-    """The methods, each by name or with options."""
+    """Methods, each by name or with options."""
     level: Level = "parameters"
-    """Where the tables' gradients are compared, for all stages; see there."""
+    """Level at which the tables' gradients are compared, for all stages; see the `level` of a method."""
 
     @model_validator(mode="after")
     def _one_level(self) -> Self:
@@ -59,7 +59,7 @@ BalancingConfig = Annotated[AnyBalancingConfig, Part("balancer", also=(NoBalanci
 def build_balancing(
     config: AnyBalancingConfig, tasks: Sequence[str], tensors: Sequence[TensorInfo], place: str = "balancing"
 ) -> Balancing:
-    """The stages that ``config`` names, for these tasks and these shared tensors; none for `none`.
+    """Build the stages of ``config`` for these tasks and these shared tensors; no stages for `none`.
 
     Raises:
         UserError: a target is not one of the tasks; ``place`` is the configuration's key path.

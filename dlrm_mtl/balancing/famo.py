@@ -1,4 +1,4 @@
-"""FAMO: all losses are to fall at the same rate, judged by the losses alone."""
+"""FAMO: weights that let all losses fall at the same rate, from the losses alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class FAMOConfig(ReductionConfig):
 
     name: Literal["famo"] = "famo"
     learning_rate: float = Field(default=0.025, gt=0)
-    """Of the logits."""
+    """Learning rate of the logits."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Pulls the logits to 0, that is, to equal weights."""
+    """Weight decay that pulls the logits to 0, that is, to equal weights."""
 
 
 @register("balancer", "famo", config=FAMOConfig, order=120)
@@ -30,10 +30,10 @@ class FAMO(Balancer):
     Liu, Feng, Stone and Liu, "FAMO: Fast adaptive multitask optimization", NeurIPS 2023. After the update the logits follow
     J . (log L_before - log L_after) for the same batch, J the derivative of the softmax: a task whose loss fell less than
     others' gains weight. They move by Adam with the decay added to the gradient, as in the authors' code; the paper's
-    algorithm has plain steps. No inner product is needed, but one more forward pass. Losses are taken to be bounded by 0 from
-    below (the code's ``min_losses``, always 0 in its experiments).
+    algorithm has plain steps. It needs no inner product, but one more forward pass. Losses are assumed to be at least 0
+    (the code's ``min_losses``, always 0 in its experiments).
 
-    A task whose loss is not positive, as one without a row in the batch, gets weight 0 and leaves the logits alone.
+    A task whose loss is not positive, such as one without a row in the batch, gets weight 0 and does not move the logits.
     """
 
     needs_losses_after = True

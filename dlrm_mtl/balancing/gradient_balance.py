@@ -22,21 +22,21 @@ Named = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
 class GradientBalance(nn.Module):
-    """Takes the place of ``sum(losses).backward()``: shared parameters get the balanced gradient, all others the plain sum.
+    """Replacement of ``sum(losses).backward()``: shared parameters get the balanced gradient, all others the plain sum.
 
     Each task costs one backward pass over the graph that all losses share, and memory for one more gradient of the shared
-    parameters. Its buffers are the methods' state: save ``state_dict()`` with the model's. Losses are those to be minimised:
-    apply a gradient scaler's factor afterwards, or averages kept from step to step follow the scaler.
+    parameters. The buffers hold the methods' state: save ``state_dict()`` with the model's. Losses must be unscaled: apply
+    a gradient scaler's factor afterwards, or averages between steps follow the scaler.
 
     Args:
-        config: a method's configuration.
-        shared: the parameters whose gradients are balanced, or pairs of name and parameter.
-        tasks: the names of the tasks, in the order in which their losses will come.
-        tables: those of ``shared`` that are embedding tables, for methods with granularity ``group``.
-        process_group: average losses and every task's gradients over these processes, before they are compared. The model is
-            not wrapped in DistributedDataParallel then, which reduces gradients only after they are summed over tasks.
-        own: all other parameters. Without, they are found in the graph of the losses; with more than one process they are to
-            be named, because processes could find different ones.
+        config: configuration of a method.
+        shared: parameters whose gradients are balanced, or pairs of name and parameter.
+        tasks: names of the tasks, in the order of their losses.
+        tables: embedding tables among ``shared``, for methods with granularity ``group``.
+        process_group: processes over which losses and every task's gradients are averaged before comparison. The model must
+            not be wrapped in DistributedDataParallel, which reduces gradients only after they are summed over tasks.
+        own: all other parameters. By default they are found in the graph of the losses. Required with more than one
+            process, because processes could find different ones.
 
     Raises:
         ValueError: an argument does not fit.
@@ -79,8 +79,8 @@ class GradientBalance(nn.Module):
     def backward(self, losses: Sequence[Tensor] | Tensor) -> BalanceReport | None:
         """Add gradients to ``.grad`` of all parameters, as ``sum(losses).backward()`` does, balanced for the shared ones.
 
-        Returns None if some task's gradient of the shared parameters is not finite. What is added is then the plain sum, which
-        is not finite either and is found by whatever looks for that; the methods' state is as before.
+        Returns None if any task's gradient of the shared parameters is not finite. Then the plain sum is added, which is
+        not finite either, so that later checks detect it. The methods' state does not change.
 
         Args:
             losses: [T] scalars, one for each task.
@@ -106,7 +106,7 @@ class GradientBalance(nn.Module):
         values = torch.stack([loss.detach() for loss in losses]).double()
         if self._world > 1:
             values = self._average(values, per_task, own, sums)
-        columns = [list(column) for column in zip(*per_task, strict=True)]  # for each shared parameter the T gradients
+        columns = [list(column) for column in zip(*per_task, strict=True)]  # T gradients of each shared parameter
         gram = (
             torch.stack([gram_of(column).cpu() for column in columns]) if columns else torch.zeros(0, *2 * [len(tasks)])
         )
@@ -124,7 +124,7 @@ class GradientBalance(nn.Module):
         return report
 
     def after(self, losses: Sequence[Tensor] | Tensor) -> None:
-        """Tell the methods the tasks' losses on the same batch after the update; FAMO needs it, others ignore it."""
+        """Pass the tasks' losses on the same batch after the update to the methods; FAMO needs it, others ignore it."""
         values = torch.stack([loss.detach() for loss in losses]).double()
         if self._world > 1:
             dist.all_reduce(values, group=self._group)
@@ -132,8 +132,8 @@ class GradientBalance(nn.Module):
         self.balancing.after(values)
 
     def _gradients(self, loss: Tensor, own: list[Tensor], keep: bool) -> list[Tensor | None]:
-        """One task's gradients of the shared and then of the other parameters."""
-        if not loss.requires_grad:  # a task that had nothing to learn from
+        """Gradients of one task with respect to the shared and then the other parameters."""
+        if not loss.requires_grad:  # a task with nothing to learn from
             return [None] * (len(self._shared) + len(own))
         found: list[Tensor | None] = list(
             torch.autograd.grad(loss, [*self._shared, *own], retain_graph=keep, allow_unused=True)
@@ -176,7 +176,7 @@ class GradientBalance(nn.Module):
 
 
 def _other_leaves(losses: Sequence[Tensor] | Tensor, shared: list[Tensor]) -> list[Tensor]:
-    """The parameters that the losses depend on and that are not among ``shared``, as the graph holds them."""
+    """Parameters in the losses' graph that are not among ``shared``."""
     known = {id(parameter) for parameter in shared}
     waiting = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
     seen = set(waiting)
@@ -212,7 +212,7 @@ def _or_zeros(gradient: Tensor | None, parameter: Tensor) -> Tensor:
 
 
 def _flattened(gradients: list[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
-    """The gradients of each type and device as one vector."""
+    """Concatenated gradients of each dtype and device."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for gradient in gradients:
         kinds.setdefault((gradient.dtype, gradient.device), []).append(gradient)

@@ -1,4 +1,4 @@
-"""GradNorm: gradients of a size that lets all tasks learn at the same rate."""
+"""GradNorm: gradient sizes that let all tasks learn at the same rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlrm_mtl.balancing.base import Balancer, BalancerConfig, norms
 from dlrm_mtl.core.registry import register
 
 _SMALLEST = 1e-3
-"""Weights stay above this; the paper has no bound, and Adam's steps would take a small weight below 0."""
+"""Smallest weight. The paper has no bound, and Adam's steps would make a small weight negative."""
 
 
 class GradNormConfig(BalancerConfig):
@@ -21,9 +21,9 @@ class GradNormConfig(BalancerConfig):
 
     name: Literal["gradnorm"] = "gradnorm"
     alpha: float = Field(default=1.5, ge=0)
-    """How strongly tasks that learn slowly are helped; 0 makes all norms equal."""
+    """Strength of the help for slow tasks; 0 makes all norms equal."""
     learning_rate: float = Field(default=0.025, gt=0)
-    """Of the weights, under Adam."""
+    """Learning rate of the weights, under Adam."""
 
 
 @register("balancer", "gradnorm", config=GradNormConfig, order=110)
@@ -31,12 +31,12 @@ class GradNorm(Balancer):
     """g_i <- w_i g_i; then w descends sum_i | w_i |g_i| - mean_j(w_j |g_j|) r_i^alpha |, and is scaled to have sum T.
 
     Chen, Badrinarayanan, Lee and Rabinovich, ICML 2018. r_i = l_i / mean_j l_j with l_i = L_i / L_i(first step) is task i's
-    inverse rate of training. What is in the mean and r is a constant for the descent, so the derivative by w_i is |g_i|
-    times the sign of the i-th difference, in closed form. The paper takes the gradients at the last shared layer and keeps w
-    in the trainer's optimizer; here they are those of the shared parameters, and w moves by Adam. torch-rechub leaves
-    r_i^alpha out, so that all tasks chase the same norm; LibMTL learns a softmax's logits.
+    inverse rate of training. The mean and r are constants for the descent, so the derivative by w_i is |g_i| times the sign
+    of the i-th difference, in closed form. The paper uses the gradients of the last shared layer and keeps w in the
+    trainer's optimizer; here all shared parameters count, and w moves by Adam. torch-rechub leaves r_i^alpha out, so that
+    all tasks chase the same norm; LibMTL learns a softmax's logits.
 
-    Tasks without a gradient or a positive loss at a step take no part in it.
+    Tasks without a gradient or a positive loss are ignored in that step.
     """
 
     weights: Tensor

@@ -1,4 +1,4 @@
-"""GradVac: pairs of gradients brought to the cosine that they usually have."""
+"""GradVac: pairs of gradients adjusted to their usual cosine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlrm_mtl.balancing.base import Balancer, BalancerConfig, has_gradient, norm
 from dlrm_mtl.core.registry import register
 
 _LARGEST = 1 - 1e-6
-"""Largest magnitude of a cosine to be brought about: at 1 the step towards g_j would be infinite."""
+"""Largest absolute value of a target cosine: at 1 the step towards g_j would be infinite."""
 
 
 class GradVacConfig(BalancerConfig):
@@ -20,7 +20,7 @@ class GradVacConfig(BalancerConfig):
 
     name: Literal["gradvac"] = "gradvac"
     beta: float = Field(default=0.01, gt=0, le=1)
-    """Share of the present in the moving average of a pair's cosine."""
+    """Weight of the current value in the moving average of a pair's cosine."""
 
 
 @register("balancer", "gradvac", config=GradVacConfig, order=50)
@@ -30,7 +30,7 @@ class GradVac(Balancer):
     g'_i <- g'_i + |g'_i| (a sqrt(1 - c^2) - c sqrt(1 - a^2)) / (|g_j| sqrt(1 - a^2)) g_j, then a <- (1 - beta) a + beta c,
     for each i and each j != i in random order; a starts from 0, with which this is PCGrad's projection. Wang, Tsvetkov,
     Firat and Cao, "Gradient vaccine", ICLR 2021, which has beta = 0.01. LibMTL moves the average only where c < a, so that
-    it can only fall, and has beta = 0.5. A pair without a gradient is passed over.
+    it can only fall, and has beta = 0.5. A pair without a gradient is skipped.
     """
 
     moving_cosines: Tensor
@@ -46,7 +46,7 @@ class GradVac(Balancer):
         size, present = norms(gram), has_gradient(gram)
         every = torch.arange(tasks)
         matrices = torch.eye(tasks, dtype=gram.dtype).repeat(groups, 1, 1)
-        for other in orders(self.config.seed, self.step, tasks).T:  # [T]: what each task meets now
+        for other in orders(self.config.seed, self.step, tasks).T:  # [T]: the task that each task meets now
             own = (matrices @ gram * matrices).sum(dim=2).clamp(min=0).sqrt()  # |g'_i|
             inner = (matrices * gram[:, other]).sum(dim=2)
             against = size[:, other]

@@ -10,7 +10,7 @@ from torch import Tensor
 from dlrm_mtl.balancing.base import Balancer, ReductionConfig, cosines, has_gradient, norms
 from dlrm_mtl.core.registry import register
 
-_RANK = 1e-10  # eigenvalues of the cosines below this are 0 as far as gradients in float32 can tell
+_RANK = 1e-10  # eigenvalues of the cosines below this are 0 within float32's accuracy
 
 
 class IMTLGConfig(ReductionConfig):
@@ -25,12 +25,12 @@ class IMTLG(Balancer):
 
     Liu et al., "Towards impartial multi-task learning", ICLR 2021. The paper's closed form, with differences from the first
     task's gradient, equals a = N^-1 C^-1 1 / (1 . N^-1 C^-1 1) with the cosines C and the norms N, which treats all tasks
-    alike and is what is computed. Three cases that public code leaves to a singular inverse or worse:
+    alike and is computed here. Three cases need care, which public code leaves to a singular inverse or worse:
 
     - C singular and 1 outside its range: some combination of the unit vectors is 0. Then d = 0 is the solution, by the part
       of 1 that C maps to 0; if 1 is inside the range, it is the shortest solution.
-    - With weights of both signs the sum may be 0 or negative, and normalising by it blows d up, or turns it uphill for every
-      task. Then it is the sum of magnitudes that is made 1.
+    - With weights of both signs the sum may be 0 or negative, and normalising by it blows d up, or turns it uphill for
+      every task. Then the sum of magnitudes is made 1.
     - Tasks without a gradient get weight 0.
     """
 

@@ -18,11 +18,11 @@ class MetaBalanceConfig(TargetConfig):
     name: Literal["metabalance"] = "metabalance"
     granularity: Granularity = "tensor"
     relax: float = Field(default=0.7, ge=0, le=1)
-    """How far to go: 0 leaves gradients alone, 1 gives every auxiliary the target's norm."""
+    """Degree of the adjustment: 0 leaves gradients unchanged, 1 gives every auxiliary the target's norm."""
     beta: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the past in the moving averages of the norms; 0 uses the norms of the step."""
+    """Weight of the past in the moving averages of the norms; 0 uses the norms of the step."""
     strategy: Literal["shrink", "enlarge", "both"] = "both"
-    """Whether auxiliaries larger than the target shrink, smaller ones are enlarged, or both."""
+    """Auxiliaries to adjust: those larger than the target (`shrink`), smaller ones (`enlarge`), or both."""
 
 
 @register("balancer", "metabalance", config=MetaBalanceConfig, order=10)
@@ -30,12 +30,11 @@ class MetaBalance(Balancer):
     """g_i <- r (m_target / m_i) g_i + (1 - r) g_i with moving averages m_i of the norms, for every auxiliary i.
 
     He, Feng, Cheng, Ji, Guo and Caverlee, WWW 2022. m_i <- beta m_i + (1 - beta) |g_i| starts from 0, as in the authors'
-    code, and is divided by 1 - beta^n after n steps. Where all tasks have had a gradient at every step that changes no ratio
-    and hence nothing; it keeps a task whose gradient appears later from being enlarged by up to 1 / (1 - beta).
+    code, and is divided by 1 - beta^n after n steps. If all tasks have had a gradient at every step, this changes no ratio
+    and hence nothing. It prevents a task whose gradient appears later from being enlarged by up to 1 / (1 - beta).
 
-    Unlike the authors' code, which divides 0 by 0 there, a task without a gradient at a step keeps its average, and nothing
-    is scaled where the target has never had a gradient. r = 1 and the strategies are the paper's; the code has r < 1 and
-    ``both``.
+    A task without a gradient at a step keeps its average, and nothing is scaled if the target has never had a gradient; the
+    authors' code divides 0 by 0 there. r = 1 and the strategies are the paper's; the code has r < 1 and ``both``.
     """
 
     moving_norms: Tensor

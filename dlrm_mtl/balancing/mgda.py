@@ -1,4 +1,4 @@
-"""MGDA: the shortest of all weighted means of the gradients."""
+"""MGDA: the shortest weighted mean of the gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MGDAConfig(ReductionConfig):
 
     name: Literal["mgda"] = "mgda"
     normalization: Literal["none", "norm", "loss", "loss+"] = "none"
-    """What gradients are divided by before the weights are sought: nothing (the paper), their norms, the losses, or both."""
+    """Divisor of gradients in the search for weights: none (the paper), their norms, the losses, or both."""
 
 
 @register("balancer", "mgda", config=MGDAConfig, order=70)
@@ -25,11 +25,11 @@ class MGDA(Balancer):
     """g_i <- w_i g_i with w = argmin |sum_i w_i g_i|^2 over weights that are at least 0 and have sum 1.
 
     Désidéri, 2012; Sener and Koltun, "Multi-task learning as multi-objective optimization", NeurIPS 2018. The weights are
-    exact (Wolfe's algorithm); the authors' Frank-Wolfe iteration stops after 250 steps or at a change of 1e-5. As there,
-    weights found for normalised gradients are applied to the gradients as they are.
+    exact (Wolfe's algorithm); the authors' Frank-Wolfe iteration stops after 250 steps or at a change of 1e-5. As in their
+    code, weights found for normalised gradients are applied to the original gradients.
 
-    Weights are sought among the tasks with a gradient: by the letter, a task without one would take all the weight, and
-    shared parameters would stand still in every batch that has no row for some task.
+    Only tasks with a gradient get weights. Otherwise a task without one would take all the weight, and shared parameters
+    would not change in any batch that lacks rows for some task.
     """
 
     def __init__(self, config: MGDAConfig, tasks: list[str], groups: int) -> None:

@@ -1,4 +1,4 @@
-"""Nash-MTL: the tasks bargain for the direction of the update."""
+"""Nash-MTL: a bargain between the tasks for the direction of the update."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dlrm_mtl.balancing.base import Balancer, BalancerConfig, cosines, has_gradi
 from dlrm_mtl.core.registry import register
 
 _RIDGE = 1e-10
-"""Added to the diagonal of the cosines. Gradients with a positive combination that is 0 have no bargaining solution; with
-this their weights grow to 1e5 at most. In other cases it changes weights by about 1e-10 of themselves."""
+"""Number added to the diagonal of the cosines. Gradients with a positive combination that is 0 have no bargaining solution;
+with this their weights grow to 1e5 at most. Otherwise it changes weights by a fraction of about 1e-10."""
 
 
 class NashMTLConfig(BalancerConfig):
@@ -20,8 +20,8 @@ class NashMTLConfig(BalancerConfig):
 
     name: Literal["nash_mtl"] = "nash_mtl"
     normalize: bool = True
-    """Whether the Gram matrix is divided by its Frobenius norm, as in the authors' code: the update is then of the gradients'
-    size. Without, its norm is sqrt(T) at every step."""
+    """Divide the Gram matrix by its Frobenius norm, as in the authors' code: the update then has the size of the gradients.
+    Without, its norm is sqrt(T) at every step."""
 
 
 @register("balancer", "nash_mtl", config=NashMTLConfig, order=100)
@@ -31,8 +31,8 @@ class NashMTL(Balancer):
     Navon et al., "Multi-task learning as a bargaining game", ICML 2022. The equation is where the gradient of the convex
     function a . K a / 2 - sum_i log a_i is 0. With unit gradients it keeps its form, and is solved to rounding by Newton's
     method; the authors' code solves a sequence of convex programs with CVXPY and ECOS until the residual is below 1e-3, at
-    most 20 of them, and falls back on the last weights. It also clips the combined gradient to norm 1, which is left to the
-    trainer here. Tasks without a gradient get weight 0.
+    most 20 of them, and falls back to the last weights. It also clips the combined gradient to norm 1, which the trainer
+    does here. Tasks without a gradient get weight 0.
     """
 
     def __init__(self, config: NashMTLConfig, tasks: list[str], groups: int) -> None:
@@ -49,16 +49,16 @@ class NashMTL(Balancer):
 
 
 def bargain(cosine: Tensor) -> Tensor:
-    """The positive b [G, T] with C b = 1 / b, for positive semidefinite matrices C [G, T, T] with unit diagonal.
+    """Positive b [G, T] with C b = 1 / b, for positive semidefinite matrices C [G, T, T] with unit diagonal.
 
-    Newton's method with steps shortened as self-concordance asks, which keeps b positive and converges from anywhere.
+    Newton's method with steps damped according to self-concordance, which keeps b positive and converges from anywhere.
     """
     tasks = cosine.shape[-1]
     cosine = cosine + _RIDGE * torch.eye(tasks, dtype=cosine.dtype)
     b = torch.full(cosine.shape[:-1], tasks**-0.5, dtype=cosine.dtype)
     for _ in range(500):
         gradient = (cosine @ b.unsqueeze(-1)).squeeze(-1) - 1 / b
-        # In units of b: the Hessian has a diagonal of at least 1, however large or small the weights are.
+        # In units of b: the Hessian's diagonal is at least 1 for large and small weights.
         hessian = b.unsqueeze(-1) * cosine * b.unsqueeze(-2) + torch.eye(tasks, dtype=cosine.dtype)
         step = torch.linalg.solve(hessian, b * gradient)
         decrement = (step * b * gradient).sum(dim=-1, keepdim=True).clamp(min=0).sqrt()

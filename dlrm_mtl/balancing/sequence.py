@@ -1,6 +1,6 @@
-"""From Gram matrices of the shared tensors to the coefficients of the combined gradient, through one or more stages.
+"""Balancing stages: from Gram matrices of the shared tensors to the coefficients of the combined gradient.
 
-Shapes: P shared tensors, T tasks, G groups of tensors that a stage looks at as one vector.
+Shapes: P shared tensors, T tasks, G groups of tensors that a stage treats as one vector.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dlrm_mtl.balancing.base import Balancer, Granularity, coefficients, cosines
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A shared tensor; a whole embedding table is one."""
+    """A shared tensor; a whole embedding table is one tensor."""
 
     name: str
     is_table: bool = False
 
 
 def membership(tensors: Sequence[TensorInfo], granularity: Granularity) -> tuple[Tensor, int]:
-    """Which group each tensor belongs to [P] int64, and how many groups there are."""
+    """Group of each tensor [P] int64, and the number of groups."""
     if granularity == "tensor":
         return torch.arange(len(tensors)), len(tensors)
     if granularity == "global":
@@ -34,26 +34,26 @@ def membership(tensors: Sequence[TensorInfo], granularity: Granularity) -> tuple
 
 @dataclass(frozen=True)
 class BalanceReport:
-    """What a step's balancing came to; float64 on the CPU."""
+    """Result of a step's balancing; float64 on the CPU."""
 
     tasks: tuple[str, ...]
     coefficients: Tensor
     """[P, T]: the combined gradient of tensor p is sum_j coefficients[p, j] g_j."""
     cosines: Tensor
-    """[T, T], between the tasks' gradients of all shared tensors as one vector; nan where a task has none."""
+    """[T, T], between the tasks' gradients of all shared tensors as one vector; nan for a task without a gradient."""
     norms: Tensor
-    """[T], of the same vectors."""
+    """[T], norms of the tasks' gradients of all shared tensors as one vector."""
     combined_norm: float
-    """Of the combined gradient of all shared tensors."""
+    """Norm of the combined gradient of all shared tensors."""
     mean_coefficients: Tensor
-    """[T], over the tensors where the task has a gradient; nan where it has none anywhere."""
+    """[T], mean over the tensors for which the task has a gradient; nan for a task without any gradient."""
     conflicting_pairs: float
-    """Of all pairs of tasks that both have a gradient for a tensor, over all tensors, the share with a negative inner
-    product; 0 if there is no such pair."""
+    """Fraction with a negative inner product among all pairs of tasks that both have a gradient for a tensor, over all
+    tensors; 0 if there is no such pair."""
 
     @property
     def figures(self) -> dict[str, float]:
-        """What belongs into a log, by name; nan where something is not defined."""
+        """Scalars for a log, by name; nan for an undefined one."""
         result = {"conflict_share": self.conflicting_pairs, "combined_norm": self.combined_norm}
         for i, task in enumerate(self.tasks):
             result[f"norm/{task}"] = self.norms[i].item()
@@ -66,12 +66,12 @@ class BalanceReport:
 class Balancing(nn.Module):
     """The stages of a run's balancing, in the order in which they are applied.
 
-    Between stages a tensor's Gram matrix K becomes M K M^T. A stage sees the sum of these over the members of each group, and
-    what it returns holds for all members. One task alone is left as it is. All state is in buffers.
+    Between stages a tensor's Gram matrix K becomes M K M^T. A stage gets the sum of these over the members of each group,
+    and its result holds for all members. A single task is left unchanged. All state is in buffers.
 
     Args:
-        stages: balancers with the granularity of each, made for as many groups as :func:`membership` says.
-        tasks: the T names.
+        stages: balancers with the granularity of each, built for the number of groups of :func:`membership`.
+        tasks: names of the T tasks.
         tensors: the P shared tensors, in the order of the Gram matrices to come.
     """
 
@@ -86,17 +86,17 @@ class Balancing(nn.Module):
 
     @property
     def needs_losses_after(self) -> bool:
-        """Whether :meth:`after` is to be called after every update that was applied."""
+        """True if :meth:`after` must be called after every applied update."""
         return any(stage.needs_losses_after for stage in self._balancers())
 
     @torch.no_grad()
     def step(self, gram: Tensor, losses: Tensor, step: int) -> BalanceReport:
-        """Take one step's Gram matrices through the stages.
+        """Apply the stages to one step's Gram matrices.
 
         Args:
             gram: [P, T, T], finite (see :func:`dlrm_mtl.core.gram.not_finite_tasks`), the same on all processes.
             losses: [T], the tasks' losses on the global batch; 0 for a task without a row in it.
-            step: the number of the step.
+            step: number of the step.
         """
         gram = gram.detach().to("cpu", torch.float64)
         losses = losses.detach().to("cpu", torch.float64)
@@ -116,14 +116,14 @@ class Balancing(nn.Module):
 
     @torch.no_grad()
     def after(self, losses: Tensor) -> None:
-        """Tell the stages the losses [T] on the same batch after the update; only if :attr:`needs_losses_after`."""
+        """Pass the losses [T] on the same batch after the update to the stages; only if :attr:`needs_losses_after`."""
         losses = losses.detach().to("cpu", torch.float64)
         for stage in self._balancers():
             if stage.needs_losses_after and len(self.tasks) > 1:
                 stage.after(losses)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Stay on the CPU and in float64, wherever and to whatever type the model goes that this is a part of."""
+        """Stay on the CPU and in float64 when the surrounding model is moved or converted."""
         return self
 
     def _balancers(self) -> list[Balancer]:

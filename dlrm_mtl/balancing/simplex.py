@@ -1,4 +1,4 @@
-"""The point of least norm among the weighted means of a few vectors, known by their inner products."""
+"""The point of least norm among the weighted means of a few vectors, given their inner products."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _EPS = float(np.finfo(np.float64).eps)
-_SMALLEST = 1e-20  # squared norms below this share of the largest are rounding
+_SMALLEST = 1e-20  # squared norms below this fraction of the largest are rounding
 
 
 def min_norm_weights(gram: Array, start: Array | None = None) -> Array:
     """The weights w [T], at least 0 with sum 1, of the vector of least norm sum_i w_i g_i.
 
     Wolfe's algorithm ("Finding the nearest point in a polytope", 1976): vectors enter one by one, the least norm over the
-    affine hull of those that are in is found exactly, and those whose weight would be negative leave. It ends after finitely
-    many steps at the exact point, up to rounding, unlike Frank and Wolfe's, which approaches it.
+    affine hull of the entered ones is found exactly, and vectors whose weight would be negative leave. It ends after
+    finitely many steps at the exact point, up to rounding; Frank and Wolfe's algorithm only approaches it.
 
     Args:
         gram: [T, T], inner products of the vectors.
@@ -48,7 +48,7 @@ def min_norm_weights(gram: Array, start: Array | None = None) -> Array:
 
 
 def _reduce(cosine: Array, size: Array, weights: Array, support: list[int]) -> Array:
-    """Wolfe's minor cycle: from ``weights`` towards the least norm over ``support``, less whatever reaches 0 on the way."""
+    """Wolfe's minor cycle: from ``weights`` towards the least norm over ``support``, dropping weights that reach 0."""
     while True:
         aim = np.zeros_like(weights)
         aim[support] = _affine_weights(cosine[np.ix_(support, support)], size[support])
@@ -65,7 +65,7 @@ def _reduce(cosine: Array, size: Array, weights: Array, support: list[int]) -> A
 
 
 def _affine_weights(cosine: Array, size: Array) -> Array:
-    """The weights with sum 1, of any sign, of the vector of least norm; solved for unit vectors, which keeps it well scaled."""
+    """Weights with sum 1, of any sign, of the vector of least norm; solved for unit vectors, which is well scaled."""
     count = len(size)
     inverse = size.min() / size
     system = np.zeros((count + 1, count + 1))

@@ -1,4 +1,4 @@
-"""Auxiliary gradients that conflict with the target's: projected off it, or left out."""
+"""Auxiliary gradients that conflict with the target's: projected off it, or dropped."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class SurgeryConfig(TargetConfig):
 class Surgery(Balancer):
     """g_i <- g_i - (g_i . g_target / |g_target|^2) g_target where g_i . g_target < 0; the target keeps its gradient.
 
-    The adjusted gradient surgery of R. Lee, "Exploring Optimizations in Multi-task Recommendation via Manipulating Auxiliary
-    Gradients", Texas A&M University, 2023: PCGrad's projection (Yu et al., NeurIPS 2020), of auxiliaries off the target
-    only. No auxiliary has a negative inner product with the target afterwards. The thesis does not say over which parameters
-    inner products are taken; ``global`` is the default here.
+    The adjusted gradient surgery of R. Lee, "Exploring Optimizations in Multi-task Recommendation via Manipulating
+    Auxiliary Gradients", Texas A&M University, 2023: PCGrad's projection (Yu et al., NeurIPS 2020), only of auxiliaries off
+    the target. No auxiliary has a negative inner product with the target afterwards. The thesis does not say over which
+    parameters inner products are taken; ``global`` is the default here.
     """
 
     def __init__(self, config: SurgeryConfig, tasks: list[str], groups: int) -> None:
@@ -32,7 +32,7 @@ class Surgery(Balancer):
         self.target = tasks.index(config.target)
 
     def transform(self, gram: Tensor, losses: Tensor) -> Tensor:
-        """The identity less a multiple of the target's column, [G, T, T], see :class:`Balancer`."""
+        """The identity minus a multiple of the target's column, [G, T, T], see :class:`Balancer`."""
         inner = gram[:, :, self.target]  # [G, T]
         conflict = (inner < 0) & has_gradient(gram)[:, self.target, None]
         share = torch.where(conflict, inner / inner[:, self.target, None], 0.0)
@@ -46,7 +46,7 @@ class SimilarityConfig(TargetConfig):
 
     name: Literal["similarity"] = "similarity"
     weighted: bool = False
-    """Whether auxiliaries that do not conflict count by their cosine with the target instead of fully."""
+    """True to weight auxiliaries without conflict by their cosine with the target; false for full weight."""
 
 
 @register("balancer", "similarity", config=SimilarityConfig, order=30)
@@ -54,7 +54,7 @@ class Similarity(Balancer):
     """g_i <- 0 where the cosine of g_i and g_target is negative; with ``weighted``, g_i <- max(0, cos) g_i.
 
     Du et al., "Adapting auxiliary losses using gradient similarity", arXiv 1812.02224: the unweighted and the weighted
-    version. Where the target has no gradient there is no conflict: auxiliaries stay as they are.
+    version. Without a gradient of the target there is no conflict: auxiliaries stay unchanged.
     """
 
     def __init__(self, config: SimilarityConfig, tasks: list[str], groups: int) -> None:

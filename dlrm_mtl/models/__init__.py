@@ -1,4 +1,4 @@
-"""Ranking models, and the interactions and multitask architectures that the model `ranker` is made of."""
+"""Ranking models, and the interactions and multitask architectures of the model `ranker`."""
 
 from dlrm_mtl.core.registry import home
 

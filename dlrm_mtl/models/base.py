@@ -1,4 +1,4 @@
-"""What training, evaluation and prediction need of a model."""
+"""Interface of models for training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -22,55 +22,55 @@ if TYPE_CHECKING:  # configurations of models load without TorchRec
 
 
 class RankingModelConfig(PartConfig):
-    """What the configurations of all models have in common."""
+    """Base of the configurations of all models."""
 
     draws_items: ClassVar[bool] = False
-    """Whether the model draws items that the row's item is compared with, as ranking losses need."""
+    """True if the model draws items to compare the row's item with, as ranking losses need."""
 
     @property
     def title(self) -> str:
-        """What tells runs of different models apart: the model's name by default."""
+        """Title that distinguishes runs of different models: the model's name by default."""
         return self.name
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What a model is made for."""
+    """The features and tasks that a model is built for."""
 
     spec: DatasetSpec
-    """The data set."""
+    """Description of the data set."""
     sparse: Sequence[str]
-    """Names of the sparse and sequence features that are read."""
+    """Names of the sparse and sequence features, in order."""
     dense: Sequence[FeatureSpec]
-    """The columns of a batch's dense tensor."""
+    """Columns of a batch's dense tensor."""
     tasks: Sequence[TaskConfig]
-    """The tasks."""
+    """Tasks of the run."""
 
     @property
     def own_tasks(self) -> list[TaskConfig]:
-        """The tasks that need a logit of their own, O of them; the others are products of these."""
+        """Tasks that need their own logit, O of them; the others are products of these."""
         return [self.tasks[number] for number in own_tasks(self.tasks)]
 
 
 class PairScores(Protocol):
-    """What a model offers that scores a user and an item by a product: then all items can be ranked for every user."""
+    """Interface of a model that scores a user and an item by a product: all items can then be ranked for every user."""
 
     user: str
     """Name of the feature that holds the user."""
     item: str
     """Name of the feature that holds the item."""
     items: int
-    """Ids of items run from 0 to items - 1."""
+    """Number of items; their ids run from 0 to items - 1."""
     dim: int
-    """Columns of the vectors."""
+    """Number of columns of the vectors."""
 
     def vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For ids of users and items [n] their vectors [n, d], and the items' biases [n, 1]."""
+        """Vectors [n, d] of users and of items with ids [n], and the items' biases [n, 1]."""
         ...
 
 
 class RankingModel(nn.Module):
-    """From a batch to one logit per task, in two steps with the vectors of all features between them.
+    """A model from a batch to one logit per task, in two steps: the vectors of all features, then the logits.
 
     Args:
         tables: the embedding tables.
@@ -90,38 +90,38 @@ class RankingModel(nn.Module):
             return self.logits_of(features, batch.dense)
 
     def logits_of(self, features: Tensor, dense: Tensor) -> Tensor:
-        """The logits [B, T] of all tasks, given what :meth:`own_logits` is."""
+        """Return logits [B, T] of all tasks, from the result of :meth:`own_logits`."""
         logits: Tensor = self.products(self.own_logits(features, dense))
         return logits
 
     def ids(self, batch: ModelBatch) -> KeyedIds:
-        """What is looked up."""
+        """Ids to look up."""
         return batch.sparse
 
     def own_logits(self, features: Tensor, dense: Tensor) -> Tensor:
-        """The logits [B, O] of the tasks that have their own.
+        """Logits [B, O] of the tasks with their own logit.
 
         Args:
             features: [B, W], see :class:`~dlrm_mtl.models.feature_lookup.FeatureLookup`.
-            dense: [B, N], the dense features as the reader gives them.
+            dense: [B, N], the dense features from the reader.
         """
         raise NotImplementedError
 
     def start_from(self, logits: Sequence[float | None]) -> None:
-        """Let each own task's logit start from what it is on average, where that is known; rare tasks learn sooner."""
+        """Set the bias of each own task's logit to the logit's known mean; rare tasks then learn sooner."""
 
     def pair_scores(self) -> PairScores | None:
-        """What ranks all items for every user in evaluation; None for a model that cannot."""
+        """Scores that rank all items for every user in evaluation; None for a model that cannot."""
         return None
 
     def penalty(self, logits: Tensor) -> Tensor | None:
-        """What the model adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
+        """Term that the model adds to the loss of every row, [B], given logits [B, T]; None for no term."""
         return None
 
 
 @torch.no_grad()
 def start_biases(biases: Tensor, logits: Sequence[float | None]) -> None:
-    """Set the biases [O] or [O, 1] of the last layer to ``logits`` where these are known."""
+    """Set the biases [O] or [O, 1] of the last layer to the known ``logits``."""
     for bias, logit in zip(biases, logits, strict=True):
         if logit is not None:
             bias.fill_(logit)

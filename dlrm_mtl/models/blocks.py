@@ -1,4 +1,4 @@
-"""The stacks of linear layers and the gates that architectures are made of.
+"""Stacks of linear layers and gates, the building blocks of architectures.
 
 Shapes: B rows, N stacks of equal shape computed together, D input width, d output width, G gates, E experts.
 """
@@ -24,28 +24,30 @@ Norm = Literal["none", "layer", "batch"]
 
 
 class Block(nn.Module):
-    """A module that says how wide its output is."""
+    """A module that states the width of its output."""
 
     out_features: int
     """Size of the output's last dimension."""
 
     def penalty(self, logits: Tensor) -> Tensor | None:
-        """What the module adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
+        """Term that the module adds to the loss of every row, [B], given logits [B, T]; None for no term."""
         return None
 
 
 class LayerConfig(Strict):
-    """What follows every linear layer of a stack: norm, activation and dropout."""
+    """Norm, activation and dropout after every linear layer of a stack."""
 
     activation: ActivationName = "relu"
-    """Applied after every layer. `prelu` and `dice` learn one slope per channel; `dice` depends on the batch, as batch norm."""
+    """Activation after every layer. `prelu` and `dice` learn one slope per channel; `dice` depends on the batch, like batch
+    norm."""
     norm: Norm = "none"
     """`layer`: layer normalisation before the activation. It sees one row at a time, so it does not depend on the batch.
 
-    `batch`: batch normalisation. In training it sees the rows of one process: the model then depends on the number of
-    processes, and the padding of the last batch counts, too."""
+    `batch`: batch normalisation. In training it uses the rows of one process: the model then depends on the number of
+    processes, and on the padding of the last batch.
+    """
     dropout: float = 0.0
-    """Share of every layer's outputs that is dropped in training, in [0, 1)."""
+    """Fraction of every layer's outputs that is dropped in training, in [0, 1)."""
 
     def model_post_init(self, _: object) -> None:
         """Refuse a dropout rate outside its range."""
@@ -68,10 +70,10 @@ class StackConfig(LayerConfig):
 
 
 class LevelsConfig(LayerConfig):
-    """Experts on several levels, each level reading what the one before it made."""
+    """Experts on several levels; each level reads the output of the one before it."""
 
     levels: list[list[int]]
-    """For every level the widths of its experts' layers: `[[256], [128]]` is two levels of experts of one layer each."""
+    """Widths of the experts' layers, for every level: `[[256], [128]]` means two levels of experts with one layer each."""
 
     @field_validator("levels")
     @classmethod
@@ -83,7 +85,7 @@ class LevelsConfig(LayerConfig):
         return levels
 
     def stacks(self) -> list[StackConfig]:
-        """The experts of every level, one configuration each."""
+        """Experts of every level, one configuration each."""
         return [
             StackConfig(layers=layers, activation=self.activation, norm=self.norm, dropout=self.dropout)
             for layers in self.levels
@@ -98,14 +100,14 @@ def _counts(value: Any) -> Any:
 
 
 ExpertCounts = Annotated[int | list[int], BeforeValidator(_counts)]
-"""A number of experts: the same for every task, or a list with one for each."""
+"""A number of experts: one number for all tasks, or a list with one number per task."""
 
 
 def counts_per_task(counts: int | list[int], tasks: int) -> list[int]:
-    """The number of experts of each of ``tasks`` tasks, as a new list.
+    """Number of experts of each of ``tasks`` tasks, as a new list.
 
     Raises:
-        ValueError: a list of another length.
+        ValueError: the list has another length.
     """
     if isinstance(counts, int):
         return [counts] * tasks
@@ -117,7 +119,7 @@ def counts_per_task(counts: int | list[int], tasks: int) -> list[int]:
 
 
 def check_task_experts(counts: int | list[int], run: Run) -> None:
-    """Refuse ``task_experts`` that do not fit the tasks with a logit of their own; raises :class:`Misfit`."""
+    """Refuse ``task_experts`` that do not fit the tasks with their own logit; raises :class:`Misfit`."""
     try:
         counts_per_task(counts, len(own_tasks(run.tasks)))
     except ValueError as error:
@@ -163,11 +165,11 @@ class ParallelLayerNorm(nn.Module):
 
 
 class _BatchStandardise(nn.Module):
-    """Every channel of [B, ...] less its mean, over its standard deviation: batch normalisation without weights.
+    """Standardisation of every channel of [B, ...]: batch normalisation without weights.
 
-    In training the statistics are those of the rows at hand, in evaluation running averages of them (momentum 0.1, unbiased
-    variance, as ``nn.BatchNorm1d``). Fewer than two rows have no variance: they are standardised with the running averages,
-    which they leave as they are.
+    Training uses the statistics of the current rows, evaluation running averages (momentum 0.1, unbiased variance, as in
+    ``nn.BatchNorm1d``). Fewer than two rows have no variance: they are standardised with the running averages, and do not
+    change them.
     """
 
     mean: Tensor
@@ -190,8 +192,8 @@ class _BatchStandardise(nn.Module):
 class ParallelBatchNorm(nn.Module):
     """N batch normalisations of width d (Ioffe & Szegedy, 2015), each channel of [B, N, d] over the rows.
 
-    The statistics are those of the rows that one process holds, and padding rows count. So the trained model depends on
-    the number of processes, which no other block of this package does; ``layer`` norm is the one to prefer.
+    The statistics are those of the rows that one process holds, and padding rows count. So the trained model depends on the
+    number of processes, unlike with any other block of this package; prefer ``layer`` norm.
     """
 
     def __init__(self, count: int, width: int) -> None:
@@ -207,7 +209,7 @@ class ParallelBatchNorm(nn.Module):
 
 
 class ParallelPReLU(nn.Module):
-    """max(0, x) + a min(0, x) with one learned slope a per channel, 0.25 at first (He et al., ICCV 2015, equation 1)."""
+    """max(0, x) + a min(0, x) with one learned slope a per channel, initially 0.25 (He et al., ICCV 2015, equation 1)."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -221,9 +223,9 @@ class ParallelPReLU(nn.Module):
 class ParallelDice(nn.Module):
     """DICE: p x + (1 - p) a x, p = sigmoid((x - mean) / sqrt(var + 1e-8)) (Zhou et al., KDD 2018, equation 9).
 
-    Mean and variance are those of each channel over the rows, in evaluation running averages; the slope a is learned per
-    channel and 0 at first. It depends on the batch, and so on the number of processes, as batch normalisation does. (Some
-    libraries standardise each row over its channels instead, which is another function.)
+    Mean and variance are those of each channel over the rows, and running averages in evaluation. The slope a is learned
+    per channel and initially 0. Like batch normalisation, DICE depends on the batch, and so on the number of processes.
+    (Some libraries standardise each row over its channels instead, which is another function.)
     """
 
     def __init__(self, count: int, width: int) -> None:
@@ -293,14 +295,14 @@ class MLP(Block):
 
 
 class Gates(nn.Module):
-    """G softmax gates, each over the experts that it sees, as one batched product: [B, D] or [B, G, D] -> [B, G, E].
+    """G softmax gates, each over its experts, as one batched product: [B, D] or [B, G, D] -> [B, G, E].
 
     A gate's weight for an expert that it does not see is exactly 0, and it has no parameters for it: ``weight`` [n, D] and
     ``bias`` [n] hold one row for every pair of a gate and an expert that it sees, gate by gate.
 
     Args:
-        in_features: width D of what the gates read.
-        sees: for every gate the numbers of the experts that it sees, ascending.
+        in_features: width D of the gates' input.
+        sees: numbers of the experts that each gate sees, ascending.
         experts: number of experts E.
     """
 
@@ -320,7 +322,7 @@ class Gates(nn.Module):
         """Weights [B, G, E] from ``x`` [B, D], read by all gates, or [B, G, D]."""
         weight: Tensor = self.weight
         bias: Tensor = self.bias
-        if self.places is not None:  # pairs that do not see each other: logit -inf
+        if self.places is not None:  # pairs without a connection: logit -inf
             cells = self.gates * self.experts
             weight = weight.new_zeros(cells, weight.shape[1]).index_copy(0, self.places, weight)
             bias = bias.new_full((cells,), -math.inf).index_copy(0, self.places, bias)
@@ -329,9 +331,9 @@ class Gates(nn.Module):
 
 
 def for_experts(slots: Tensor, counts: Sequence[int]) -> Tensor:
-    """What each expert reads: slot u of ``slots`` [B, U, D] for the counts[u] experts of unit u, so [B, sum(counts), D].
+    """Input of each expert: slot u of ``slots`` [B, U, D] for the counts[u] experts of unit u, so [B, sum(counts), D].
 
-    Experts are numbered unit by unit. ``slots`` [B, D] is what all experts read, and stays as it is.
+    Experts are numbered unit by unit. ``slots`` [B, D] is the input of all experts, and is returned unchanged.
     """
     if slots.dim() == 2 or all(count == 1 for count in counts):
         return slots

@@ -1,4 +1,4 @@
-"""The model with parts to choose: tables, interaction, multitask architecture, one tower and logit per task."""
+"""The model with exchangeable parts: tables, interaction, multitask architecture, one tower and logit per task."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dlrm_mtl.models.multitask import build_multitask
 
 @register("model", "ranker", config=ModelConfig, order=10)
 class MultitaskRanker(RankingModel):
-    """Ranks with one logit per task.
+    """Ranking model with one logit per task.
 
     Args:
         config: the ``model`` part of a configuration.
-        inputs: what the model is made for.
+        inputs: features and tasks of the run.
 
     Raises:
         UserError: tables, interaction or architecture do not fit the features or the tasks.
@@ -49,11 +49,11 @@ class MultitaskRanker(RankingModel):
         self.logits = ParallelLinear(tasks, self.towers.out_features, 1)
 
     def start_from(self, logits: Sequence[float | None]) -> None:
-        """Let each own task's logit start from what it is on average, where that is known; rare tasks learn sooner."""
+        """Set the bias of each own task's logit to the logit's known mean; rare tasks then learn sooner."""
         start_biases(self.logits.bias, logits)
 
     def own_logits(self, features: Tensor, dense: Tensor) -> Tensor:
-        """The logits [B, O] of the tasks that have their own."""
+        """Logits [B, O] of the tasks with their own logit."""
         features = self.embedding_dropout(features)
         if self.dense is not None:
             features = torch.cat([features, self.dense(self.dense_norm(dense))], dim=1)
@@ -62,5 +62,5 @@ class MultitaskRanker(RankingModel):
         return logits
 
     def penalty(self, logits: Tensor) -> Tensor | None:
-        """What the architecture adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
+        """Term that the architecture adds to the loss of every row, [B], given logits [B, T]; None for no term."""
         return self.multitask.penalty(logits[:, self.products.own])

@@ -1,4 +1,4 @@
-"""The ``model`` part of a run's configuration, for the model whose parts are to be chosen."""
+"""The ``model`` part of a run's configuration, for the model with exchangeable parts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class ModelConfig(RankingModelConfig):
     """Tables, interaction, multitask architecture and towers."""
 
     name: Literal["ranker"] = "ranker"
-    """This model; it need not be named."""
+    """Name of this model; may be omitted."""
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
-    """The embedding tables."""
+    """Embedding tables."""
     embedding_dropout: float = 0.0
-    """Share of the pooled features that is dropped in training, in [0, 1)."""
+    """Fraction of the pooled features that is dropped in training, in [0, 1)."""
     dense_norm: DenseNorm = "standardise"
-    """How dense features are brought to one scale: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised
-    and then `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
+    """Scaling of dense features: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised and then
+    `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
     dense: StackConfig = StackConfig(layers=[])
-    """Layers that the dense features pass before the interaction; none by default."""
+    """Layers between the dense features and the interaction; none by default."""
     interaction: InteractionConfig = DCNv2Config()
-    """How pooled and dense features meet."""
+    """Combination of pooled and dense features."""
     multitask: MultitaskConfig = DEFAULT
-    """The multitask architecture."""
+    """Multitask architecture."""
     tower: StackConfig = StackConfig(layers=[32])
-    """Layers of each task's tower, before its logit."""
+    """Layers of each task's tower, below its logit."""
 
     @property
     def title(self) -> str:
-        """The name of the architecture."""
+        """Name of the architecture."""
         return self.multitask.name

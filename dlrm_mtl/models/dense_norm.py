@@ -1,4 +1,4 @@
-"""How dense features are brought to one scale before anything else happens to them."""
+"""Scaling of dense features, the first step of a model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from dlrm_mtl.data.spec import DenseStatistics, FeatureSpec
 from dlrm_mtl.models.blocks import ParallelBatchNorm, ParallelLayerNorm
 
 DenseNorm = Literal["none", "standardise", "batch", "layer"]
-"""`none`: dense features as they are in the data set; a missing value becomes the mean of the training split.
+"""`none`: dense features unchanged from the data set; a missing value becomes the mean of the training split.
 
-`standardise`: less the mean, over the standard deviation in dataset.yaml; a missing value becomes 0. Features without
-statistics there stay as they are.
+`standardise`: the mean is subtracted, and the result divided by the standard deviation, both from dataset.yaml; a missing
+value becomes 0. Features without statistics there stay unchanged.
 
 `batch`: standardised, then batch normalisation. Its statistics are those of the rows of one process, so the trained model
 depends on the number of processes.
 
-`layer`: standardised, then layer normalisation over the features of each row."""
+`layer`: standardised, then layer normalisation over the features of each row.
+"""
 
 
 class Unstandardise(nn.Module):
-    """Takes the reader's standardisation back: x std + mean, on [B, N]."""
+    """Inverse of the reader's standardisation: x std + mean, on [B, N]."""
 
     mean: Tensor
     std: Tensor
@@ -41,7 +42,7 @@ class Unstandardise(nn.Module):
 
 
 class _OneNorm(nn.Module):
-    """A norm of [B, 1, N] for [B, N]."""
+    """A norm for [B, N], made from one for [B, 1, N]."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class _OneNorm(nn.Module):
 
 
 def build_dense_norm(name: DenseNorm, features: Sequence[FeatureSpec]) -> nn.Module:
-    """What the dense features [B, N], standardised by the reader, pass first."""
+    """First module for the dense features [B, N], which the reader has standardised."""
     if name == "standardise" or not features:
         return nn.Identity()
     if name == "none":

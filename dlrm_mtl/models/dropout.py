@@ -1,4 +1,4 @@
-"""Dropout that does not depend on the number of processes."""
+"""Dropout and negatives that do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.nn import functional as F
 from dlrm_mtl.core.batch_random import BatchRandom
 
 NEGATIVES_LAYER = 1 << 33
-"""Numbers the draws of negatives, beside those of the dropout layers and of ``tasks.targets.SAMPLING_LAYER``."""
+"""Layer number of the draws of negatives; differs from those of dropout layers and from ``tasks.targets.SAMPLING_LAYER``."""
 
 
 class LaneNegatives(nn.Module):
-    """Ids drawn uniformly, for each row the same on any number of processes, see :class:`BatchRandom`.
+    """Uniformly drawn ids, the same for each row on any number of processes, see :class:`BatchRandom`.
 
-    Without a stream (in somebody else's trainer) they come from PyTorch's generator.
+    Without a stream (in a foreign trainer) they come from PyTorch's generator.
 
     Args:
-        ids: they run from 0 to ids - 1.
-        count: how many are drawn for each row.
+        ids: number of ids; they run from 0 to ids - 1.
+        count: number of draws for each row.
     """
 
     layer = NEGATIVES_LAYER
@@ -35,7 +35,7 @@ class LaneNegatives(nn.Module):
         if self.stream is None:
             return torch.randint(self.ids, (rows, self.count), device=device)
         draws = self.stream.uniform(self.layer, rows, 2 * self.count, device).double()
-        # A draw is a multiple of 2^-24, too coarse for a large vocabulary: two make one of 48 bits.
+        # A draw is a multiple of 2^-24, too coarse for a large vocabulary: two draws give 48 bits.
         fine = draws[:, : self.count] + draws[:, self.count :] * 2.0**-24
         return (fine * self.ids).long().clamp(max=self.ids - 1)
 
@@ -47,7 +47,7 @@ class LaneNegatives(nn.Module):
 class LaneDropout(nn.Module):
     """Dropout of rows [B, ...] whose mask is a function of (seed, layer, step, lane), see :class:`BatchRandom`.
 
-    Without a stream (in somebody else's trainer) it is ordinary dropout.
+    Without a stream (in a foreign trainer) it is ordinary dropout.
     """
 
     def __init__(self, p: float) -> None:
@@ -57,7 +57,7 @@ class LaneDropout(nn.Module):
         self.stream: BatchRandom | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero elements of ``x`` [B, ...] with probability p, scale the others by 1 / (1 - p); nothing in evaluation."""
+        """Zero elements of ``x`` [B, ...] with probability p and scale the others by 1 / (1 - p); identity in evaluation."""
         if not self.training or self.p == 0.0:
             return x
         if self.stream is None:
@@ -71,7 +71,7 @@ class LaneDropout(nn.Module):
 
 
 def connect_dropout(model: nn.Module, stream: BatchRandom) -> None:
-    """Let every :class:`LaneDropout` in ``model`` draw from ``stream``, each as a layer of its own; negatives as well."""
+    """Let every :class:`LaneDropout` in ``model`` draw from ``stream``, each with its own layer number; also negatives."""
     layers = [module for module in model.modules() if isinstance(module, LaneDropout)]
     for number, layer in enumerate(layers):
         layer.layer = number

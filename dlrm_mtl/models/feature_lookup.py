@@ -1,4 +1,4 @@
-"""From a batch's ids to one tensor with the vectors of all features, whatever the sharding plan."""
+"""Lookup of a batch's ids: one tensor with the vectors of all features, under any sharding plan."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dlrm_mtl.embeddings.tables import TableSet, torchrec_tables
 
 
 class FeatureLookup(nn.Module):
-    """Looks up every feature of ``tables``: [B, W], the vectors of all features side by side in the order of ``tables``.
+    """Lookup of every feature of ``tables``: [B, W], the concatenated vectors of all features in the order of ``tables``.
 
     An empty bag gives zeros. A flattened feature takes as many vectors as its length, the most recent id first.
 
-    It says which tables there are; what holds and looks up their rows is given to it by :meth:`use`: TorchRec's collections,
-    which are replaced by their sharded form when the model is wrapped, or local ones in serving.
+    This module states which tables there are. :meth:`use` gives it the modules that hold and look up their rows: TorchRec's
+    collections, which are replaced by their sharded form when the model is wrapped, or local ones in serving.
 
     Args:
         tables: the tables.
@@ -32,39 +32,39 @@ class FeatureLookup(nn.Module):
         self.unpooled_tables: nn.Module | None = None
         self.unpooled_features = [name for table in tables.unpooled for name in table.feature_names]
         self.fields: list[int] = []
-        """The width of every vector."""
+        """Width of every vector."""
         self.widths: list[int] = []
-        """The width of what every feature becomes, in every table it is looked up in; W is their sum."""
+        """Width of each feature's result in each of its tables; W is their sum."""
         self.unbounded: Callable[[Any], Any] | None = None
-        """Turns ids that are not numbered from 0 on into rows, in a sharded model."""
+        """Map of unbounded ids to rows, in a sharded model."""
         self._divisors: _Divisors | None = None
-        self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, whether that is a KeyedTensor
+        self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, True for a KeyedTensor
         names = [name for table in tables.pooled for name in table.feature_names]
         for table in tables.configs:
             for name in table.feature_names:
                 vectors = tables.lengths.get(name, 1)
                 self.fields += [table.embedding_dim] * vectors
                 self.widths.append(table.embedding_dim * vectors)
-                # TorchRec's name for a feature that several tables look up.
+                # TorchRec's name of a feature that several tables look up.
                 key = f"{name}@{table.name}" if names.count(name) > 1 else name
                 self._keys.append((name, key, table.pooled))
 
     @property
     def names(self) -> list[str]:
-        """The name of what every feature becomes, in the order of :attr:`widths`; with the table where it has several."""
+        """Names of the features' results, in the order of :attr:`widths`; with the table if a feature has several."""
         return [key for _, key, _ in self._keys]
 
     def use(self, pooled: nn.Module | None, unpooled: nn.Module | None) -> None:
         """Look features up in these collections.
 
         Args:
-            pooled: maps ids to an object with ``to_dict()``, sums [B, D] by name; None where no table is pooled.
-            unpooled: maps ids to a mapping from names to the vectors of ids; None where all tables are pooled.
+            pooled: maps ids to an object with ``to_dict()``, sums [B, D] by name; None if no table is pooled.
+            unpooled: maps ids to a mapping from names to the vectors of ids; None if all tables are pooled.
         """
         self.tables, self.unpooled_tables = pooled, unpooled
 
     def materialise(self, rows: int | None = None) -> None:
-        """Let the tables take memory on the CPU without being sharded, each with ``rows`` rows only if given."""
+        """Allocate the tables on the CPU without sharding, each with only ``rows`` rows if given."""
         tables = self.table_set
         if rows is not None:
             tables = replace(tables, configs=[replace(table, num_embeddings=rows) for table in tables.configs])
@@ -74,14 +74,14 @@ class FeatureLookup(nn.Module):
         """Look up all features: [B, W]."""
         if self.unbounded is not None:
             sparse = self.unbounded(sparse)
-        # The columns of a KeyedTensor's values() depend on the sharding plan: features are gathered by name.
+        # The columns of a KeyedTensor's values() depend on the sharding plan, so features are gathered by name.
         sums = self.tables(sparse).to_dict() if self.tables is not None else {}
         rows: dict[str, FeatureIds] = {}
         if self.unpooled_tables is not None:
             rows = self.unpooled_tables(most_recent(sparse, self.unpooled_features, self.table_set.lengths))
         lengths = sparse.lengths().view(len(sparse.keys()), -1)
         row_of = {name: row for row, name in enumerate(sparse.keys())}
-        # On a GPU an operation costs more than another pass over the memory: there all means are taken at once.
+        # On a GPU an operation costs more than another pass over the memory, so all means are taken at once.
         at_once = lengths.is_cuda
         columns = []
         for name, key, pooled in self._keys:
@@ -96,7 +96,7 @@ class FeatureLookup(nn.Module):
         return self.means(features, sparse) if at_once else features
 
     def means(self, features: Tensor, sparse: KeyedIds) -> Tensor:
-        """Divide those of the features [B, W] that are means by their numbers of ids in ``sparse``, all at once."""
+        """Divide the features [B, W] that are means by their numbers of ids in ``sparse``, all at once."""
         if not self.table_set.means:
             return features
         keys, device = sparse.keys(), features.device
@@ -120,19 +120,19 @@ class FeatureLookup(nn.Module):
 
 @dataclass(frozen=True)
 class _Divisors:
-    """Where the numbers of ids of the F features are in a batch with some ``keys``."""
+    """Positions of the F features' numbers of ids in a batch with ``keys``."""
 
     keys: list[str]
     rows: Tensor
-    """[F] int64: the feature's row in the lengths."""
+    """[F] int64: row of the feature in the lengths."""
     sums: Tensor
-    """[F, 1] bool: whether the feature is no mean."""
+    """[F, 1] bool: True for a feature that is summed."""
     widths: Tensor
-    """[F] int64."""
+    """[F] int64: widths of the features."""
 
 
 def most_recent(sparse: KeyedIds, keys: list[str], lengths: Mapping[str, int]) -> KeyedIds:
-    """The features ``keys``; of each that ``lengths`` limits, only the last ids of every row."""
+    """The features ``keys``; those in ``lengths`` are cut to the last ids of every row."""
     values, counts = [], []
     for key in keys:
         ids, count = sparse[key].values(), sparse[key].lengths()
@@ -146,7 +146,7 @@ def most_recent(sparse: KeyedIds, keys: list[str], lengths: Mapping[str, int]) -
 
 
 def flatten(rows: FeatureIds, length: int) -> Tensor:
-    """[B, length x D]: the vectors [N, D] of each row's ids, the last one first, then zeros, which have no gradient."""
+    """[B, length x D]: vectors [N, D] of each row's ids, the last one first, padded with zeros that have no gradient."""
     values, count = rows.values(), rows.lengths().long()
     slots = torch.arange(length, device=values.device)
     places = (count.cumsum(0) - 1).unsqueeze(1) - slots  # [B, length]
@@ -156,5 +156,5 @@ def flatten(rows: FeatureIds, length: int) -> Tensor:
 
 
 def pool(rows: FeatureIds) -> Tensor:
-    """[B, D]: the sums of the vectors [N, D] of each row's ids."""
+    """[B, D]: sums of the vectors [N, D] of each row's ids."""
     return torch.segment_reduce(rows.values(), "sum", lengths=rows.lengths().long(), axis=0, unsafe=True, initial=0.0)

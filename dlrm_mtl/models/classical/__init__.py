@@ -1,1 +1,1 @@
-"""Models without parts to choose: baselines, and models of published experiments."""
+"""Models without exchangeable parts: baselines, and models of published experiments."""

@@ -19,12 +19,12 @@ class LogisticRegressionConfig(RankingModelConfig):
     """One weight per task for every id and every dense feature: the yardstick for everything deeper."""
 
     name: Literal["logistic_regression"] = "logistic_regression"
-    """This model."""
+    """Name of this model."""
     init_std: float = Field(default=0.0, ge=0)
-    """Standard deviation of the ids' initial weights (normal, mean 0); the loss is convex, so 0 will do."""
+    """Standard deviation of the ids' initial weights (normal, mean 0); the loss is convex, so 0 works."""
     dense_norm: DenseNorm = "standardise"
-    """How dense features are brought to one scale: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised
-    and then `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
+    """Scaling of dense features: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised and then
+    `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
 
 
 @register("model", "logistic_regression", config=LogisticRegressionConfig, order=20)
@@ -32,9 +32,9 @@ class LogisticRegression(RankingModel):
     """logit_t = sum_f sum_{i in ids of f} w_{f,i,t} + <v_t, x> + b_t.
 
     A one-hot matrix times weights is a sum of the weights' rows, so each feature has a table of T columns whose bags are
-    summed; ids of two features are different ids here, even where the features share a vocabulary. FBGEMM stores a multiple of
-    4 columns: those beyond T stay as they are, and their gradient, 0, counts in the row-wise mean square. With real labels
-    it is a linear regression.
+    summed. Ids of two features have different weights, even if the features share a vocabulary. FBGEMM stores a multiple of
+    4 columns: those beyond T never change, and their gradient, 0, counts in the row-wise mean square. With real labels this
+    is linear regression.
 
     Parameters with O tasks of their own, N dense features and V ids in all features: O (V + N + 1).
     """
@@ -53,11 +53,11 @@ class LogisticRegression(RankingModel):
         self.bias = nn.Parameter(torch.zeros(tasks))
 
     def start_from(self, logits: Sequence[float | None]) -> None:
-        """Let each own task's logit start from what it is on average, where that is known."""
+        """Set the bias of each own task's logit to the logit's known mean."""
         start_biases(self.bias, logits)
 
     def own_logits(self, features: Tensor, dense: Tensor) -> Tensor:
-        """The logits [B, O] of the tasks that have their own."""
+        """Logits [B, O] of the tasks with their own logit."""
         width = padded(self.tasks)
         logits = features.unflatten(1, (-1, width)).sum(dim=1)[:, : self.tasks] + self.bias
         if self.weight is not None:

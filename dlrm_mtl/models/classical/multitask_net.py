@@ -29,19 +29,19 @@ class MultitaskNetConfig(RankingModelConfig):
 
     draws_items: ClassVar[bool] = True
     name: Literal["multitask_net"] = "multitask_net"
-    """This model."""
+    """Name of this model."""
     user: str
     """Name of the feature that holds the user."""
     item: str
     """Name of the feature that holds the item. The model uses no other feature."""
     dim: int = Field(default=32, gt=0, multiple_of=4)
-    """Columns of the tables; a multiple of 4."""
+    """Number of columns of the tables; a multiple of 4."""
     embeddings: Literal["shared", "separate"] = "shared"
-    """Whether factorisation and regression share their tables, or have tables of their own."""
+    """`shared`: factorisation and regression share their tables; `separate`: each has its own."""
     init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial weights of the tables (normal, mean 0). Default: 1 / dim."""
     regression: StackConfig = StackConfig(layers=[64])
-    """Layers between the vectors and what tasks without a ranking loss predict."""
+    """Layers between the vectors and the predictions of tasks without a ranking loss."""
 
     def check(self, run: Run) -> None:
         """Refuse tasks without a ranking loss among them, and ids without a vocabulary."""
@@ -65,11 +65,11 @@ class MultitaskNetConfig(RankingModelConfig):
 class MultitaskNet(RankingModel):
     """p = <u, q> + b_item for tasks with a ranking loss; r = W2 relu(W1 [u, q, u * q] + c1) + c2 for the others.
 
-    In training the "logit" of a ranking task is the margin of p over the scores of items that are drawn uniformly from all
-    ids of the item's vocabulary, for every row anew at every step (they may hit an item that the user has seen); otherwise
-    it is p itself. Vectors start from N(0, std^2) with std = 1 / d, item biases from 0, layers as ``nn.Linear`` does.
+    In training the "logit" of a ranking task is the margin of p over the scores of drawn items; otherwise it is p itself.
+    Items are drawn for every row at every step, uniformly from all ids of the item's vocabulary, and may be items that the
+    user has seen. Vectors start from N(0, std^2) with std = 1 / d, item biases from 0, layers as ``nn.Linear`` does.
 
-    The biases are a table of one column, stored with three more that nothing reads, as FBGEMM needs a multiple of 4.
+    The biases are a table of one column, stored with three unused ones, as FBGEMM needs a multiple of 4.
 
     Parameters with U users, I items, layers h and R tasks without a ranking loss: (U + I) d + I + P(3 d; h) + R (h[-1] + 1),
     with separate embeddings (U + I) d more, where P counts a stack with biases.
@@ -99,7 +99,7 @@ class MultitaskNet(RankingModel):
         super().__init__(TableSet(tables, stds, padding={bias: padded(1) - 1}), inputs.tasks)
         self.user, self.item, self.drawn, self.dim = config.user, config.item, drawn, config.dim
         self.items = inputs.spec.vocabulary_size(config.item)
-        """Ids of items run from 0 to items - 1."""
+        """Number of items; their ids run from 0 to items - 1."""
         self.negatives = LaneNegatives(self.items, count)
         self.is_ranking = [task.kind == "ranking" for task in tasks]
         self.ranking_labels = [number for number, task in enumerate(inputs.tasks) if task.kind == "ranking"]
@@ -109,7 +109,7 @@ class MultitaskNet(RankingModel):
         self.predictions = ParallelLinear(1, self.regression.out_features, others) if self.regression else None
 
     def ids(self, batch: ModelBatch) -> KeyedIds:
-        """The row's user and item and, in training, the items drawn for rows that a ranking task learns from."""
+        """User and item of each row and, in training, the items drawn for rows that a ranking task learns from."""
         user, item, rows = batch.sparse[self.user], batch.sparse[self.item], batch.sparse.stride()
         values, lengths = [user.values(), item.values()], [user.lengths(), item.lengths()]
         count = len(self.drawn)
@@ -124,11 +124,11 @@ class MultitaskNet(RankingModel):
         return like(batch.sparse, keys, values, lengths)
 
     def pair_scores(self) -> MultitaskNet:
-        """Itself: the factorisation is a product."""
+        """The model itself: its factorisation is a product."""
         return self
 
     def vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the factorisation is made of, for ids of users and items [n]: [n, d], [n, d] and biases [n, 1]."""
+        """Vectors of the factorisation for ids of users and items [n]: [n, d], [n, d] and biases [n, 1]."""
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         ones = torch.ones_like(users, dtype=torch.int32)
@@ -143,7 +143,7 @@ class MultitaskNet(RankingModel):
         return user, item, rest[len(self.drawn)][:, :1]
 
     def own_logits(self, features: Tensor, dense: Tensor) -> Tensor:
-        """The logits [B, O] of the tasks that have their own; dense features play no part."""
+        """Logits [B, O] of the tasks with their own logit; dense features are ignored."""
         user, *rest = features.split(self.lookup.widths, dim=1)
         count = 1 + len(self.drawn)
         items = torch.stack(rest[:count], dim=1)  # [B, 1 + N, d]

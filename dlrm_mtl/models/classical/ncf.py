@@ -22,21 +22,21 @@ class NCFConfig(RankingModelConfig):
     """Two tables per vocabulary: one half multiplies features with the dense ones, the other passes layers."""
 
     name: Literal["ncf"] = "ncf"
-    """This model."""
+    """Name of this model."""
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
-    """The embedding tables of either half; all of one width, without flattened features."""
+    """Embedding tables of either half; all of one width, without flattened features."""
     dense_norm: DenseNorm = "standardise"
-    """How dense features are brought to one scale: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised
-    and then `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
+    """Scaling of dense features: `none`, `standardise` (mean and deviation in dataset.yaml), or standardised and then
+    `batch` or `layer` normalisation. With `batch` the model depends on the number of processes."""
     bottom: StackConfig = StackConfig(layers=[512, 256])
     """Layers of the second half."""
     tower: StackConfig = StackConfig(layers=[128, 64])
-    """Layers of each task's tower, before its logit."""
+    """Layers of each task's tower, below its logit."""
 
 
 @register("model", "ncf", config=NCFConfig, order=30)
 class NCF(RankingModel):
-    """G = e1_f * (A1 x) for every feature f, side by side; M = MLP([e2_1 .. e2_F, A2 x]); towers read [G, M].
+    """G = e1_f * (A1 x) for every feature f, concatenated; M = MLP([e2_1 .. e2_F, A2 x]); towers read [G, M].
 
     e1_f and e2_f are the vectors of feature f in the two sets of tables, x the dense features, A1 and A2 linear layers (with
     bias) to the tables' width d. This is not NeuMF (He et al., WWW 2017), for which see `neumf`: it multiplies every feature
@@ -72,11 +72,11 @@ class NCF(RankingModel):
         self.logits = ParallelLinear(tasks, self.towers.out_features, 1)
 
     def start_from(self, logits: Sequence[float | None]) -> None:
-        """Let each own task's logit start from what it is on average, where that is known."""
+        """Set the bias of each own task's logit to the logit's known mean."""
         start_biases(self.logits.bias, logits)
 
     def own_logits(self, features: Tensor, dense: Tensor) -> Tensor:
-        """The logits [B, O] of the tasks that have their own."""
+        """Logits [B, O] of the tasks with their own logit."""
         dense = self.dense_norm(dense)
         first, second = features[:, : self.product_width], features[:, self.product_width :]
         product = (first.unflatten(1, (-1, self.dim)) * self.factor(dense).unsqueeze(1)).flatten(1)

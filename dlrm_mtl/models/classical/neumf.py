@@ -20,21 +20,21 @@ class NeuMFConfig(RankingModelConfig):
     """Users and items only: their product, and layers over both, with tables of their own."""
 
     name: Literal["neumf"] = "neumf"
-    """This model."""
+    """Name of this model."""
     user: str
     """Name of the feature that holds the user."""
     item: str
     """Name of the feature that holds the item. The model uses no other feature."""
     dim: int = Field(default=64, gt=0, multiple_of=4)
-    """Columns of the tables of the product; a multiple of 4."""
+    """Number of columns of the product's tables; a multiple of 4."""
     deep_dim: int | None = Field(default=None, gt=0, multiple_of=4)
-    """Columns of the tables below the layers; a multiple of 4. Default: as `dim`."""
+    """Number of columns of the tables below the layers; a multiple of 4. Default: `dim`."""
     init_std: float = Field(default=0.01, ge=0)
     """Standard deviation of the initial weights of the tables (normal, mean 0)."""
     deep: StackConfig = StackConfig(layers=[32, 16, 8])
     """Layers over the user's and the item's vectors."""
     tower: StackConfig = StackConfig(layers=[64, 32])
-    """Layers of each task's tower, before its logit; none is the original model."""
+    """Layers of each task's tower, below its logit; empty in the original model."""
 
 
 @register("model", "neumf", config=NeuMFConfig, order=40)
@@ -60,11 +60,11 @@ class NeuMF(RankingModel):
         self.logits = ParallelLinear(tasks, self.towers.out_features, 1)
 
     def start_from(self, logits: Sequence[float | None]) -> None:
-        """Let each own task's logit start from what it is on average, where that is known."""
+        """Set the bias of each own task's logit to the logit's known mean."""
         start_biases(self.logits.bias, logits)
 
     def own_logits(self, features: Tensor, dense: Tensor) -> Tensor:
-        """The logits [B, O] of the tasks that have their own; dense features play no part."""
+        """Logits [B, O] of the tasks with their own logit; dense features are ignored."""
         user, item, deep_user, deep_item = features.split(self.lookup.widths, dim=1)
         deep = self.deep(torch.cat([deep_user, deep_item], dim=1))
         logits: Tensor = self.logits(self.towers(torch.cat([user * item, deep], dim=1))).squeeze(-1)

@@ -21,12 +21,12 @@ def two_halves(single: TableSet) -> TableSet:
 
 
 def vectors(name: str, spec: DatasetSpec, features: list[str], dim: int) -> Table:
-    """A table called ``name`` for ``features``, which share one vocabulary (that of the first of them)."""
+    """A table called ``name`` for ``features``, which share the vocabulary of the first one."""
     return Table(name, spec.vocabulary_size(features[0]), dim, features)
 
 
 def check_pair(user: str, item: str, features: list[str]) -> None:
-    """Check that ``model.user`` and ``model.item`` name two features that are read; raises :class:`UserError`."""
+    """Check that ``model.user`` and ``model.item`` name two features of the run; raises :class:`UserError`."""
     for key, name in (("user", user), ("item", item)):
         if name not in features:
             raise UserError(f"model.{key}: the run reads no feature {name!r}; {suggest(name, features)}.")

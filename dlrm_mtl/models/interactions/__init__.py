@@ -1,9 +1,9 @@
 """Interactions: from pooled features and dense features to the input of the multitask architecture.
 
-Features [B, D] hold the pooled features side by side, in widths that ``fields`` gives, and then the dense features, ``dense``
-columns (after the layers they may have passed), or none.
+Features [B, D] are the concatenated pooled features, of widths ``fields``, followed by ``dense`` columns of dense features
+(the output of their layers, if any), or none.
 
-A new interaction is one new file here, or in a plugin: a configuration, and a module that is made from the configuration,
+A new interaction is one new file here, or in a plugin: a configuration, and a module built from the configuration,
 ``fields`` and ``dense``, registered as ``interaction``.
 """
 
@@ -17,11 +17,11 @@ from dlrm_mtl.core.registry import registry
 from dlrm_mtl.models.blocks import Block
 
 InteractionConfig = Annotated[Named, Part("interaction", default="dcnv2")]
-"""The configuration of any interaction."""
+"""Configuration of any interaction."""
 
 
 def build_interaction(config: Named, fields: Sequence[int], dense: int = 0) -> Block:
-    """The interaction that ``config`` names, for pooled features of widths ``fields`` and ``dense`` columns after them.
+    """Build the interaction of ``config`` for pooled features of widths ``fields``, followed by ``dense`` columns.
 
     Raises:
         ValueError: the widths do not fit the interaction.

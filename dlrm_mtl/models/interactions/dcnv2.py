@@ -26,12 +26,12 @@ class DCNv2Config(Strict):
 
 
 def _parameters(count: int, *shape: int) -> nn.ParameterList:
-    """``count`` matrices by Glorot's normal initialisation."""
+    """Matrices with Glorot's normal initialisation, ``count`` of them."""
     return nn.ParameterList([nn.Parameter(nn.init.xavier_normal_(torch.empty(shape))) for _ in range(count)])
 
 
 class CrossNet(nn.Module):
-    """Cross layers with full matrices W_l; parameters and result as TorchRec's module of the same name, without TorchRec."""
+    """Cross layers with full matrices W_l; parameters and result as in TorchRec's module of the same name, without TorchRec."""
 
     def __init__(self, in_features: int, layers: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class CrossNet(nn.Module):
 
 
 class LowRankCrossNet(nn.Module):
-    """Cross layers with W_l V_l in the place of a full matrix; as TorchRec's module of the same name, without TorchRec."""
+    """Cross layers with W_l V_l instead of a full matrix; as in TorchRec's module of the same name, without TorchRec."""
 
     def __init__(self, in_features: int, layers: int, rank: int) -> None:
         super().__init__()

@@ -19,14 +19,14 @@ class DotConfig(Strict):
 
     name: Literal["dot"] = "dot"
     keep: Literal["dense", "all"] = "dense"
-    """What stands beside the products: the dense features, as in the paper, or all features."""
+    """Columns kept in addition to the products: the dense features, as in the paper, or all features."""
 
 
 @register("interaction", "dot", config=DotConfig)
 class Dot(Block):
     """<v_i, v_j> for all pairs i < j of the F vectors: [B, D] -> [B, kept + F (F - 1) / 2], kept columns first.
 
-    The vectors are the pooled features and, where there are any, the dense features, whose layers must end in the same width.
+    The vectors are the pooled features and the dense features, if any, whose layers must end in the same width.
     """
 
     pairs: Tensor

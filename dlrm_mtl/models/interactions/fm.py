@@ -24,9 +24,9 @@ class FMConfig(Strict):
 
 @register("interaction", "fm", config=FMConfig)
 class FM(Block):
-    """sum_{i<j} v_i * v_j = ((sum_i v_i)^2 - sum_i v_i^2) / 2 beside the features: [B, D] -> [B, D + 1] or [B, D + d].
+    """sum_{i<j} v_i * v_j = ((sum_i v_i)^2 - sum_i v_i^2) / 2 appended to the features: [B, D] -> [B, D + 1] or [B, D + d].
 
-    The layers that follow are the deep part of DeepFM, and see its linear term through the features. The vectors are the
+    The following layers are the deep part of DeepFM; its linear term reaches them through the features. The vectors are the
     pooled features, and the dense ones if they have the same width. (``torchrec.modules.deepfm.FactorizationMachine`` also
     multiplies different dimensions of the vectors, which is not the paper's equation.)
     """

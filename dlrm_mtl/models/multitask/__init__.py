@@ -1,7 +1,7 @@
 """Multitask architectures: features [B, D] in, one representation per task [B, T, d] out.
 
-A new architecture is one new file here, or in a plugin: a configuration, and a module that is made from the configuration, D
-and T, registered as ``architecture``.
+A new architecture is one new file here, or in a plugin: a configuration, and a module built from the configuration, D and
+T, registered as ``architecture``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dlrm_mtl.models.blocks import Block
 from dlrm_mtl.models.multitask.mmoe import MMoEConfig
 
 DEFAULT = MMoEConfig(layers=[128, 64])
-"""The architecture of a model that names none."""
+"""Default architecture of a model."""
 
 MultitaskConfig = Annotated[Named, Part("architecture", default=DEFAULT)]
-"""The configuration of any architecture."""
+"""Configuration of any architecture."""
 
 
 def build_multitask(config: Named, in_features: int, tasks: int) -> Block:
-    """The architecture that ``config`` names, for input of width ``in_features`` and ``tasks`` tasks.
+    """Build the architecture of ``config`` for input of width ``in_features`` and ``tasks`` tasks.
 
     Its ``out_features`` is the width d of its output [B, T, d].
 

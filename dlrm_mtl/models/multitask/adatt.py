@@ -30,12 +30,12 @@ class AdaTTSpConfig(LevelsConfig):
 
     name: Literal["adatt_sp"] = "adatt_sp"
     task_experts: ExpertCounts = 1
-    """Experts of each task on every level: one number, or one per task."""
+    """Number of experts of each task on every level: one number, or one per task."""
     residual: bool = True
-    """Add each task's own experts, linearly weighted, to what its gate mixes; false leaves the gate alone (an ablation)."""
+    """Add each task's own experts, linearly weighted, to the mix of its gate; false uses the gate alone (an ablation)."""
 
     def check(self, run: Run) -> None:
-        """Refuse a list of experts of another length than there are tasks with a logit of their own."""
+        """Refuse a list of experts whose length is not the number of tasks with their own logit."""
         check_task_experts(self.task_experts, run)
 
 
@@ -44,22 +44,22 @@ class AdaTTConfig(AdaTTSpConfig):
 
     name: Literal["adatt"] = "adatt"  # type: ignore[assignment]
     shared_experts: int = Field(default=1, ge=0)
-    """Experts that belong to no task, on every level; with 0 it is AdaTT-sp."""
+    """Number of experts that belong to no task, on every level; with 0 this is AdaTT-sp."""
 
 
 class AdaTTLevel(nn.Module):
     """One fusion level: output = (softmax gates + native weights) experts.
 
-    Each unit's experts and gate read the unit's slot. Every gate sees all experts of all units. The native weights of a unit,
-    one for each of its own experts, are learned, do not depend on the input, are not normalised and start from
-    U(-1/sqrt(m), 1/sqrt(m)); where every unit has one expert they are the constant 1.
+    Each unit's experts and gate read the unit's slot. Every gate sees all experts of all units. A unit has one native
+    weight for each of its own experts. Native weights are learned, do not depend on the input, are not normalised and start
+    from U(-1/sqrt(m), 1/sqrt(m)); if every unit has one expert they are the constant 1.
 
     Args:
         in_features: width of a slot.
         config: the layers of each expert.
         counts: number of experts m of every unit.
         outputs: number of units G that are fused, the first ones; on the last level the shared unit is not.
-        residual: whether there are native weights.
+        residual: True for native weights.
     """
 
     native_places: Tensor
@@ -82,7 +82,7 @@ class AdaTTLevel(nn.Module):
             self.native = nn.Parameter(torch.cat(weights))
 
     def native_weights(self) -> Tensor:
-        """The native weights v, padded with zeros for other units' experts: [G, E]."""
+        """Native weights v, padded with zeros for other units' experts: [G, E]."""
         cells = self.gates.bias.new_zeros(self.gates.gates * self.gates.experts)
         values = cells.new_ones(len(self.native_places)) if self.native is None else self.native
         return cells.index_copy(0, self.native_places, values).view(self.gates.gates, self.gates.experts)

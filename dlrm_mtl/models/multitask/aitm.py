@@ -1,4 +1,4 @@
-"""AITM: information handed from task to task along a chain such as click, then purchase (Xi et al., KDD 2021).
+"""AITM: information passed from task to task along a chain such as click, then purchase (Xi et al., KDD 2021).
 
 doi 10.1145/3447548.3467071, arXiv 2105.08489.
 """
@@ -20,18 +20,18 @@ from dlrm_mtl.models.blocks import MLP, Block, ParallelLinear, ParallelMLP, Stac
 class AITMConfig(StackConfig):
     """A stack of layers for each task, and information handed from each task to the next, in the order of `tasks`.
 
-    For tasks of which each can only happen after the one before it: click, add to cart, purchase.
+    For tasks that can only happen one after the other: click, add to cart, purchase.
     """
 
     name: Literal["aitm"] = "aitm"
     calibrator: float = Field(default=0.3, ge=0.0)
-    """Weight of the penalty on rows where a task is predicted more likely than the task before it; 0 for none."""
+    """Weight of the penalty on rows whose predicted probability of a task exceeds that of the task before it; 0 for none."""
     transfer: Literal["linear", "layer"] = "linear"
-    """What is handed over passes one linear layer; with `layer` also the norm, activation and dropout of the stacks, as in
-    the authors' code."""
+    """Transformation of the passed information: one linear layer, or with `layer` also the norm, activation and dropout of
+    the stacks, as in the authors' code."""
 
     def model_post_init(self, context: object) -> None:
-        """Refuse stacks without layers, too: the transfer needs representations of its own width."""
+        """Refuse stacks without layers: the transfer needs representations of its own width."""
         super().model_post_init(context)
         if not self.layers:
             raise ValueError("layers [] is empty; aitm needs one layer per task at least.")
@@ -41,9 +41,9 @@ class AITMConfig(StackConfig):
 class AITM(Block):
     """q_t = MLP_t(x), z_1 = q_1, z_t = AIT(G_t z_{t-1}, q_t): equations 2 to 6 of the paper.
 
-    G_t is one linear layer (or, see `transfer`, a whole one). AIT weighs the two tokens u, what is handed over and what the
-    task has itself, by softmax_u(<K u, Q u> / sqrt(k)) and adds up V u. The product is that of each token with itself, as in
-    the paper: it is no attention of one token to another. K, Q and V (linear, with biases) are shared by all transfers.
+    G_t is one linear layer (or, see `transfer`, a full layer). AIT weighs two tokens u, the passed one and the task's own,
+    by softmax_u(<K u, Q u> / sqrt(k)) and adds up V u. As in the paper, the product is that of each token with itself, not
+    attention of one token to another. K, Q and V (linear, with biases) are shared by all transfers.
 
     The paper's behavioural expectation calibrator is a term of the loss: :meth:`penalty`.
 
@@ -80,9 +80,9 @@ class AITM(Block):
         return torch.stack(states, dim=1)
 
     def penalty(self, logits: Tensor) -> Tensor | None:
-        """The calibrator: ``calibrator`` x sum_t max(p_t - p_{t-1}, 0) for every row, [B], from ``logits`` [B, T].
+        """Calibrator penalty: ``calibrator`` x sum_t max(p_t - p_{t-1}, 0) for every row, [B], from ``logits`` [B, T].
 
-        Equation 8 of the paper; add the mean over the rows to the loss. It is None where its weight is 0.
+        Equation 8 of the paper; add the mean over the rows to the loss. None if its weight is 0.
         """
         if self.calibrator == 0.0 or self.attention is None:
             return None

@@ -19,8 +19,8 @@ class CrossStitchConfig(LevelsConfig):
 
     name: Literal["cross_stitch"] = "cross_stitch"
     start: Start = "near_identity"
-    """How the T x T matrices start. `near_identity`: 0.9 for a task's own output and 0.1 shared among the others, the
-    paper's choice. `uniform`: U(-1/sqrt(T), 1/sqrt(T)), as in the code published with AdaTT. `ones`: the plain sum, as in
+    """Initial T x T matrices. `near_identity`: 0.9 for a task's own output and 0.1 shared among the others, the paper's
+    choice. `uniform`: U(-1/sqrt(T), 1/sqrt(T)), as in the code published with AdaTT. `ones`: the plain sum, as in
     LibMTL."""
 
 

@@ -1,4 +1,4 @@
-"""Multi-level MMoE: mixtures of experts stacked, as the PLE and AdaTT papers define it as their baseline."""
+"""Multi-level MMoE: stacked mixtures of experts, as the PLE and AdaTT papers define their baseline."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class MultiLevelMMoEConfig(LevelsConfig):
 class MultiLevelMMoE(Block):
     """Experts on L levels (Tang et al., RecSys 2020, section 4.3; Li et al., KDD 2023, section 4.1.3).
 
-    Level l has E experts. Expert e reads slot e of what the level before made; on the first level all read x. Gates mix the
-    experts of a level by a softmax: E gates, one for each expert of the next level, and on the last level one per task.
-    Every gate reads x, on whatever level it is. One level is MMoE.
+    Level l has E experts. Expert e reads slot e of the previous level's output; on the first level all read x. Gates mix
+    the experts of a level by a softmax: E gates, one for each expert of the next level, and on the last level one per task.
+    On every level, gates read x. One level is MMoE.
 
     Parameters: sum_l [E P(d_{l-1}; h_l) + (E if l < L else T) E (D + 1)], where P counts a stack with biases.
     """

@@ -32,27 +32,27 @@ class PLEConfig(LevelsConfig):
 
     name: Literal["ple"] = "ple"
     task_experts: ExpertCounts = 1
-    """Experts of each task on every level: one number, or one per task."""
+    """Number of experts of each task on every level: one number, or one per task."""
     shared_experts: int = Field(default=1, ge=0)
-    """Experts that all tasks share, on every level; with 0 tasks have no layer in common."""
+    """Number of experts that all tasks share, on every level; with 0 tasks have no layer in common."""
 
     def check(self, run: Run) -> None:
-        """Refuse a list of experts of another length than there are tasks with a logit of their own."""
+        """Refuse a list of experts whose length is not the number of tasks with their own logit."""
         check_task_experts(self.task_experts, run)
 
 
 class PLELevel(nn.Module):
     """One extraction network of PLE.
 
-    Units are the tasks, then the shared experts where there are any. Each reads a slot of its own; its experts and its gate
-    read that slot. A task's gate sees the task's experts and the shared ones, the shared gate sees all.
+    Units are the tasks, then the shared experts, if any. The experts and the gate of a unit read the unit's slot. A task's
+    gate sees the task's experts and the shared ones, the shared gate sees all.
 
     Args:
         in_features: width of a slot.
         config: the layers of each expert.
         counts: number of experts of every task.
         shared: number of shared experts S.
-        last: the last level has no shared gate, since nothing reads it.
+        last: True for the last level, which has no shared gate, since nothing would read it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PLELevel(nn.Module):
 class PLE(Block):
     """L levels of :class:`PLELevel`: equations 1 to 7 of the paper, with a bias in the gates.
 
-    The shared gate sees all experts, as in the paper (in some libraries it sees the shared ones only, so that nothing flows
+    The shared gate sees all experts, as in the paper (in some libraries it sees only the shared ones, so that nothing flows
     from tasks to them). Gates read the fused state of their own level, not the input.
 
     Parameters with m_t experts of task t, S shared ones and M = sum_t m_t:

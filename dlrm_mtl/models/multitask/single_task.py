@@ -1,4 +1,4 @@
-"""Single-task: every task has layers of its own; the yardstick that sharing is measured with."""
+"""Single-task: every task has its own layers; the baseline for sharing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class SingleTaskConfig(StackConfig):
 class SingleTask(Block):
     """h_t = MLP_t(x): T stacks that share nothing.
 
-    What comes before, the tables above all, is still shared by the tasks of one model. For models that share nothing at
-    all, train one run per task, which also lets each stop at its own best epoch.
+    Earlier parts of the model, mainly the tables, are still shared by the tasks. For models that share nothing, train one
+    run per task, which also lets each stop at its own best epoch.
 
     Parameters with layers h and T tasks: T P(D; h), where P counts a stack with biases.
     """
