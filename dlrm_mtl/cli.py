@@ -311,13 +311,15 @@ def doctor() -> None:
     """Print versions, devices and backends, and check that they fit together; exit code 1 if they don't."""
     from rich.console import Console
 
-    from dlrm_mtl.doctor import problems, report
+    from dlrm_mtl.doctor import hints, problems, report
 
     console = Console(highlight=False)
     console.print(report())
     found = problems(thorough=True)
     for problem in found:
         console.print(f"problem: {problem}", soft_wrap=True)
+    for hint in hints():
+        console.print(f"hint: {hint}", soft_wrap=True)
     if found:
         raise SystemExit(1)
     console.print("All is well.")
@@ -343,6 +345,33 @@ def models(
         raise UserError("--set: there is no configuration to override; name one, such as configs/kuairand_mmoe.yaml.")
     else:
         list_models(as_json)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    processes: Annotated[int, typer.Option(min=1, help="Number of all processes of the run.")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, help="Number of hosts, which share the processes equally.")] = 1,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of a host, such as 64GB. Default: this machine's.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of a GPU, one for each process, such as 80GB. Default: this machine's, if any."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugins: Plugins = None,
+) -> None:
+    """Show where the tables of a run would live, and what every process would hold, without training.
+
+    One process plans for any number of them, and for machines other than this one.
+    """
+    from dlrm_mtl.run.plan import show_plan
+
+    show_plan(config, overrides, plugins, processes, hosts, memory, gpu_memory, as_json)
 
 
 @config_app.command("check")

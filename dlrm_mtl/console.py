@@ -168,20 +168,65 @@ def headlines(tasks: Sequence[TaskConfig], metrics: dict[str, float]) -> str:
     return "; ".join(parts)
 
 
-def plan_table(plan: list[dict[str, Any]]) -> Table:
-    """Where each table lives: the largest ones one by one, the others in a row; plan.json has them all."""
-    table = Table(title="Sharding plan", title_justify="left")
-    for heading in ("table", "rows", "dim", "MiB", "sharding", "shards", "ranks"):
-        table.add_column(heading, justify="right" if heading in ("rows", "dim", "MiB", "shards") else "left")
+def plan_table(plan: list[dict[str, Any]], rows: int | None = PLAN_ROWS) -> Table:
+    """Where each table lives: the largest ones one by one, the others in a row; plan.json has them all.
+
+    Args:
+        plan: what `describe_plan` says.
+        rows: tables that are shown one by one; None for all.
+    """
+    table = Table(title="Sharding plan; MiB of the process that holds most of a table", title_justify="left")
+    for heading in ("table", "rows", "dim", "sharding", "shards", "ranks", "weights", "state"):
+        table.add_column(heading, justify="left" if heading in ("table", "sharding", "ranks") else "right")
     ordered = sorted(plan, key=lambda entry: -entry["mib"])
-    shown, rest = ordered[:PLAN_ROWS], ordered[PLAN_ROWS:]
+    shown, rest = ordered[:rows], ordered[len(ordered[:rows]) :]
     for entry in shown:
-        ranks = entry["ranks"] if entry["ranks"] == "all" else ", ".join(str(rank) for rank in entry["ranks"])
-        shards = str(len(entry["shards"]) or 1)
-        sizes = (f"{entry['rows']:,}", str(entry["dim"]), f"{entry['mib']:.2f}")
-        table.add_row(entry["table"], *sizes, entry["type"], shards, ranks)
+        table.add_row(
+            entry["table"],
+            f"{entry['rows']:,}",
+            str(entry["dim"]),
+            entry["type"],
+            str(len(entry["shards"]) or 1),
+            entry["ranks"] if entry["ranks"] == "all" else ranks_text(entry["ranks"]),
+            f"{max(entry['weights_mib']):,.2f}",
+            f"{max(entry['state_mib']):,.2f}",
+        )
     if rest:
         types = ", ".join(sorted({entry["type"] for entry in rest}))
-        rows, mib = sum(entry["rows"] for entry in rest), sum(entry["mib"] for entry in rest)
-        table.add_row(f"{len(rest)} smaller ones", f"{rows:,}", "", f"{mib:.2f}", types, "", "")
+        total, (weights, state) = sum(entry["rows"] for entry in rest), _fullest(held_by_process(rest))
+        table.add_row(f"{len(rest)} smaller ones", f"{total:,}", "", types, "", "", f"{weights:,.2f}", f"{state:,.2f}")
     return table
+
+
+def held_by_process(plan: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """MiB of all tables' weights and of their state, by process."""
+    return [
+        (sum(weights), sum(state))
+        for weights, state in zip(
+            zip(*(entry["weights_mib"] for entry in plan), strict=True),
+            zip(*(entry["state_mib"] for entry in plan), strict=True),
+            strict=True,
+        )
+    ]
+
+
+def plan_summary(plan: list[dict[str, Any]]) -> str:
+    """The processes that hold most and least, in a line."""
+    held = held_by_process(plan)
+    sums = [sum(sizes) for sizes in held]
+    most, least = sums.index(max(sums)), sums.index(min(sums))
+    text = f"tables on process {most}: {held[most][0]:,.1f} MiB of weights and {held[most][1]:,.1f} MiB of state"
+    if most != least:
+        text += f", the most; on process {least}: {held[least][0]:,.1f} and {held[least][1]:,.1f}, the least"
+    return text
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Ranks in order, neighbours as ranges: `0-3, 6`."""
+    ends = [rank for rank in ranks if rank + 1 not in ranks]
+    starts = [rank for rank in ranks if rank - 1 not in ranks]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def _fullest(held: list[tuple[float, float]]) -> tuple[float, float]:
+    return max(held, key=sum)

@@ -75,6 +75,42 @@ def problems(
     return found
 
 
+def hints(path: Sequence[str] | None = None, has_gpu: bool | None = None, usable: bool | None = None) -> list[str]:
+    """Say what works but perhaps not as it was meant: a GPU that is not used, or a CUDA build without a GPU.
+
+    Args:
+        path: the folders that hold the installed packages; ``sys.path`` if not given.
+        has_gpu: whether the driver shows a CUDA device; looked up if not given.
+        usable: whether torch can use one; asked if not given.
+    """
+    path = sys.path if path is None else path
+    has_gpu = _has_gpu() if has_gpu is None else has_gpu
+    version = _version("torch", path)
+    if version is None:
+        return []
+    if not _is_cuda_build(path):
+        if not has_gpu:
+            return []
+        return [
+            f"the driver shows a GPU, but torch {version} is a CPU build, so that everything runs on the CPU: for the GPU, "
+            "install the CUDA set into a fresh environment (make setup BUILD=cuda in a clone, or pip install "
+            '"dlrm-mtl[cuda]")'
+        ]
+    if not has_gpu:
+        why = "CUDA_VISIBLE_DEVICES is empty" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "there is none"
+        return [
+            f"torch {version} is a CUDA build and sees no GPU ({why}), so that everything runs on the CPU: where a GPU is "
+            "expected, check that nvidia-smi lists it, and that the container or job was given it (docker run --gpus all, "
+            "--gpu of the launcher)"
+        ]
+    if not (_torch_sees_gpu() if usable is None else usable):
+        return [
+            f"the driver shows a GPU that torch {version} cannot use, so that everything runs on the CPU: compare the CUDA "
+            "version that nvidia-smi names with that of torch, and update the driver"
+        ]
+    return []
+
+
 def check_or_raise() -> None:
     """Check what training needs; fast, and silent when all is well.
 
@@ -218,6 +254,14 @@ def _is_cuda_build(path: Sequence[str]) -> bool:
 
 def _same_release(version: str, expected: str) -> bool:
     return version.split("+")[0].split(".")[:2] == expected.split(".")[:2]
+
+
+def _torch_sees_gpu() -> bool:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return True  # which is a problem of its own
+    return torch.cuda.is_available()
 
 
 def _has_gpu() -> bool:

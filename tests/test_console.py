@@ -13,7 +13,17 @@ NAMES = ["click[/7d]", "ctr[a]", "[bold]", ":smile:", "a\\[b]", "[link=x]", "100
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_shown_as_they_are(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    entry = {"table": name, "rows": 1, "dim": 4, "mib": 1.0, "type": name, "shards": [], "ranks": "all"}
+    entry = {
+        "table": name,
+        "rows": 1,
+        "dim": 4,
+        "mib": 1.0,
+        "type": name,
+        "shards": [],
+        "ranks": "all",
+        "weights_mib": [1.0],
+        "state_mib": [0.1],
+    }
     tables = [
         metrics_table(name, {f"{name}/auc": 0.5}, [name]),
         plan_table([entry]),

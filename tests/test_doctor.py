@@ -51,6 +51,30 @@ def test_the_standard_torch_serves_the_cpu_set_where_there_is_no_gpu(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("versions", "cuda", "has_gpu", "usable", "hint"),
+    [
+        (CPU, None, False, False, None),
+        (CPU, None, True, False, "the driver shows a GPU, but torch 2.13.0+cpu is a CPU build"),
+        (CUDA, "13.0", True, True, None),
+        (CUDA, "13.0", False, False, "torch 2.13.0 is a CUDA build and sees no GPU (there is none)"),
+        (CUDA, "13.0", True, False, "the driver shows a GPU that torch 2.13.0 cannot use"),
+    ],
+)
+def test_hints_on_gpus(
+    tmp_path: Path, versions: dict[str, str | None], cuda: str | None, has_gpu: bool, usable: bool, hint: str | None
+) -> None:
+    found = doctor.hints(install(tmp_path, versions, cuda), has_gpu, usable)
+    assert len(found) == (hint is not None)
+    assert all(text.startswith(str(hint)) for text in found)
+
+
+def test_a_hidden_gpu_is_said_to_be_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (hint,) = doctor.hints(install(tmp_path, CUDA, "13.0"))
+    assert "sees no GPU (CUDA_VISIBLE_DEVICES is empty)" in hint
+
+
+@pytest.mark.parametrize(
     ("versions", "sentence"),
     [
         (

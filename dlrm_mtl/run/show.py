@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.console import Bar, console, headlines, metrics_table, plan_table
+from dlrm_mtl.console import Bar, console, headlines, metrics_table, plan_summary, plan_table
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan
 from dlrm_mtl.tasks.check import remarks
 from dlrm_mtl.training.events import End, Evaluation, Listener, Log, Progress, RoundEnd, RoundStart, Skip, Start
@@ -40,7 +40,9 @@ class ShowProgress(Listener):
             steps = f"{self.config.training.epochs} epoch(s), {event.total_steps:,} steps"
         drawn = f" and up to {data.negatives.each} drawn for each," if data.negatives else ""
         out = console()
-        out.print(plan_table(describe_plan(model.plan, model.tables)))
+        plan = describe_plan(model.plan, model.tables, self.config.optimizer.sparse.states, process.world_size)
+        out.print(plan_table(plan))
+        out.print(plan_summary(plan))
         out.print(
             f"{self.config.name}: {amount} of {event.data_name}, {steps} of {data.batch_size:,} rows{drawn} on "
             f"{process.world_size} process(es), {process.device.type}, {torch.get_num_threads()} thread(s) each\n"

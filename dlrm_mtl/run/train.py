@@ -220,7 +220,7 @@ def prepare_folder(
     changed = {"changes": [{"key": key, "was": was, "is": now} for key, was, now in changes]} if changes else {}
     world_size = dist.get_world_size()
     record(folder, "resume" if resumed else "start", progress.step, processes=world_size, **changed)
-    folder.write_plan(describe_plan(model.plan, model.tables))
+    folder.write_plan(describe_plan(model.plan, model.tables, config.optimizer.sparse.states, world_size))
     folder.publish()
 
 

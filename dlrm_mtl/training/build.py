@@ -19,7 +19,7 @@ from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
 from dlrm_mtl.embeddings.torchrec.shards import placements, sharded_collections
 from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds, Vocabulary
 from dlrm_mtl.embeddings.unbounded.row_resets import RowResets
-from dlrm_mtl.models.base import ModelInputs
+from dlrm_mtl.models.base import ModelInputs, RankingModel
 from dlrm_mtl.models.dropout import connect_dropout
 from dlrm_mtl.models.registry import build_ranking_model
 from dlrm_mtl.optim.build import Optimizers
@@ -38,16 +38,9 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     Raises:
         UserError: the configuration does not fit the data set or the processes.
     """
-    _quieten()
-    selection = select(spec, config.data, [])
-    torch.manual_seed(config.seed)
-    torch.set_float32_matmul_precision(config.training.matmul_precision)
-    spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
-    ranker = build_ranking_model(config.model, ModelInputs(spec, selection.keys, selection.dense, config.tasks))
+    quieten()
+    ranker, spec = build_ranker(config, spec)
     tables = ranker.lookup.table_set
-    drawn = config.data.negatives.each if config.data.negatives else 0
-    logits = starting_logits(config.tasks, spec, drawn)
-    ranker.start_from([logits[number] for number in own_tasks(config.tasks)])
     weighting = config.task_weighting.build(len(config.tasks))
     ranker.add_module("task_weighting", weighting)
     plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
@@ -75,6 +68,23 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     if model.balancing is not None:
         ranker.add_module("balancing", model.balancing)
     return model
+
+
+def build_ranker(config: RunConfig, spec: DatasetSpec) -> tuple[RankingModel, DatasetSpec]:
+    """The model before it is sharded, its tables without memory; and the data set's description with the rows of all tables.
+
+    Raises:
+        UserError: the configuration does not fit the data set.
+    """
+    selection = select(spec, config.data, [])
+    torch.manual_seed(config.seed)
+    torch.set_float32_matmul_precision(config.training.matmul_precision)
+    spec = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
+    ranker = build_ranking_model(config.model, ModelInputs(spec, selection.keys, selection.dense, config.tasks))
+    drawn = config.data.negatives.each if config.data.negatives else 0
+    logits = starting_logits(config.tasks, spec, drawn)
+    ranker.start_from([logits[number] for number in own_tasks(config.tasks)])
+    return ranker, spec
 
 
 def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -> Optimizers:
@@ -108,7 +118,7 @@ def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dic
     return result
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep remarks that no user can act on out of a run's output."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger().addFilter(_not_about_specs)  # the same function is added once only

@@ -28,7 +28,7 @@ def plans(rank: int, contents: list[dict[str, Any]]) -> list[Any]:
         config = ShardingConfig.model_validate(content)
         try:
             plan = make_plan(model, TABLES, config, torch.device("cpu"), 64)
-            results.append({entry["table"]: entry for entry in describe_plan(plan, TABLES)})
+            results.append({entry["table"]: entry for entry in describe_plan(plan, TABLES, (), 4)})
         except UserError as error:
             results.append(str(error))
     return results

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,17 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.memory import memory_bytes
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
+from dlrm_mtl.embeddings.rules.base import StateSpec
 from dlrm_mtl.embeddings.tables import Table
 from dlrm_mtl.embeddings.torchrec.sharders import UnpooledSharder, two_phase_sharders
 
 COLUMN_SPLITTING = {"column_wise", "table_column_wise", "grid_shard"}
 HOST_BASED = {"table_row_wise", "grid_shard"}
+RESERVED = 0.15
+"""The share of the memory that is not for tables."""
+FLOAT = 4
+"""Bytes of a weight."""
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -45,15 +52,45 @@ def processes(config: ShardingConfig, world_size: int) -> Processes:
     Raises:
         UserError: the processes of a host do not divide the world size.
     """
-    per_host = min(config.processes_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)
+    layout = layout_of(config, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    # table_row_wise and grid_shard form their process groups by this variable, not by the planner's topology.
+    os.environ["LOCAL_WORLD_SIZE"] = str(layout.per_host)
+    return layout
+
+
+def layout_of(config: ShardingConfig, world_size: int, per_host: int) -> Processes:
+    """The layout of ``world_size`` processes, ``per_host`` on each host unless the configuration says otherwise.
+
+    Raises:
+        UserError: the processes of a host do not divide the world size.
+    """
+    per_host = min(config.processes_per_host or per_host, world_size)
     if world_size % per_host:
         raise UserError(
             f"sharding.processes_per_host: {per_host} does not divide the {world_size} processes of this run; "
             "set it to a divisor or start the same number of processes on every host."
         )
-    # table_row_wise and grid_shard form their process groups by this variable, not by the planner's topology.
-    os.environ["LOCAL_WORLD_SIZE"] = str(per_host)
     return Processes(world_size, per_host)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory for tables."""
+
+    host: int
+    """Bytes of a host, which its processes share."""
+    gpu: int | None = None
+    """Bytes of a GPU, one for each process; None where tables live on the CPU."""
+
+    def of_process(self, layout: Processes) -> int:
+        """Bytes of a process, on the device where its tables live."""
+        return self.host // layout.per_host if self.gpu is None else self.gpu
+
+
+def own_room(device: torch.device) -> Room:
+    """The memory of this machine, and of ``device`` if that is a GPU."""
+    gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return Room(memory_bytes(), gpu)
 
 
 def make_plan(
@@ -71,7 +108,30 @@ def make_plan(
     Raises:
         UserError: a sharding does not fit the tables, the processes or the memory.
     """
-    layout = processes(config, dist.get_world_size())
+    layout, room = processes(config, dist.get_world_size()), own_room(device)
+    planner = _planner(tables, config, layout, room, batch_size)
+    group = dist.GroupMember.WORLD
+    assert group is not None
+    with _plan_or_sentence(tables, layout, room):
+        return planner.collective_plan(model, two_phase_sharders(), group)
+
+
+def foresee_plan(
+    model: nn.Module, tables: Sequence[Table], config: ShardingConfig, layout: Processes, room: Room, batch_size: int
+) -> ShardingPlan:
+    """The plan that :func:`make_plan` would make in ``layout`` with the memory ``room``, in this process alone.
+
+    Raises:
+        UserError: a sharding does not fit the tables, the processes or the memory.
+    """
+    planner = _planner(tables, config, layout, room, batch_size)
+    with _plan_or_sentence(tables, layout, room):
+        return planner.plan(model, two_phase_sharders())
+
+
+def _planner(
+    tables: Sequence[Table], config: ShardingConfig, layout: Processes, room: Room, batch_size: int
+) -> EmbeddingShardingPlanner:
     unknown = sorted(set(config.tables) - {table.name for table in tables})
     if unknown:
         hint = suggest(unknown[0], [table.name for table in tables])
@@ -80,25 +140,29 @@ def make_plan(
     topology = Topology(
         world_size=layout.world_size,
         local_world_size=layout.per_host,
-        compute_device=device.type,
-        ddr_cap=memory_bytes() // layout.per_host,
-        **({"hbm_cap": torch.cuda.get_device_properties(device).total_memory} if device.type == "cuda" else {}),
+        compute_device="cpu" if room.gpu is None else "cuda",
+        ddr_cap=room.host // layout.per_host,
+        **({} if room.gpu is None else {"hbm_cap": room.gpu}),
     )
-    planner = EmbeddingShardingPlanner(
+    return EmbeddingShardingPlanner(
         topology=topology,
         batch_size=max(batch_size // layout.world_size, 1),
         constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
+        storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED),
     )
-    group = dist.GroupMember.WORLD
-    assert group is not None
+
+
+@contextmanager
+def _plan_or_sentence(tables: Sequence[Table], layout: Processes, room: Room) -> Iterator[None]:
     try:
-        return planner.collective_plan(model, two_phase_sharders(), group)
+        yield
     except PlannerError as error:
         first = str(error).strip().splitlines()[0]
+        weights = sum(table.num_embeddings * table.embedding_dim for table in tables) * FLOAT
         raise UserError(
-            f"sharding: no plan fits {layout.world_size} processes ({first}); "
-            "use smaller tables, more processes or more memory per process."
+            f"sharding: no plan fits {layout.world_size} processes ({first}): the tables hold {weights / MIB:,.0f} MiB of "
+            f"weights, and {1 - RESERVED:.0%} of {room.of_process(layout) / MIB:,.0f} MiB is for the tables of a process; use "
+            "smaller tables, more processes or more memory per process."
         ) from None
 
 
@@ -156,8 +220,21 @@ def _shard_width(table: Table, choice: TableSharding, layout: Processes, place: 
     return dim // shards
 
 
-def describe_plan(plan: ShardingPlan, tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """The plan as one dictionary per table: table, rows, dim, type, MiB of weights, and the shards with their ranks."""
+def describe_plan(
+    plan: ShardingPlan, tables: Sequence[Table], states: Sequence[StateSpec], world_size: int
+) -> list[dict[str, Any]]:
+    """The plan as one dictionary per table.
+
+    Args:
+        plan: where the tables live.
+        tables: the tables.
+        states: what the table optimizer keeps.
+        world_size: the number of processes.
+
+    Returns:
+        For each table: its name, rows, dim, features, sharding type, ranks, MiB of weights, and the shards with their ranks;
+        and by process, MiB of weights and of state, the latter with the gradient of a table of which every process has a copy.
+    """
     placed: dict[str, Any] = {}
     for module in plan.plan.values():
         assert isinstance(module, EmbeddingModuleShardingPlan)
@@ -173,6 +250,15 @@ def describe_plan(plan: ShardingPlan, tables: Sequence[Table]) -> list[dict[str,
             }
             for shard in (sharding.sharding_spec.shards if sharding.sharding_spec else [])
         ]
+        weights, state = [0] * world_size, [0] * world_size
+        for shard in shards:
+            rows, columns = shard["sizes"]
+            weights[shard["rank"]] += rows * columns * FLOAT
+            state[shard["rank"]] += _state_bytes(rows, columns, states, kept=1)
+        if not shards:
+            rows, columns = table.num_embeddings, table.embedding_dim
+            weights = [rows * columns * FLOAT] * world_size
+            state = [_state_bytes(rows, columns, states, kept=0) + rows * columns * FLOAT] * world_size
         described.append(
             {
                 "table": table.name,
@@ -181,8 +267,17 @@ def describe_plan(plan: ShardingPlan, tables: Sequence[Table]) -> list[dict[str,
                 "features": list(table.feature_names),
                 "type": sharding.sharding_type,
                 "ranks": sorted({shard["rank"] for shard in shards}) or "all",
-                "mib": round(table.num_embeddings * table.embedding_dim * 4 / 2**20, 2),
+                "mib": round(table.num_embeddings * table.embedding_dim * FLOAT / MIB, 2),
+                "weights_mib": [round(size / MIB, 2) for size in weights],
+                "state_mib": [round(size / MIB, 2) for size in state],
                 "shards": shards,
             }
         )
     return described
+
+
+def _state_bytes(rows: int, columns: int, states: Sequence[StateSpec], kept: int) -> int:
+    """Bytes of a rule's state for a shard; FBGEMM has memory for ``kept`` numbers per row, whether the rule uses it or not."""
+    per_row = max(kept, sum(state.per == "row" for state in states))
+    per_element = sum(state.per == "element" for state in states)
+    return (per_row + per_element * columns) * rows * FLOAT
