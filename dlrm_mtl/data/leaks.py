@@ -1,4 +1,4 @@
-"""Label leakage: how well a single column predicts a binary label, by one query for each pair."""
+"""Label leakage: how well a single column predicts a binary label, by counts of each of its values."""
 
 from __future__ import annotations
 
@@ -58,37 +58,48 @@ def find_leaks(
     """
     found = []
     for name, column in columns.items():
-        for label, sql in labels.items():
-            leak = _look(connection, rows, name, column, label, sql)
+        _count(connection, rows, column, labels)
+        for number, label in enumerate(labels):
+            leak = _look(connection, name, column, label, number)
             if leak is not None:
                 found.append(leak)
+    connection.execute("DROP TABLE IF EXISTS leak_counts")
     return found
 
 
-def _look(
-    connection: duckdb.DuckDBPyConnection, rows: str, name: str, column: Candidate, label: str, sql: str
-) -> Leak | None:
-    # Values (x) with their positives (p) and negatives (n). A category is ordered by its leave-one-out rate, which is (p -
-    # 1) / (p + n - 1) for a positive: ids that occur once say nothing, and nothing is memorised.
+def _count(connection: duckdb.DuckDBPyConnection, rows: str, column: Candidate, labels: Mapping[str, str]) -> None:
+    """Table ``leak_counts``: positives (p0, p1, ...) and negatives (n0, n1, ...) of every label, by value (x) of the column."""
+    values = ", ".join(f"TRY_CAST({sql} AS DOUBLE) AS y{number}" for number, sql in enumerate(labels.values()))
+    counts = ", ".join(
+        f"count(*) FILTER (y{number} = 1) AS p{number}, count(*) FILTER (y{number} = 0) AS n{number}"
+        for number in range(len(labels))
+    )
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE leak_counts AS
+        SELECT x, {counts} FROM (SELECT {column.sql} AS x, {values} FROM {rows}) GROUP BY x"""
+    )
+
+
+def _look(connection: duckdb.DuckDBPyConnection, name: str, column: Candidate, label: str, number: int) -> Leak | None:
+    # A category is ordered by its leave-one-out rate, which is (p - 1) / (p + n - 1) for a positive: ids that occur once
+    # say nothing, and nothing is memorised.
     order = "x NULLS FIRST" if column.number else "score"
     scored = "SELECT x, p, n, NULL AS score FROM counts"
     if not column.number:
         scored = """SELECT x, p, 0 AS n, (p - 1 + prior) / (p + n) AS score FROM counts, priors WHERE p > 0
             UNION ALL SELECT x, 0, n, (p + prior) / (p + n) FROM counts, priors WHERE n > 0"""
-    query = f"""WITH counts AS (
-            SELECT x, count(*) FILTER (y = 1) AS p, count(*) FILTER (y = 0) AS n
-            FROM (SELECT {column.sql} AS x, TRY_CAST({sql} AS DOUBLE) AS y FROM {rows}) WHERE y IN (0, 1) GROUP BY x),
+    query = f"""WITH counts AS MATERIALIZED (
+            SELECT x, p{number} AS p, n{number} AS n FROM leak_counts WHERE p{number} + n{number} > 0),
         priors AS (SELECT sum(p) / sum(p + n) AS prior FROM counts),
         scored AS ({scored}),
         ranked AS (SELECT p, n, sum(n) OVER (ORDER BY {order} RANGE UNBOUNDED PRECEDING) AS upto,
-            sum(n) OVER (PARTITION BY {"x" if column.number else "score"}) AS here FROM scored)
-        SELECT (SELECT sum(p) FROM counts), (SELECT sum(n) FROM counts),
-        (SELECT sum(p * (upto - here / 2)) FROM ranked),
-        (SELECT coalesce(sum(p), 0) FROM counts WHERE x IS NULL), (SELECT coalesce(sum(n), 0) FROM counts WHERE x IS NULL),
-        (SELECT count(*) FROM counts WHERE x IS NOT NULL), (SELECT max(p) FROM counts), (SELECT max(n) FROM counts),
-        (SELECT max(n) FROM counts WHERE p = (SELECT max(p) FROM counts)),
-        (SELECT max(p) FROM counts WHERE n = (SELECT max(n) FROM counts)),
-        (SELECT coalesce(bool_and(p = 0 OR n = 0), false) FROM counts)"""
+            sum(n) OVER (PARTITION BY {"x" if column.number else "score"}) AS here FROM scored),
+        tops AS (SELECT max(p) AS p, max(n) AS n FROM counts)
+        SELECT sum(p), sum(n), (SELECT sum(p * (upto - here / 2)) FROM ranked),
+        coalesce(sum(p) FILTER (x IS NULL), 0), coalesce(sum(n) FILTER (x IS NULL), 0),
+        count(*) FILTER (x IS NOT NULL), max(p), max(n),
+        max(n) FILTER (p = (SELECT p FROM tops)), max(p) FILTER (n = (SELECT n FROM tops)),
+        coalesce(bool_and(p = 0 OR n = 0), false) FROM counts"""
     row = connection.execute(query).fetchone()
     assert row is not None
     positives, negatives = int(row[0] or 0), int(row[1] or 0)
