@@ -1,17 +1,14 @@
-"""Scalars of a run by step: metrics.jsonl and TensorBoard, which listen to the training loop."""
+"""Scalars of a run by step: metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from dlrm_mtl.storage.output import write_whole
-from dlrm_mtl.training.events import CheckpointStart, End, Evaluation, Listener, Log, Start
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from dlrm_mtl.training.events import End, Evaluation, Listener, Log, Start
 
 
 class MetricsFile(Listener):
@@ -51,48 +48,6 @@ class MetricsFile(Listener):
         entry: dict[str, object] = {"kind": kind, "step": step}
         entry.update({key: (value if math.isfinite(value) else None) for key, value in values.items()})
         self._file.write(json.dumps(entry) + "\n")
-
-
-class TensorBoard(Listener):
-    """Writes the same values for TensorBoard.
-
-    Args:
-        folder: of its files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._writer: SummaryWriter | None = None
-
-    def on_start(self, event: Start) -> None:
-        """Open a file; entries after the checkpoint that a run resumes from are hidden."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(self.folder), purge_step=event.step + 1 if event.step else None)
-
-    def on_log(self, event: Log) -> None:
-        """Write the values below "train/"."""
-        self._write("train", event.step, event.values)
-
-    def on_evaluation(self, event: Evaluation) -> None:
-        """Write the metrics below "validation/"."""
-        if event.split == "validation":
-            self._write(event.split, event.step, event.metrics)
-
-    def on_checkpoint_start(self, event: CheckpointStart) -> None:
-        """Bring what was written to the disk."""
-        assert self._writer is not None
-        self._writer.flush()
-
-    def on_end(self, event: End) -> None:
-        """Close the file."""
-        if self._writer is not None:
-            self._writer.close()
-
-    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        assert self._writer is not None
-        for key, value in values.items():
-            self._writer.add_scalar(f"{kind}/{key}", value, step)
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -30,9 +30,10 @@ from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
 from dlrm_mtl.run.history import record
 from dlrm_mtl.run.resume import apply_changes, data_order, finished, resumption, say_changes
-from dlrm_mtl.run.scalars import MetricsFile, TensorBoard
+from dlrm_mtl.run.scalars import MetricsFile
 from dlrm_mtl.run.settings import Difference
 from dlrm_mtl.run.staging import run_folder
+from dlrm_mtl.run.tensorboard import TensorBoard
 from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.training import events
 from dlrm_mtl.training.build import build_model, build_optimizers

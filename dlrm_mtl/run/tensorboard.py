@@ -1,0 +1,114 @@
+"""A run in TensorBoard: its scalars, its configuration as text, and its hyperparameters, in one run of TensorBoard's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlrm_mtl.config.load import dump_config
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.metrics import METRICS
+from dlrm_mtl.run.settings import MAY_CHANGE, flat
+from dlrm_mtl.training.events import CheckpointStart, End, Evaluation, Listener, Log, RoundEnd, RoundStart, Start
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LENGTH = ("training.epochs", "training.max_steps")
+"""Hyperparameters although a resumed run may change them."""
+
+
+class TensorBoard(Listener):
+    """Writes a run for TensorBoard.
+
+    A file is opened when training begins: a run that has nothing to do leaves none.
+
+    Args:
+        folder: folder of its files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._start: Start | None = None
+        self._step = 0
+        self._writer: SummaryWriter | None = None
+
+    def on_start(self, event: Start) -> None:
+        """Remember what the run is."""
+        self._start, self._step = event, event.step
+
+    def on_round_start(self, event: RoundStart) -> None:
+        """Open a file, with the configuration; entries after the checkpoint that a run resumes from are hidden."""
+        if self._writer is not None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        assert self._start is not None
+        config, step = self._start.config, self._start.step
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        lines = dump_config(config).splitlines()
+        self._writer.add_text("configuration", "\n".join(f"    {line}" for line in lines), step)
+        # SummaryWriter.add_hparams would make a run of its own beside this one.
+        experiment, session, self._session_end = hparams(hyperparameters(config), dict.fromkeys(headline_tags(config)))
+        self._add(experiment)
+        self._add(session)
+
+    def on_log(self, event: Log) -> None:
+        """Write the values below "train/"."""
+        self._write("train", event.step, event.values)
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        """Write the metrics below the name of the split; those of the test split, of whichever checkpoint, at the last step."""
+        if event.split == "test":
+            self._write(event.split, self._step, event.metrics)
+            self._add(self._session_end)
+            self.writer.flush()
+        elif event.split == "validation":
+            self._write(event.split, event.step, event.metrics)
+
+    def on_checkpoint_start(self, event: CheckpointStart) -> None:
+        """Bring what was written to the disk."""
+        self.writer.flush()
+
+    def on_round_end(self, event: RoundEnd) -> None:
+        """Remember the last step."""
+        self._step = event.step
+
+    def on_end(self, event: End) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def writer(self) -> SummaryWriter:
+        """The writer of the open file."""
+        assert self._writer is not None
+        return self._writer
+
+    def _add(self, summary: Any) -> None:
+        file_writer: Any = self.writer.file_writer
+        file_writer.add_summary(summary)
+
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self.writer.add_scalar(f"{kind}/{key}", value, step)
+
+
+def hyperparameters(config: RunConfig) -> dict[str, float | str]:
+    """The settings that decide on the result, by the paths of their keys: numbers, and all else as text."""
+    found = {}
+    for key, value in flat(config.model_dump(mode="json")).items():
+        changeable = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+        if key in LENGTH or not changeable:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            found[key] = value if number or isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def headline_tags(config: RunConfig) -> list[str]:
+    """Tags of the scalars that stand beside the hyperparameters: the first metric of every task, and its mean."""
+    first = [(task.name, next(iter(METRICS[task.kind]))) for task in config.tasks]
+    names = [*(f"mean/{metric}" for _, metric in first), *(f"{task}/{metric}" for task, metric in first)]
+    return [f"{split}/{name}" for split in ("test", "validation") for name in dict.fromkeys(names)]
