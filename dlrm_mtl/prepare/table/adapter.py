@@ -170,7 +170,7 @@ def prepare_table(
             complete = complete.model_copy(update={"features": features})
             write_spec(folder / DATASET_FILE, complete)
     progress("done", 1.0)
-    passed_over = [] if isinstance(split, FileSplit) else found.remarks
+    passed_over = found.without_split(files) if isinstance(split, FileSplit) else found.remarks
     return [*passed_over, *skipped_lines(table), *_constant(complete)]
 
 

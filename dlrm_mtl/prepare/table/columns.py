@@ -46,7 +46,13 @@ def plain_columns(table: Table, description: TableDescription) -> dict[str, str]
         columns[config.name], needed = label(table, config)
         checks += needed
     verify(table, checks)
-    return columns | {feature.name: table.column(feature.source) for feature in description.kept}
+    return columns | {feature.name: _as_it_is(table, feature.source) for feature in description.kept}
+
+
+def _as_it_is(table: Table, name: str) -> str:
+    """A column as Parquet can hold it: DuckDB would write integers of 128 bits as DOUBLE."""
+    column = table.column(name)
+    return f"CAST({column} AS DECIMAL(38, 0))" if table.types[name] == "HUGEINT" else column
 
 
 def write_split(

@@ -23,6 +23,7 @@ from dlrm_mtl.data.dataset import open_files
 from dlrm_mtl.prepare.common.ids import one_row
 from dlrm_mtl.prepare.table.description import SourceConfig
 from dlrm_mtl.prepare.table.kinds import refuse_other_kinds
+from dlrm_mtl.prepare.table.types import UNTYPED, common_type, loaded_type
 
 HEADER_BYTES = 4_000_000
 """The first line is looked for in so many bytes."""
@@ -49,6 +50,10 @@ class Table:
     files: list[Path] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     """For each file, the number of the first row after it."""
+    untyped: set[str] = field(default_factory=set)
+    """Columns that are null in all files so far and have no type of their own: they take that of the next file."""
+    single: set[str] = field(default_factory=set)
+    """Columns with a file whose numbers are FLOAT, whatever the type is that they are loaded as."""
     skipped: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """For each file with malformed lines that were skipped: how many, and the number of the first."""
     behind: dict[Path, int] = field(default_factory=dict)
@@ -263,16 +268,15 @@ def _load_parquet(table: Table, path: Path, source: SourceConfig, wanted: list[s
     try:
         described = table.connection.execute(f"DESCRIBE SELECT {columns} FROM {scan}").fetchall()
         found = {name: str(row[1]) for name, row in zip(table.types or chosen, described, strict=True)}
-        types = {name: _loaded_type(type_) for name, type_ in found.items()}
+        types = {name: loaded_type(type_) for name, type_ in found.items()}
         if not table.types:
-            table.types = types
+            table.types = dict(types)
+            table.untyped = {name for name, type_ in found.items() if UNTYPED in type_}
             declared = ", ".join(f"{table.column(name)} {type_}" for name, type_ in types.items())
             table.connection.execute(f"CREATE TABLE rows ({declared})")
         for name, type_ in types.items():
-            if type_ != table.types[name]:
-                raise UserError(
-                    f"{path}: column {name!r} has type {type_}, and {table.types[name]} in {table.files[0]}; write both alike."
-                )
+            if UNTYPED not in found[name]:
+                _unify(table, path, name, type_)
         selected = ", ".join(_loaded(identifier(name), type_, source.nulls) for name, type_ in found.items())
         until = "" if limit is None else f" LIMIT {limit}"
         table.connection.execute(f"INSERT INTO rows SELECT {selected} FROM {scan}{until}")
@@ -284,13 +288,36 @@ def _load_parquet(table: Table, path: Path, source: SourceConfig, wanted: list[s
         ) from None
 
 
-def _loaded_type(type_: str) -> str:
-    """The type that a column of a Parquet file has in the table: times with a time zone become times in UTC."""
-    return "TIMESTAMP" if type_.startswith("TIMESTAMP") and ("ZONE" in type_ or "TZ" in type_) else type_
+def _unify(table: Table, path: Path, name: str, type_: str) -> None:
+    """Let a column of ``table`` hold values of ``type_``, too, which it has in the file ``path``.
+
+    Raises:
+        UserError: there is no type that holds these and those of the files before.
+    """
+    connection, column, before = table.connection, table.column(name), table.types[name]
+    if type_.startswith("FLOAT"):
+        table.single.add(name)
+    if name in table.untyped:
+        table.untyped.remove(name)
+        if type_ != before:
+            connection.execute(f"ALTER TABLE rows ALTER {column} SET DATA TYPE {type_} USING CAST(NULL AS {type_})")
+            table.types[name] = type_
+        return
+    if type_ == before:
+        return
+    common = common_type(connection, before, type_)
+    if common is None:
+        first = table.files[0]
+        raise UserError(f"{path}: column {name!r} has type {type_}, and {before} in {first}; write both alike.")
+    if common != before:
+        connection.execute(f"ALTER TABLE rows ALTER {column} SET DATA TYPE {common}")
+        table.types[name] = common
 
 
 def _loaded(column: str, type_: str, nulls: Sequence[str]) -> str:
     """SQL of a column as it is loaded: NaN and the texts ``nulls`` are null, and times are in UTC."""
+    if UNTYPED in type_:
+        return column
     if type_ == "VARCHAR" and nulls:
         return f"CASE WHEN {column} NOT IN ({', '.join(quote(text) for text in nulls)}) THEN {column} END"
     if type_ in ("FLOAT", "DOUBLE"):
@@ -298,7 +325,7 @@ def _loaded(column: str, type_: str, nulls: Sequence[str]) -> str:
         return f"CASE WHEN isfinite({column}) OR isinf({column}) THEN {column} END"
     if type_ in ("FLOAT[]", "DOUBLE[]"):
         return f"list_filter({column}, lambda x: isfinite(x) OR isinf(x))"
-    return in_utc(column) if _loaded_type(type_) != type_ else column
+    return in_utc(column) if loaded_type(type_) != type_ else column
 
 
 def about(path: Path, error: Exception) -> bool:

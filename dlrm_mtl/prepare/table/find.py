@@ -39,24 +39,39 @@ class Found:
         """What a user should know of the files that were passed over."""
         if not self.passed_over:
             return []
-        names = ", ".join(repr(str(path)) for path in self.passed_over[:3])
-        more = f" and {len(self.passed_over) - 3:,} more" if len(self.passed_over) > 3 else ""
         kind = "Parquet" if self.parquet else "CSV"
-        return [f"remark: {names}{more} passed over, beside {kind} files; name a file itself to have it read"]
+        return [
+            f"remark: {_shown(self.passed_over)} passed over, beside {kind} files; name a file itself to have it read"
+        ]
+
+    def without_split(self, chosen: Sequence[Path]) -> list[str]:
+        """What a user should know of files that are in no split, where splits are made of the files ``chosen``."""
+        taken = set(chosen)
+        others = [path for path in (*self.files, *self.passed_over) if path not in taken]
+        if not others:
+            return []
+        none = "is in no split and is" if len(others) == 1 else "are in no split and are"
+        return [f"remark: {_shown(others)} {none} left out; name it in split.files to have it read"]
+
+
+def _shown(paths: Sequence[Path]) -> str:
+    """The first names of ``paths``, and how many more there are."""
+    names = ", ".join(repr(str(path)) for path in paths[:3])
+    return names + (f" and {len(paths) - 3:,} more" if len(paths) > 3 else "")
 
 
 def find_files(inputs: Sequence[Path], source: SourceConfig, *, every: bool = False) -> Found:
     """The data files that ``inputs`` name, files or folders, in order.
 
     In folders, names that begin with ``_`` or ``.`` are passed over; so are, unless ``every`` is set, files that are no tables
-    by their names, and beside .csv and .tsv files all others.
+    by their names, and beside .csv and .tsv files all others. A file that is named twice is there once.
 
     Raises:
         UserError: there is no such file, or files of both formats.
     """
     files: list[Path] = []
     passed_over: list[Path] = []
-    for path in inputs:
+    for path in dict.fromkeys(inputs):
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and _visible(file.relative_to(path)))
             chosen = [file for file in inside if is_parquet(file)] if source.format != "csv" else []
@@ -71,6 +86,8 @@ def find_files(inputs: Sequence[Path], source: SourceConfig, *, every: bool = Fa
             files.append(path)
         else:
             raise UserError(f"{path}: there is no such file or folder; check --input.")
+    files = list({file.absolute(): file for file in files}.values())
+    passed_over = [file for file in passed_over if file not in set(files)]
     parquet = {source.format == "parquet" if source.format else is_parquet(file) for file in files}
     if len(parquet) > 1:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ LABEL = re.compile(
     r"|share(d)?|comment(ed)?|forward(ed)?|hate(d)?|install(ed)?|finish(ed)?|long_view|rating|stars|income|outcome|survived|churn(ed)?|default(ed)?)$"
 )
 TIME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|day|dt)($|_)|_at$|_(time|date)_ms$")
+PLAIN_NUMBER = re.compile(r"[-+]?(\d{1,300}\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
+"""Texts of finite numbers that a condition can name."""
 LOWEST_SECONDS, HIGHEST_SECONDS = 631152000, 4102444800
 """From 1990 to 2100: integers within are taken for times if their column's name says so."""
 
@@ -49,13 +52,15 @@ def _label(column: Column) -> list[dict[str, str]]:
         return [entry]
     if column.numeric and re.search(r"rating|stars|score", column.words) and column.high > 1:
         threshold = column.low + 0.75 * (column.high - column.low)
-        threshold = round(threshold) if column.integral else threshold
-        condition = f"{_name(column.name)} >= {threshold:g}"
-        return [{"name": f"good_{column.words}", "where": condition}, {**entry, "kind": "real"}]
+        if math.isfinite(threshold):
+            threshold = round(threshold) if column.integral else threshold
+            condition = f"{_name(column.name)} >= {threshold:g}"
+            return [{"name": f"good_{column.words}", "where": condition}, {**entry, "kind": "real"}]
     rarer = column.common[1] if column.distinct == 2 else ""
     if rarer and not ('"' in rarer and "'" in rarer):
         mark = "'" if '"' in rarer else '"'
-        value = rarer if column.numeric and not column.padded else f"{mark}{rarer}{mark}"
+        plain = column.numeric and not column.padded and PLAIN_NUMBER.fullmatch(rarer)
+        value = rarer if plain else f"{mark}{rarer}{mark}"
         return [{**entry, "where": f"{_name(column.name)} == {value}"}]
     return []
 

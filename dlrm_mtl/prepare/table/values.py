@@ -105,12 +105,14 @@ def id_checks(table: Table, feature: FeatureConfig) -> list[Check]:
     if plain not in EXACT:
         return []
     column = table.column(feature.source)
-    bad = f"abs({column}) >= {EXACT[plain]} AND isfinite({column})"
+    narrowest = "FLOAT" if feature.source in table.single else plain
+    limit = EXACT[narrowest]
+    bad = f"abs({column}) >= {limit} AND isfinite({column})"
     if is_list(type_):
-        bad = f"len(list_filter({column}, lambda x: abs(x) >= {EXACT[plain]} AND isfinite(x))) > 0"
+        bad = f"len(list_filter({column}, lambda x: abs(x) >= {limit} AND isfinite(x))) > 0"
     problem = (
-        f"which {feature.kind} feature {feature.name!r} cannot tell from its neighbours: numbers of type {plain} from "
-        f"{EXACT[plain]} on stand for several ids; write ids as integers or texts"
+        f"which {feature.kind} feature {feature.name!r} cannot tell from its neighbours: numbers of type {narrowest} from "
+        f"{limit} on stand for several ids; write ids as integers or texts"
     )
     return [Check(bad, feature.source, problem)]
 

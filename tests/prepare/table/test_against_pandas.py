@@ -265,11 +265,43 @@ def compare(frame: pd.DataFrame, content: dict[str, Any], folder: Path) -> None:
         )
 
 
+OTHER_TYPES = [pa.int16(), pa.int64(), pa.uint32(), pa.float64(), pa.decimal128(20, 4), pa.null()]
+"""What another writer may take for the same numbers, in this order as far as its values fit."""
+
+
 def in_files(table: pa.Table, folder: Path, pieces: int) -> None:
+    """Write the table to ``pieces`` files; all but the first hold numbers in other types than it, where they fit."""
     folder.mkdir()
     size = -(-table.num_rows // pieces)
     for number in range(pieces):
-        pq.write_table(table.slice(number * size, size), folder / f"part-{number}.parquet", row_group_size=7)
+        piece = table.slice(number * size, size)
+        for position, field in enumerate(piece.schema if number else []):
+            if field.name in ("user", "item", "price", "age", "grade", "seen"):
+                exact = not any(
+                    isinstance(value, int) and abs(value) >= 2**53 for value in table[field.name].to_pylist()
+                )
+                changed = otherwise(piece.column(position), number + position, exact)
+                piece = piece.set_column(position, field.name, changed)
+        pq.write_table(piece, folder / f"part-{number}.parquet", row_group_size=7)
+
+
+def otherwise(column: pa.ChunkedArray, seed: int, exact: bool) -> pa.ChunkedArray:
+    """The same numbers, or lists of them, in another type, a double if those are ``exact``; others as they are."""
+    listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    inner = column.type.value_type if listed else column.type
+    if not (pa.types.is_integer(inner) or pa.types.is_float64(inner) or pa.types.is_decimal(inner)):
+        return column
+    for number in range(len(OTHER_TYPES)):
+        type_ = OTHER_TYPES[(seed + number) % len(OTHER_TYPES)]
+        if (pa.types.is_null(type_) and column.null_count < len(column)) or (type_ == pa.float64() and not exact):
+            continue
+        try:
+            changed = column.cast(pa.list_(type_) if listed else type_)
+        except pa.ArrowInvalid:
+            continue
+        if pa.types.is_null(type_) or changed.cast(column.type).equals(column):
+            return changed
+    return column
 
 
 def check(case: tuple[list[dict[str, Any]], dict[str, pa.DataType], dict[str, Any], str | None], pieces: int) -> None:

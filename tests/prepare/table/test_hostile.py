@@ -156,6 +156,73 @@ def test_doubles_that_stand_for_several_integers_are_refused(tmp_path: Path, val
         )
 
 
+NUMBERS = ["int8", "uint64", "double", "nan", "float", "decimal"]
+
+
+@pytest.mark.parametrize("other", NUMBERS)
+@pytest.mark.parametrize("vocabulary", [{"name": "frequency"}, {"name": "hash", "size": 1000}])
+def test_ids_go_by_value_across_files(tmp_path: Path, other: str, vocabulary: dict[str, Any]) -> None:
+    (tmp_path / "raw").mkdir()
+    unknown = pa.nulls(len(WHOLE))
+    for position, item in enumerate([unknown, *(FORMS[form] for form in ("int8", other, *NUMBERS)), unknown]):
+        pq.write_table(pa.table({"item": item, "click": [0, 1] * 3}), tmp_path / f"raw/{position}.parquet")
+    features = [{"name": "item", "kind": "sparse", "vocabulary": vocabulary}]
+    split = {"name": "random", "shares": {"train": 1.0}}
+    prepare_table([tmp_path / "raw"], tmp_path / "out", described(features=features, split=split))
+    ids = pq.read_table(tmp_path / "out/train").column("item").to_pylist()
+    assert ids == [0] * 6 + ids[6:12] * (1 + 1 + len(NUMBERS)) + [0] * 6
+    assert len(set(ids[6:12])) == 5
+    assert ids[10] == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_lists_that_are_all_empty_take_the_type_of_another_file(tmp_path: Path, first: bool) -> None:
+    (tmp_path / "raw").mkdir()
+    files: list[list[Any]] = [[[], None], [["x", "y"], ["x"]]]
+    for name, tags in zip("ab", files if first else files[::-1], strict=True):
+        pq.write_table(pa.table({"tags": tags, "click": [0, 1]}), tmp_path / f"raw/{name}.parquet")
+    split = {"name": "random", "shares": {"train": 1.0}}
+    features = [{"name": "tags", "kind": "sparse"}]
+    prepare_table([tmp_path / "raw"], tmp_path / "out", described(features=features, split=split))
+    wanted = [[1, 2], [1]]
+    found = pq.read_table(tmp_path / "out/train").column("tags").to_pylist()
+    assert found == ([None, None, *wanted] if first else [*wanted, None, None])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "what"),
+    [
+        (
+            pa.array([2**53 + 1, 2]),
+            pa.array([1.0, 2.0]),
+            "row 1: column 'user' holds '9007199254740992.0', .* type DOUBLE",
+        ),
+        (pa.array([2**24, 2]), pa.array([1.0, 2.0], pa.float32()), "row 1: .* type FLOAT from 16777216 on"),
+        (pa.array([[2**53], [2]]), pa.array([[1.0], [2.0]]), "row 1: .* type DOUBLE"),
+        (pa.array([1, 2]), pa.array(["1", "2"]), "has type VARCHAR, and BIGINT in .*a.parquet; write both alike"),
+        (pa.array([True, False]), pa.array([1, 0]), "has type BIGINT, and BOOLEAN in"),
+        (pa.array([[1], [2]]), pa.array([1, 2]), r"has type BIGINT, and BIGINT\[\] in"),
+    ],
+)
+def test_types_that_do_not_go_together_are_refused(tmp_path: Path, one: pa.Array, other: pa.Array, what: str) -> None:
+    (tmp_path / "raw").mkdir()
+    for name, user in (("a", one), ("b", other)):
+        pq.write_table(pa.table({"user": user, "click": [0, 1]}), tmp_path / f"raw/{name}.parquet")
+    features = [{"name": "user", "kind": "sparse"}]
+    with pytest.raises(UserError, match=what):
+        prepare_table([tmp_path / "raw"], tmp_path / "out", described(features=features))
+
+
+def test_texts_of_whole_numbers_are_one_id_across_files(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.csv").write_text("user,click\n17,0\n3,1\n")
+    (tmp_path / "raw/b.csv").write_text("click,user\n0,17.0\n1,\n1,3.0\n")
+    split = {"name": "random", "shares": {"train": 1.0}}
+    features = [{"name": "user", "kind": "sparse"}]
+    prepare_table([tmp_path / "raw"], tmp_path / "out", described(features=features, split=split))
+    assert pq.read_table(tmp_path / "out/train").column("user").to_pylist() == [1, 2, 1, 0, 2]
+
+
 @pytest.mark.parametrize("fill", [None, 0.0])
 def test_nan_in_parquet_is_missing(tmp_path: Path, fill: float | None) -> None:
     prices = [float("nan") if i % 4 == 0 else float(i % 5) for i in range(200)]

@@ -15,6 +15,7 @@ import yaml
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import validate
+from dlrm_mtl.core.yaml_text import parse_yaml
 from dlrm_mtl.prepare.table.adapter import prepare, prepare_table
 from dlrm_mtl.prepare.table.description import TableDescription
 from dlrm_mtl.prepare.table.infer import draft
@@ -129,6 +130,18 @@ def test_without_a_label_the_draft_says_what_to_do(tmp_path: Path) -> None:
     text = draft(write_csv(tmp_path / "log.csv", entries))
     assert "# No column looks like a label." in text
     assert "labels" not in yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "values", [("0", "inf"), ("-inf", "1"), ("1", "1e999"), ("2", "1_0"), ("3", "nan"), ("4", "5")]
+)
+@pytest.mark.parametrize("name", ["click", "rating"])
+def test_labels_with_odd_numbers(tmp_path: Path, name: str, values: tuple[str, str]) -> None:
+    entries = [{"user": f"u{row % 7}", name: values[row % 3 == 0]} for row in range(60)]
+    path = write_csv(tmp_path / "log.csv", entries)
+    content = parse_yaml(draft(path))
+    if "labels" in content:
+        prepare_table([path], tmp_path / "out", validate(TableDescription, content, "draft"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"a,b\n", gzip.compress(b"a,b\n1,2\n", mtime=0)[:15], b"\x1f\x8b"])

@@ -183,6 +183,26 @@ def test_splits(tmp_path: Path) -> None:
     assert counts("files", files, [tmp_path / "a.csv", tmp_path / "b.csv"]) == {"train": ROWS, "test": 50}
 
 
+@pytest.mark.parametrize(
+    ("others", "said"), [(1, "' is in no split and is"), (5, " and 2 more are in no split and are")]
+)
+def test_files_that_are_in_no_split_are_counted(tmp_path: Path, others: int, said: str) -> None:
+    for name in ("a", "b", *(f"c{number}" for number in range(others))):
+        write_csv(tmp_path / f"raw/{name}.csv", rows(40))
+    split = {"name": "files", "files": {"train": ["a.csv"]}, "divide": {"b.csv": {"validation": 0.5, "test": 0.5}}}
+    (remark,) = prepare_table([tmp_path / "raw"], tmp_path / "out", description(split=split))
+    assert remark.startswith(f"remark: '{tmp_path}/raw/c0.csv'")
+    assert f"{said} left out; name it in split.files" in remark
+    assert sum(read_all(tmp_path / "out").values()) == 80
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "raw/a.csv", rows(40))
+    write_csv(tmp_path / "raw/b.csv", rows(40))
+    prepare_table([path, tmp_path / "raw", path], tmp_path / "out", description())
+    assert sum(read_all(tmp_path / "out").values()) == 80
+
+
 def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
     entries = rows(ROWS)
     prepare_table([write_csv(tmp_path / "raw.csv", entries)], tmp_path / "out", description())

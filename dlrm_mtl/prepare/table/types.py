@@ -1,0 +1,62 @@
+"""The types of a column of Parquet files: as it is loaded, and one type for files that differ."""
+
+from __future__ import annotations
+
+import re
+
+import duckdb
+
+from dlrm_mtl.prepare.common.ids import one_row
+
+UNTYPED = '"NULL"'
+"""The type, or part of it, that DuckDB gives to values that are all null and whose writer knew no type."""
+
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
+_WHOLE = (*_INTEGERS, *(f"U{name}" for name in _INTEGERS))
+_REAL = ("FLOAT", "DOUBLE")
+
+
+def loaded_type(type_: str) -> str:
+    """The type that a column of a Parquet file has in the table.
+
+    Times with a time zone become times in UTC; values without a type become integers, all null.
+    """
+    if type_.startswith("TIMESTAMP") and ("ZONE" in type_ or "TZ" in type_):
+        return "TIMESTAMP"
+    return type_.replace(UNTYPED, "INTEGER")
+
+
+def common_type(connection: duckdb.DuckDBPyConnection, one: str, other: str) -> str | None:
+    """A type that holds all values of both, or numbers as DOUBLE; None if values of the two are no values of one kind.
+
+    The same for lists of them.
+    """
+    if one.endswith("[]") and other.endswith("[]"):
+        inner = common_type(connection, one[:-2], other[:-2])
+        return None if inner is None else f"{inner}[]"
+    kinds = {_kind(one), _kind(other)}
+    if len(kinds) > 1 or None in kinds:
+        return None
+    if kinds == {"time"}:
+        return "TIMESTAMP"
+    if one in _REAL or other in _REAL:
+        return "DOUBLE"
+    if one.startswith("DECIMAL") or other.startswith("DECIMAL"):
+        before, behind = (max(digits) for digits in zip(_digits(one), _digits(other), strict=True))
+        return f"DECIMAL({before + behind},{behind})" if before + behind <= 38 else "DOUBLE"
+    query = f"SELECT CAST(NULL AS {one}) AS value UNION ALL SELECT CAST(NULL AS {other})"
+    return str(one_row(connection, f"SELECT column_type FROM (DESCRIBE ({query}))")[0])
+
+
+def _digits(type_: str) -> tuple[int, int]:
+    """How many decimal digits a whole number or DECIMAL has before the point, and behind it."""
+    if type_.startswith("DECIMAL"):
+        width, behind = map(int, re.findall(r"\d+", type_))
+        return width - behind, behind
+    return {"TINYINT": 3, "SMALLINT": 5, "INTEGER": 10, "BIGINT": 20}.get(type_.removeprefix("U"), 39), 0
+
+
+def _kind(type_: str) -> str | None:
+    if type_ in (*_WHOLE, *_REAL) or type_.startswith("DECIMAL"):
+        return "number"
+    return "time" if type_ == "DATE" or type_.startswith("TIMESTAMP") else None
