@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,19 +20,21 @@ from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
-from dlrm_mtl.data.contract import Contract, read_through
+from dlrm_mtl.data.contract import Contract
 from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan
-from dlrm_mtl.run.contract import check_same_files, enter, new_contract, write_contract
+from dlrm_mtl.run.claim import Claim
+from dlrm_mtl.run.contract import enter, write_contract
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
 from dlrm_mtl.run.history import record
-from dlrm_mtl.run.resume import apply_changes, data_order, finished, resumption, say_changes
+from dlrm_mtl.run.resume import Resumption, apply_changes, data_order, finished, resumption, say_changes
 from dlrm_mtl.run.scalars import MetricsFile
 from dlrm_mtl.run.settings import Difference
 from dlrm_mtl.run.staging import run_folder
 from dlrm_mtl.run.tensorboard import TensorBoard
+from dlrm_mtl.run.training_data import TrainingData, open_training_data
 from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.training import events
 from dlrm_mtl.training.build import build_model, build_optimizers
@@ -77,82 +78,58 @@ def run_training(
         raise UserError("--set-on-resume: goes with --resume; set keys of a new run with --set.")
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
-    with process_group() as process, run_folder(output) as folder, ExitStack() as held:
-        # After a failure a launcher starts all processes again with the same command: then the run goes on.
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        lock = folder.lock(restarted)
-        checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints, lock.check)
-
-        def begin() -> bool:
-            goes_on = folder.check(resume, restarted)
-            if goes_on and folder.holds_run():
-                held.enter_context(lock)
-            return goes_on
-
-        resume = first_process_only(begin)
-        found = resumption(checkpoints, config, folder, fallback, changed) if resume else None
-        contract = found.contract if found else None
-        if contract is not None:
-            dataset = read_through(contract, dataset)
-        split = None if config.data.growing else dataset.split("train")
-        if contract is not None and split is not None:
-            first_process_only(partial(check_same_files, contract, dataset, split, folder))
-        train_data = training_loader(config, split, process) if split else None
-        validation_data = (
-            make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
-        )
-        if contract is None:
-            contract = first_process_only(partial(new_contract, config, dataset, split))
-        steps = config.training.total_steps(train_data.steps_per_epoch) if train_data else None
+    with process_group() as process, run_folder(output) as folder, Claim(folder, resume) as claim:
+        checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints, claim.lock.check)
+        found = resumption(checkpoints, config, folder, fallback, changed) if claim.goes_on else None
+        data = open_training_data(config, dataset, found.contract if found else None, folder, process)
         if found is not None:
-            results = first_process_only(partial(finished, config, found.state, steps, folder))
+            results = first_process_only(partial(finished, config, found.state, data.steps, folder))
             if results is not None:
-                say(
-                    process,
-                    f"{folder.place}: this run was finished after step {found.state.step}; nothing is left to do",
-                )
+                at = found.state.step
+                say(process, f"{folder.place}: this run was finished after step {at}; nothing is left to do")
                 return results
-        if resume:
+        if claim.goes_on:
             folder.store.restore(folder.metrics.name, folder.history.name, folder.contract.name)
-        model = build_model(config, dataset.spec, process)
-        optimizers = build_optimizers(config, model, steps or 1)
-        progress = RunState(data=data_order(config))
-        if found:
-            progress = checkpoints.load(step_name(found.state.step), RunTensors(model, optimizers), fallback)
-            apply_changes(found.changes, progress)
-            if not fallback:  # which keeps the damaged one
-                checkpoints.settle(progress)
-        enter(contract, config, progress)
-        before = progress.step
+        model = build_model(config, data.dataset.spec, process)
+        optimizers = build_optimizers(config, model, data.steps or 1)
+        tensors = RunTensors(model, optimizers)
+        progress = go_on(found, checkpoints, tensors, fallback) if found else RunState(data=data_order(config))
+        enter(data.contract, config, progress)
         changes = found.changes if found else []
 
         def prepare() -> None:
-            if lock.holder is None:  # nothing is written before, and another job may have begun meanwhile
-                held.enter_context(lock)
-                folder.check(resume, restarted)
-            prepare_folder(folder, config, contract, model, progress, changes, resume)
+            claim.take()
+            prepare_folder(folder, config, data.contract, model, progress, changes, claim.goes_on)
 
         first_process_only(prepare)
-        rows = train_data.rows if train_data else None
-        start = Start(config, process, model, before, folder.place, dataset.spec.name, rows, steps)
+        before = progress.step
+        rows = data.train.rows if data.train else None
+        start = Start(config, process, model, before, folder.place, dataset.spec.name, rows, data.steps)
         told = Listeners([*own_listeners(config, folder, process), *listeners], process.is_main)
         with start_and_end(told, start, progress) as outcome:
-
-            def save() -> None:
-                checkpoints.save(RunTensors(model, optimizers), progress)
-
-            for data, round in passes(config, dataset, process, train_data, progress, save):
-                parts = RunParts(config, process, model, optimizers, data, checkpoints, progress, validation_data, told)
+            for loader, round in passes(config, data, process, progress, partial(checkpoints.save, tensors, progress)):
+                parts = RunParts(
+                    config, process, model, optimizers, loader, checkpoints, progress, data.validation, told
+                )
                 if round is not None:
                     parts.first_step, parts.first_epoch, parts.growing = round.first_step, round.number, True
                 Trainer(parts).train()
-                report_unknown_ids(process, data.unknown_ids)
+                report_unknown_ids(process, loader.unknown_ids)
             if config.data.growing and progress.step == before:
                 say(process, f"{dataset.folder('train')}: every file was used already; nothing to do")
                 return None
-            metrics = conclude(config, dataset, model, checkpoints, process, folder, told)
+            metrics = conclude(config, data.dataset, model, checkpoints, process, folder, told)
             outcome.update(metrics or {})
         return metrics
+
+
+def go_on(found: Resumption, checkpoints: Checkpoints, tensors: RunTensors, fallback: bool) -> RunState:
+    """Load the checkpoint that a run goes on from; returns its state, which follows changed settings."""
+    progress = checkpoints.load(step_name(found.state.step), tensors, fallback)
+    apply_changes(found.changes, progress)
+    if not fallback:  # which keeps the damaged one
+        checkpoints.settle(progress)
+    return progress
 
 
 def own_listeners(config: RunConfig, folder: RunFolder, process: Process) -> list[Listener]:
@@ -181,18 +158,13 @@ def start_and_end(listeners: Listeners, start: Start, progress: RunState) -> Ite
 
 
 def passes(
-    config: RunConfig,
-    dataset: Dataset,
-    process: Process,
-    train_data: BatchLoader | None,
-    progress: RunState,
-    save: Callable[[], None],
+    config: RunConfig, data: TrainingData, process: Process, progress: RunState, save: Callable[[], None]
 ) -> Iterator[tuple[BatchLoader, Round | None]]:
-    """What to train on: ``train_data``; or, of growing data, round after round until there is no new file."""
-    if train_data is not None:
-        yield train_data, None
+    """What to train on: the one loader; or, of growing data, round after round until there is no new file."""
+    if data.train is not None:
+        yield data.train, None
         return
-    for round in rounds(dataset, progress, save):
+    for round in rounds(data.dataset, progress, save):
         yield training_loader(config, round.split, process), round
 
 

@@ -1,0 +1,58 @@
+"""The data of a run that trains: read through the run's contract, and checked against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.processes import Process, first_process_only
+from dlrm_mtl.data.contract import Contract, read_through
+from dlrm_mtl.data.dataset import Dataset
+from dlrm_mtl.data.reader import BatchLoader
+from dlrm_mtl.run.contract import check_same_files, new_contract
+from dlrm_mtl.run.folder import RunFolder
+from dlrm_mtl.training.loaders import make_loader, training_loader
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set with the loaders of a run that trains."""
+
+    dataset: Dataset
+    contract: Contract
+    train: BatchLoader | None
+    """None where data are growing: then every round has its own."""
+    validation: BatchLoader | None
+    """None without such a split."""
+    steps: int | None
+    """Steps of the whole run; None where data are growing."""
+
+
+def open_training_data(
+    config: RunConfig, dataset: Dataset, contract: Contract | None, folder: RunFolder, process: Process
+) -> TrainingData:
+    """Open the data of a run; to be called on every process.
+
+    Args:
+        config: of the run.
+        dataset: as it is described now.
+        contract: of the run that is continued; None for a new run, which gets one.
+        folder: of the run.
+        process: this one.
+
+    Raises:
+        UserError: the data set is not what the run was trained on, or lacks something that the run names.
+    """
+    known = contract
+    if known is not None:
+        dataset = read_through(known, dataset)
+    split = None if config.data.growing else dataset.split("train")
+    if known is not None and split is not None:
+        first_process_only(partial(check_same_files, known, dataset, split, folder))
+    train = training_loader(config, split, process) if split else None
+    validation = make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
+    if known is None:
+        known = first_process_only(partial(new_contract, config, dataset, split))
+    steps = config.training.total_steps(train.steps_per_epoch) if train else None
+    return TrainingData(dataset, known, train, validation, steps)
