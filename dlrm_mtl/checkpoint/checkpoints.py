@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved whole or not at all, checked when they are loaded, loadable under another plan."""
+"""The checkpoints of a run: written atomically, checked when loaded, loadable under another plan."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.storage.run_store import RunStore
 
 POINTERS = ("best", "latest")
-"""The files that name a checkpoint."""
+"""Files that name a checkpoint."""
 IDENTITY_FILE = f"{CHECKPOINTS}/run.json"
-"""The file that identifies the run: a checkpoint of another run is refused."""
+"""File that identifies the run; a checkpoint of another run is refused."""
 STEP_NAME = re.compile(r"step_\d{8,}")
-"""The name of a checkpoint, and of its folder."""
+"""Pattern of the name of a checkpoint and of its folder."""
 
 logger = logging.getLogger(__name__)
 
 
 class DamageError(UserError):
-    """A file of a checkpoint is missing, cannot be read, or is not as it was written."""
+    """A file of a checkpoint is missing, unreadable, or changed."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A complete checkpoint whose state and index have been read and checked."""
+    """A complete checkpoint, with its state and index read and checked."""
 
     name: str
     state: RunState
@@ -52,9 +52,9 @@ class Checkpoints:
     """The checkpoints of one run: ``step_N`` folders, and the files ``latest`` and ``best`` that name one of them.
 
     Args:
-        store: of the run.
-        keep: how many are kept besides the best one.
-        guard: called on the first process before anything is written; raises :class:`UserError` where it may not.
+        store: files of the run.
+        keep: number of checkpoints kept besides the best one.
+        guard: called on the first process before every write; raises :class:`UserError` if writing is not allowed.
     """
 
     def __init__(self, store: RunStore, keep: int = 2, guard: Callable[[], None] = lambda: None) -> None:
@@ -65,16 +65,16 @@ class Checkpoints:
         self._whole: set[str] = set()
 
     def names(self) -> list[str]:
-        """The complete checkpoints, oldest first; for one process."""
+        """Names of the complete checkpoints, oldest first; for one process."""
         there = self.store.files(CHECKPOINTS)
         found = {name.split("/")[1] for name in there if re.fullmatch(rf"{CHECKPOINTS}/step_\d+/{STATE_FILE}", name)}
         return sorted(name for name in found if STEP_NAME.fullmatch(name))
 
     def path(self, name: str | None) -> str:
-        """The name ``step_N`` of the checkpoint ``latest``, ``best`` or ``step_N``; to be called on every process.
+        """Name ``step_N`` of the checkpoint ``latest``, ``best`` or ``step_N``. Every process must call this.
 
-        Where the pointer ``latest`` is missing or broken, it is the newest complete checkpoint, with a remark. Without a name
-        it is the best one, or, with a remark, the latest one where none is known to be the best.
+        If the pointer ``latest`` is missing or broken, this is the newest complete checkpoint, with a remark. Without a
+        name it is the best one or, with a remark, the latest one if no best one is known.
 
         Raises:
             UserError: there is no such checkpoint.
@@ -82,11 +82,11 @@ class Checkpoints:
         return first_process_only(lambda: self._best_or_latest() if name is None else self._path(name))
 
     def find(self, name: str) -> str:
-        """The same as :meth:`path`, for one process that is alone."""
+        """Name ``step_N`` of a checkpoint, see :meth:`path`; for a single process."""
         return self._path(name)
 
     def discard(self, name: str) -> None:
-        """Remove the checkpoint ``step_N``, first the file that says that it is complete; for one process."""
+        """Remove the checkpoint ``step_N``, beginning with the file that marks it as complete; for one process."""
         self.store.remove(f"{CHECKPOINTS}/{name}/{STATE_FILE}")
         self.store.remove(f"{CHECKPOINTS}/{name}")
 
@@ -123,19 +123,19 @@ class Checkpoints:
         raise UserError(f"{self.place}: there is no checkpoint {name!r}; there is {there or 'none at all yet'}.")
 
     def exists(self) -> bool:
-        """Whether there is a checkpoint to resume from; to be called on every process."""
+        """Return True if there is a checkpoint to resume from. Every process must call this."""
         return first_process_only(lambda: self.store.read(f"{CHECKPOINTS}/latest") is not None or bool(self.names()))
 
     def has_best(self) -> bool:
-        """Whether one of the checkpoints is known to be the best; to be called on every process."""
+        """Return True if a best checkpoint is known. Every process must call this."""
         return self.store.read_for_all(f"{CHECKPOINTS}/best") is not None
 
     def save(self, content: Checkpointed, state: RunState) -> None:
-        """Write ``step_N``; to be called on every process. A checkpoint either exists as a whole or not at all."""
+        """Write ``step_N`` atomically. Every process must call this."""
         name = step_name(state.step)
         folder = f"{CHECKPOINTS}/{name}"
         first_process_only(self.guard)
-        if name in self._whole:  # of this step, with another state: as after the last evaluation
+        if name in self._whole:  # the same step with another state, as after the last evaluation
             first_process_only(lambda: self._rewrite_state(folder, state))
         else:
             run = first_process_only(self._identify)
@@ -155,7 +155,7 @@ class Checkpoints:
         self.store.write(f"{folder}/{STATE_FILE}", text)
 
     def _identify(self) -> str:
-        """The identity of the run; drawn if it has none."""
+        """Identity of the run; drawn if it has none."""
         found = self._identity()
         if found is None:
             found = uuid.uuid4().hex
@@ -178,13 +178,13 @@ class Checkpoints:
         return run
 
     def settle(self, state: RunState) -> None:
-        """Let ``best`` and ``latest`` name the checkpoints of ``state``, and remove those that count no more.
+        """Point ``best`` and ``latest`` to the checkpoints of ``state``, and remove superfluous ones.
 
-        To be called on every process, when the checkpoint of ``state`` is complete, or when a run goes on from there.
+        Every process must call this, when the checkpoint of ``state`` is complete, or when a run continues from it.
         """
 
         def settle() -> None:
-            # The best one first: killed in between, a run goes on from the checkpoint before and comes to this one again.
+            # ``best`` first: if killed in between, a run continues from the previous checkpoint and reaches this one again.
             best = None if state.best_step is None else step_name(state.best_step)
             latest = step_name(state.step)
             self.store.publish()
@@ -199,12 +199,12 @@ class Checkpoints:
         first_process_only(settle)
 
     def load(self, name: str, content: Checkpointed, fallback: bool = False) -> RunState:
-        """Load a checkpoint into the tensors of ``content``; to be called on every process.
+        """Load a checkpoint into the tensors of ``content``. Every process must call this.
 
         Args:
-            name: ``latest``, ``best`` or ``step_N``, without leading zeros if one likes.
-            content: whose tensors are filled.
-            fallback: whether to take an older checkpoint, with a remark, where this one is damaged.
+            name: ``latest``, ``best`` or ``step_N``; leading zeros are optional.
+            content: holder of the tensors to fill.
+            fallback: True to use an older checkpoint, with a remark, if this one is damaged.
 
         Raises:
             UserError: there is no such checkpoint, it is damaged, or it belongs to another model or optimizer.
@@ -217,7 +217,7 @@ class Checkpoints:
         return state
 
     def state(self, name: str, fallback: bool = False) -> RunState:
-        """The state in a checkpoint, without its tensors; to be called on every process, arguments as in :meth:`load`.
+        """State in a checkpoint, without its tensors; arguments as in :meth:`load`. Every process must call this.
 
         Raises:
             UserError: there is no such checkpoint, or its state or index is damaged.
@@ -225,7 +225,7 @@ class Checkpoints:
         return self._newest(name, fallback, lambda step: self._opened(step).state)[1]
 
     def _newest(self, name: str, fallback: bool, read: Callable[[str], RunState]) -> tuple[str, RunState]:
-        """The checkpoint ``name`` and what ``read`` makes of it; with ``fallback``, the newest one that is not damaged."""
+        """Name of the checkpoint ``name`` and the result of ``read``; with ``fallback``, of the newest undamaged one."""
         step = self._first_choice(name, fallback)
         while True:
             try:
@@ -297,15 +297,15 @@ class Checkpoints:
         return Opened(name, state, index, Reader(self.store, folder, index))
 
     def open(self, name: str) -> Opened:
-        """The state and the index of the complete checkpoint ``step_N``; for one process.
+        """State and index of the complete checkpoint ``step_N``; for one process.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the checkpoint is damaged.
         """
         return self._parse(name, *self._texts(name))
 
     def verify(self, name: str) -> Opened:
-        """Check every byte of the checkpoint ``step_N``; for one process; raises :class:`UserError` where one is damaged."""
+        """Check every byte of the checkpoint ``step_N``; raises :class:`UserError` if one is damaged. For one process."""
         opened = self.open(name)
         if opened.index.format > 1:
             sizes = self.store.files(f"{CHECKPOINTS}/{name}")
@@ -319,7 +319,7 @@ class Checkpoints:
 
     @contextmanager
     def _damage(self, name: str) -> Iterator[None]:
-        """Adds to an error, the same on all processes, which checkpoint to use instead of ``name``."""
+        """Context that adds to an error, identically on all processes, which checkpoint to use instead of ``name``."""
         try:
             yield
         except UserError as error:
@@ -327,7 +327,7 @@ class Checkpoints:
             raise DamageError(f"{str(error).rstrip('.')}{advice}") from None
 
     def _advice(self, others: list[str]) -> str:
-        """The end of a sentence: the newest good one of ``others``."""
+        """End of an error sentence: the newest good one of ``others``."""
         good = next((name for name in reversed(others) if self._good(name)), None)
         if good is None:
             return "; there is no other good checkpoint of this run."
@@ -342,23 +342,23 @@ class Checkpoints:
 
 
 def step_name(step: int) -> str:
-    """The name of the checkpoint after ``step`` steps."""
+    """Name of the checkpoint after ``step`` steps."""
     return f"step_{step:08d}"
 
 
 def _superfluous(there: list[str], best: str | None, latest: str, keep: int) -> list[str]:
-    """The checkpoints to remove: old ones, and later ones than the latest, which an attempt that was killed has left."""
+    """Checkpoints to remove: old ones, and those later than the latest, left by an attempt that was killed."""
     steps = sorted(name for name in there if re.fullmatch(r"step_\d+", name) and name != best)
     until = [name for name in steps if name <= latest]
     return until[:-keep] + steps[len(until) :]
 
 
 def _check_fits(wanted: dict[str, Any], place: str, index: Index) -> None:
-    """Check that the checkpoint holds the tensors ``wanted``, in their sizes, and no others beside them."""
+    """Check that the checkpoint holds exactly the tensors ``wanted``, with their sizes."""
     sizes = {name: tensor.shape for name, tensor in index.tensors.items()}
     flat: dict[str, tuple[int, ...]] = {}
     for names in gather_objects({key: tuple(value.size()) for key, value in wanted.items()}):
-        flat.update(names)  # a process knows the optimizer state of its own shards only
+        flat.update(names)  # a process knows only the optimizer state of its own shards
     for key, size in flat.items():
         if key not in sizes:
             raise UserError(

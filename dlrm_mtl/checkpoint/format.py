@@ -4,12 +4,12 @@ A checkpoint ``step_N/`` holds
 
 - ``rank_*.safetensors``, written by one process each. A stored part of a tensor, a *chunk*, is cut into blocks of
   :data:`BLOCK` bytes; their CRC-32 sums are the file's last tensor, :data:`SUMS` (one uint32 a block).
-- ``index.json``: which chunks make up a tensor and where they lie, with the SHA-256 of each chunk's sums and
-  of each file's header.
+- ``index.json``: the chunks of each tensor and their positions, with the SHA-256 of each chunk's sums and of each file's
+  header.
 - ``progress.json``: the run's state, the SHA-256 of ``index.json``, and one of itself. It is written last.
 
-So a process that reads a few rows checks the blocks that hold them, and no byte of a checkpoint is used without a checksum
-that leads to ``progress.json``. The run's identity and the step are in every file.
+So a process that reads a few rows checks only the blocks that hold them, and every byte used has a checksum that leads to
+``progress.json``. The run's identity and the step are in every file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dlrm_mtl.core.schema import Strict
 FORMAT = 2
 INDEX_FILE = "index.json"
 BLOCK = 64 << 10
-"""Bytes of a chunk that have a checksum of their own."""
+"""Number of bytes of a chunk with one checksum."""
 SUMS = "block_checksums"
 """Name of the tensor of checksums in a file."""
 DTYPES = {
@@ -48,7 +48,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Element types by the names that safetensors gives them."""
+"""Element types by their names in safetensors."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -57,15 +57,15 @@ class Chunk(Strict):
 
     file: str
     offset: tuple[int, ...]
-    """Where it begins in the whole tensor."""
+    """Start of the part in the whole tensor."""
     shape: tuple[int, ...]
     start: int
-    """Of its bytes in the file."""
+    """Start of its bytes in the file."""
     stop: int
     sums: int
-    """Where the checksums of its blocks begin in the file."""
+    """Start of its blocks' checksums in the file."""
     sha256: str
-    """Of these checksums."""
+    """SHA-256 of these checksums."""
 
 
 class StoredTensor(Strict):
@@ -77,7 +77,7 @@ class StoredTensor(Strict):
 
     @property
     def size(self) -> int:
-        """Bytes of all chunks."""
+        """Number of bytes of all chunks."""
         return sum(chunk.stop - chunk.start for chunk in self.chunks)
 
 
@@ -86,9 +86,9 @@ class StoredFile(Strict):
 
     size: int
     header: int
-    """Bytes before the first chunk."""
+    """Number of bytes before the first chunk."""
     sha256: str
-    """Of these bytes."""
+    """SHA-256 of these bytes."""
 
 
 class Index(Strict):
@@ -103,35 +103,35 @@ class Index(Strict):
 
 
 def sha256(content: bytes | memoryview) -> str:
-    """The checksum of small things, in hexadecimal."""
+    """Checksum of small content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def blocks(size: int) -> int:
-    """The number of blocks of a chunk of ``size`` bytes."""
+    """Number of blocks of a chunk of ``size`` bytes."""
     return -(-size // BLOCK)
 
 
 def block_sums(content: memoryview) -> bytes:
-    """The checksums of the blocks of ``content``, which begins with a block: uint32, little-endian."""
+    """Checksums of the blocks of ``content``, which starts at a block: uint32, little-endian."""
     return b"".join(
         zlib.crc32(content[start : start + BLOCK]).to_bytes(4, "little") for start in range(0, len(content), BLOCK)
     )
 
 
 def state_text(state: RunState, run: str, index: str) -> str:
-    """The text of ``progress.json`` for a checkpoint whose ``index.json`` has the SHA-256 ``index``."""
+    """Text of ``progress.json`` for a checkpoint whose ``index.json`` has the SHA-256 ``index``."""
     content = {"format": FORMAT, "run": run, "index": index, **state.as_dict()}
     return json.dumps({**content, "sha256": sha256(json.dumps(content).encode())}, indent=1)
 
 
 def parse_state_text(text: bytes, place: str) -> tuple[int, str, str, RunState]:
-    """The format, the run's identity, the SHA-256 of the index and the state in a ``progress.json``.
+    """Format, run identity, SHA-256 of the index, and state of a ``progress.json``.
 
-    The second and the third are empty in format 1, which has no checksums.
+    Identity and SHA-256 are empty in format 1, which has no checksums.
 
     Raises:
-        UserError: it is of an unknown format, or not as it was written.
+        UserError: the format is unknown, or the text was changed.
     """
     content = parse_mapping(text, place, REMEDY)
     format = content.pop("format", None)
@@ -152,7 +152,7 @@ def parse_state_text(text: bytes, place: str) -> tuple[int, str, str, RunState]:
 
 
 def parse_index(text: bytes, place: str) -> Index:
-    """Validate the content of an ``index.json``; raises :class:`UserError` where it does not hold together."""
+    """Validate the content of an ``index.json``; raises :class:`UserError` if it is inconsistent."""
     try:
         index = Index.model_validate(parse_mapping(text, place, REMEDY))
     except ValidationError as error:
@@ -164,7 +164,7 @@ def parse_index(text: bytes, place: str) -> Index:
 
 
 def check_index(index: Index, place: str) -> None:
-    """Check that chunks lie in their files and tensors; raises :class:`UserError`."""
+    """Check that chunks are inside their files and tensors; raises :class:`UserError`."""
 
     def refuse(what: str) -> UserError:
         return UserError(f"{place}: {what}; {REMEDY}.")
@@ -188,12 +188,12 @@ def check_index(index: Index, place: str) -> None:
 
 
 def header(entries: dict[str, tuple[str, Iterable[int], int]], run: str, step: int) -> bytes:
-    """The header of a safetensors file, with the bytes of its length.
+    """Header of a safetensors file, preceded by the bytes of its length.
 
     Args:
-        entries: by name, the type, the shape and the number of bytes, in the order of the file.
+        entries: type, shape and number of bytes by name, in the order of the file.
         run: identity of the run.
-        step: of the checkpoint.
+        step: step of the checkpoint.
     """
     content: dict[str, Any] = {"__metadata__": {"format": "pt", "run": run, "step": str(step)}}
     at = 0

@@ -1,7 +1,7 @@
-"""Checkpoint format 1, which ``torch.distributed.checkpoint`` wrote: read only, and nothing in it is executed.
+"""Checkpoint format 1, which ``torch.distributed.checkpoint`` wrote: only read, and nothing in it is executed.
 
-Its ``.metadata`` is a pickle. It is read by an unpickler that knows the data classes in it and nothing else. Tensors lie in
-``*.distcp`` files as ``torch.save`` wrote them; they are read with ``weights_only=True``. There are no checksums.
+Its ``.metadata`` is a pickle, read by an unpickler that accepts only its data classes. Tensors are in ``*.distcp`` files as
+written by ``torch.save``; they are read with ``weights_only=True``. There are no checksums.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ _CLASSES = {
     "torch": ("Size", *(str(dtype).removeprefix("torch.") for dtype in _NAMES)),
     "pathlib": ("PosixPath",),
 }
-"""All that a pickle of format 1 may name."""
+"""Names that a pickle of format 1 may contain."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class MetadataUnpickler(pickle.Unpickler):
-    """Knows :data:`_CLASSES` only."""
+    """Unpickler that accepts only :data:`_CLASSES`."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class or value ``module.name``; raises UnpicklingError for any other."""
+        """Return the class or value ``module.name``; raises UnpicklingError for any name that is not allowed."""
         if name not in _CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint does")
         if module == "pathlib":
-            return lambda *parts: "/".join(parts)  # a path that is not used
+            return lambda *parts: "/".join(parts)  # an unused path
         return super().find_class(module, name)
 
 
 def read_metadata(content: bytes | None, place: str, step: int) -> Index:
-    """The index of the checkpoint in the folder ``place``, from its ``.metadata``.
+    """Index of the checkpoint in the folder ``place``, from its ``.metadata``.
 
     Raises:
-        UserError: it is missing, damaged, or names anything but data.
+        UserError: the file is missing, damaged, or names anything but data.
     """
     where = f"{place}/{METADATA_FILE}"
     if content is None:
@@ -96,12 +96,12 @@ def _index(metadata: Metadata, step: int) -> Index:
 
 
 class OldReader:
-    """Reads tensors of one checkpoint of format 1; a stored part is read whole.
+    """Reader of the tensors of one checkpoint of format 1; a stored part is read whole.
 
     Args:
-        store: the run.
-        folder: of the checkpoint, by its name in the run.
-        index: of the checkpoint.
+        store: files of the run.
+        folder: folder of the checkpoint, relative to the run.
+        index: index of the checkpoint.
     """
 
     def __init__(self, store: RunStore, folder: str, index: Index) -> None:
@@ -129,7 +129,10 @@ class OldReader:
         )
 
     def verify(self) -> None:
-        """Read every stored part; raises :class:`UserError`. There are no checksums, so a flipped bit is not found."""
+        """Read every stored part; raises :class:`UserError` for an unreadable one.
+
+        Without checksums, flipped bits are not found.
+        """
 
         def checking(name: str, chunk: Chunk) -> Any:
             def use(content: memoryview) -> None:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: every process reads, and checks, the bytes that its own shards need."""
+"""Reading a checkpoint: every process reads and checks the bytes that its own shards need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Box = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A tensor to fill, and where it lies in the whole tensor ``name``."""
+    """A tensor to fill, and its position in the whole tensor ``name``."""
 
     name: str
     tensor: Tensor
@@ -30,7 +30,7 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """The part of a stored chunk that a target wants, as a box of the whole tensor."""
+    """Part of a stored chunk for a target, as a box of the whole tensor."""
 
     name: str
     chunk: Chunk
@@ -39,10 +39,10 @@ class Wanted:
 
 
 def targets(tensors: dict[str, Any]) -> list[Target]:
-    """The tensors of this process among ``tensors``, by shards where they are sharded."""
+    """Tensors of this process among ``tensors``; one target per shard of a sharded tensor."""
     found = []
     for name, value in tensors.items():
-        if not hasattr(value, "local_shards"):  # a ShardedTensor is a Tensor, too
+        if not hasattr(value, "local_shards"):  # a ShardedTensor is also a Tensor
             found.append(Target(name, value, (0,) * value.dim()))
         else:
             for shard in value.local_shards():
@@ -51,7 +51,7 @@ def targets(tensors: dict[str, Any]) -> list[Target]:
 
 
 def overlaps(index: Index, wanted: list[Target], place: str) -> list[Wanted]:
-    """The stored parts that make up all of ``wanted``.
+    """Stored parts that cover all of ``wanted``.
 
     Raises:
         UserError: the chunks of a tensor do not cover it.
@@ -77,7 +77,7 @@ def overlaps(index: Index, wanted: list[Target], place: str) -> list[Wanted]:
 
 
 def copy_part(stored: Tensor, offset: tuple[int, ...], wanted: Wanted) -> None:
-    """Copy to the target what ``stored``, which lies at ``offset`` of the whole tensor, has of the wanted box."""
+    """Copy the overlap of ``stored``, at ``offset`` of the whole tensor, and the wanted box to the target."""
     source, target = stored, wanted.target.tensor.detach()
     for dimension, (first, last) in enumerate(wanted.box):
         begin = max(first, offset[dimension])
@@ -90,12 +90,12 @@ def copy_part(stored: Tensor, offset: tuple[int, ...], wanted: Wanted) -> None:
 
 
 class Reader:
-    """Reads tensors of one checkpoint of format 2.
+    """Reader of the tensors of one checkpoint of format 2.
 
     Args:
-        store: the run.
-        folder: of the checkpoint, by its name in the run.
-        index: of the checkpoint.
+        store: files of the run.
+        folder: folder of the checkpoint, relative to the run.
+        index: index of the checkpoint.
     """
 
     def __init__(self, store: RunStore, folder: str, index: Index) -> None:
@@ -108,7 +108,7 @@ class Reader:
         """Fill the targets.
 
         Raises:
-            UserError: a byte cannot be read, or does not have its checksum; the file and the tensor are named.
+            UserError: a byte cannot be read, or a checksum differs; the file and the tensor are named.
         """
         parts = overlaps(self.index, wanted, self._place("index.json"))
         chunks = {(part.chunk.file, part.chunk.start): (part.name, part.chunk) for part in parts}
@@ -154,7 +154,7 @@ class Reader:
         self.store.read_ranges(ranges)
 
     def _pieces(self, part: Wanted) -> Iterator[Range]:
-        """The blocks with the rows that are wanted, piece by piece."""
+        """Blocks with the wanted rows, piece by piece."""
         chunk, dtype = part.chunk, DTYPES[self.index.tensors[part.name].dtype]
         shape = chunk.shape or (1,)
         row = math.prod(shape[1:]) * dtype.itemsize
@@ -181,7 +181,7 @@ class Reader:
             yield Range(self._name(chunk.file), chunk.start + start, chunk.start + stop, use)
 
     def _checking(self, name: str, chunk: Chunk, start: int) -> Any:
-        """Checks blocks of a chunk, the first of which begins at ``start`` in the file."""
+        """Function that checks blocks of a chunk, the first of which begins at ``start`` in the file."""
 
         def check(content: memoryview) -> None:
             first = (start - chunk.start) // BLOCK

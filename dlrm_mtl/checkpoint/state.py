@@ -1,4 +1,4 @@
-"""The state of a run that is not a tensor, and its text form, which is validated strictly when it is read."""
+"""State of a run that is not a tensor, and its text form, which is validated strictly when read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic.dataclasses import dataclass
 from dlrm_mtl.core.errors import UserError
 
 CHECKPOINTS = "checkpoints"
-"""The folder of checkpoints in a run's folder."""
+"""Folder of checkpoints in a run's folder."""
 STATE_FILE = "progress.json"
-"""Of a checkpoint; without it, the checkpoint is not complete."""
+"""State file of a checkpoint; without it, the checkpoint is not complete."""
 REMEDY = "the file was changed or is damaged: use another checkpoint"
-"""The end of sentences about a file of a checkpoint that is not as it was written."""
+"""End of error sentences about a damaged file of a checkpoint."""
 NEW_FIELDS = ("contract", "config")
 """Fields of a run's state that checkpoints of earlier versions lack."""
 
@@ -24,48 +24,48 @@ NEW_FIELDS = ("contract", "config")
 class RunState:
     """State of a run that is not a tensor: counters, the best evaluation, the order of the data.
 
-    Mutable: the training loop counts in it. Types are checked when it is made, and when it is read.
+    Mutable: the training loop updates it. Types are checked on construction and on reading.
     """
 
     step: int = 0
-    """Steps taken; the next step has this number."""
+    """Number of steps taken; the next step has this number."""
     steps_applied: int = 0
-    """Steps that changed the model; the others met a gradient that was not finite."""
+    """Number of steps that changed the model; the others had a gradient that was not finite."""
     skipped_steps: int = 0
-    """Steps that changed nothing because a gradient was not finite."""
+    """Number of steps that changed nothing because a gradient was not finite."""
     skipped_in_a_row: int = 0
-    """The last ones of them."""
+    """Number of consecutive skipped steps up to now."""
     clipped_steps: int = 0
-    """Steps in which an update was made smaller."""
+    """Number of steps in which an update was clipped."""
     best_step: int | None = None
     """Step of the best checkpoint."""
     best_value: float | None = None
-    """Its value of the watched metric."""
+    """Value of the watched metric at the best checkpoint."""
     evaluations_without_improvement: int = 0
-    """For early stopping."""
+    """Number of evaluations since the best one, for early stopping."""
     seconds: float = 0.0
-    """Time spent training, over all attempts."""
+    """Training time in seconds, over all attempts."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """Keys on which the order of rows depends, with their values; a resumed run must have the same."""
+    """Configuration keys that determine the order of rows, with their values; a resumed run must have the same."""
     consumed: dict[str, Any] = Field(default_factory=dict)
-    """Growing data: the files that were used, and those of the round that has begun."""
+    """Growing data: the used files, and the files of the current round."""
     round_start: int = 0
-    """Growing data: the step at which that round began."""
+    """Growing data: the step at which the current round began."""
     contract: dict[str, Any] = Field(default_factory=dict)
-    """The description of the data that the run is trained on; empty in checkpoints of earlier versions."""
+    """Data contract of the run; empty in checkpoints of earlier versions."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """The configuration that the run is trained by; empty in checkpoints of earlier versions."""
+    """Configuration of the run; empty in checkpoints of earlier versions."""
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name, of types that JSON knows."""
+        """All fields by name, in JSON types."""
         return asdict(self)
 
 
 def parse_state(content: Any, place: str) -> RunState:
-    """The run state with the fields ``content``, as :meth:`RunState.as_dict` gave them; ``place`` is named in errors.
+    """Run state from the fields ``content`` of :meth:`RunState.as_dict`; ``place`` is named in errors.
 
     Raises:
-        UserError: a field is missing, unknown or of another type.
+        UserError: a field is missing, unknown or of a wrong type.
     """
     fields = asdict(RunState())
     if not isinstance(content, dict):

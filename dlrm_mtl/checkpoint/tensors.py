@@ -1,4 +1,4 @@
-"""The tensors of a run, as a checkpoint sees them: a tree of names that do not depend on the sharding plan."""
+"""Tensors of a run in a checkpoint: a tree of names that do not depend on the sharding plan."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from dlrm_mtl.checkpoint.state import RunState
 
 TensorTree = dict[str, Any]
-"""Names to tensors, ShardedTensors (the parts of one that this process holds) or further trees."""
+"""Tree of names to tensors, to ShardedTensors (with the parts on this process), or to further trees."""
 
 
 class Checkpointed(Protocol):
     """A holder of tensors that checkpoints save, and load in place."""
 
     def prepare_load(self) -> None:
-        """Create the tensors that do not exist before the first step; called on every process before a checkpoint is loaded."""
+        """Create the tensors that do not exist before the first step; called on every process before loading."""
 
     def tensors(self) -> TensorTree:
-        """The live tensors under names that do not depend on the plan."""
+        """Live tensors under names that do not depend on the plan."""
 
     def loaded(self, state: RunState) -> None:
-        """Called on every process when the tensors have been filled from the checkpoint of ``state``."""
+        """Finish loading; called on every process when the tensors are filled from the checkpoint of ``state``."""
 
 
 def flatten(tree: TensorTree, prefix: str = "") -> dict[str, Any]:
-    """The tensors and ShardedTensors of ``tree`` by their dotted paths; other values are left out."""
+    """Tensors and ShardedTensors of ``tree`` by their dotted paths; other values are omitted."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"

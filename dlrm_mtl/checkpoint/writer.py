@@ -1,4 +1,4 @@
-"""Writing the tensors of a checkpoint: every process its own shards, in format 2."""
+"""Writing the tensors of a checkpoint: every process writes its own shards, in format 2."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ from dlrm_mtl.core.processes import gather_objects, on_every_process
 from dlrm_mtl.storage.output import sync_folder
 
 FILE_BYTES = 32 << 30
-"""Bytes from which on a process writes another file: S3 takes 10,000 parts of a file, which Arrow makes 10 MiB each."""
+"""Number of bytes after which a process starts another file: S3 accepts 10,000 parts of a file, and Arrow makes parts of 10
+MiB."""
 PIECE = 4 << 20
-"""Bytes that are copied, summed and written at a time; a multiple of a block."""
+"""Number of bytes that are copied, checksummed and written at a time; a multiple of a block."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass
 class Part:
-    """A part of the tensor ``name`` that this process writes."""
+    """Part of the tensor ``name`` that this process writes."""
 
     name: str
     tensor: Tensor
@@ -47,19 +48,20 @@ class Part:
 
     @property
     def key(self) -> str:
-        """The name of the part in its file, such as ``tables.item[100,0]`` for the one from row 100 on."""
+        """Name of the part in its file, such as ``tables.item[100,0]`` for the part from row 100 on."""
         shape = tuple(self.tensor.shape)
         return self.name if shape == self.whole else f"{self.name}[{','.join(map(str, self.offset))}]"
 
 
 def own_parts(tensors: dict[str, Any], rank: int) -> list[Part]:
-    """The parts of ``tensors`` that the process ``rank`` writes; to be called on every process.
+    """Parts of ``tensors`` that the process ``rank`` writes. Every process must call this.
 
-    A process writes its shards. Of tensors that several processes hold whole, each writes some, about the same number of bytes.
+    A process writes its shards. Replicated tensors are divided among the processes, with about the same number of bytes
+    each.
     """
     parts, whole = [], {}
     for name, value in tensors.items():
-        if not hasattr(value, "local_shards"):  # a ShardedTensor is a Tensor, too
+        if not hasattr(value, "local_shards"):  # a ShardedTensor is also a Tensor
             whole[name] = value
             continue
         size = tuple(value.metadata().size)
@@ -84,20 +86,20 @@ def own_parts(tensors: dict[str, Any], rank: int) -> list[Part]:
 
 
 def write_tensors(folder: Path, tensors: dict[str, Any], run: str, step: int, rank: int) -> Index:
-    """Write this process's parts of ``tensors`` into ``folder``; to be called on every process.
+    """Write this process's parts of ``tensors`` into ``folder``. Every process must call this.
 
     Args:
-        folder: the same on all processes of a host.
+        folder: folder, the same on all processes of a host.
         tensors: live tensors by name, see :func:`~dlrm_mtl.checkpoint.tensors.flatten`.
         run: identity of the run.
-        step: of the checkpoint.
-        rank: of this process.
+        step: step of the checkpoint.
+        rank: rank of this process.
 
     Returns:
         The index of all files of all processes.
 
     Raises:
-        UserError: a file cannot be written, on all processes.
+        UserError: a file cannot be written; raised on all processes.
     """
     parts = own_parts(tensors, rank)
     files: list[list[Part]] = [[]]
@@ -134,7 +136,7 @@ def write_tensors(folder: Path, tensors: dict[str, Any], run: str, step: int, ra
 
 
 def _write_file(path: Path, parts: list[Part], index: Index) -> None:
-    """Write one file, and enter it and its chunks into ``index``."""
+    """Write one file, and add it and its chunks to ``index``."""
     entries: dict[str, tuple[str, Any, int]] = {}
     for part in parts:
         entries[part.key] = (_NAMES[part.tensor.dtype], part.tensor.shape, part.tensor.nbytes)
@@ -170,7 +172,7 @@ def _write_file(path: Path, parts: list[Part], index: Index) -> None:
 
 
 def _write_pieces(file: Any, tensor: Tensor) -> list[bytes]:
-    """Write the bytes of ``tensor``, row by row, and return the checksums of their blocks; no more than a piece is copied."""
+    """Write the bytes of ``tensor`` row by row, and return the checksums of their blocks; copies at most one piece."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     sums = []
     for start in range(0, flat.numel(), PIECE):

@@ -1,4 +1,4 @@
-"""What trains a model: dense optimizers, learning-rate schedules, and the configuration of both."""
+"""Dense optimizers, learning-rate schedules, and the configuration of all optimizers."""
 
 from dlrm_mtl.core.registry import home
 

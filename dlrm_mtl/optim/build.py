@@ -1,4 +1,4 @@
-"""The optimizers of a run, as one."""
+"""All optimizers of a run behind one interface."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dlrm_mtl.optim.schedule import learning_rate_factor
 
 
 class Optimizers:
-    """Everything that updates a run's parameters, as one thing with one learning-rate schedule.
+    """All optimizers of a run, with one learning-rate schedule.
 
     Args:
         config: the ``optimizer`` part of the configuration.
-        dense: the dense parameters by name.
-        model: the sharded model whose tables are updated.
-        total_steps: steps of the run, for the schedule.
+        dense: dense parameters by name.
+        model: sharded model whose tables are updated.
+        total_steps: number of steps of the run, for the schedule.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Optimizers:
         """Apply all gradients, or none of them on any process if one is not finite anywhere.
 
         Args:
-            measure: whether the report should also say how far coordinates moved, which takes another pass over them.
+            measure: True to report the largest moves of coordinates, which takes another pass over them.
             flag: a number whose largest value on any process is in the report of all, see :class:`TwoPhaseOptimizer`.
         """
         measurement = self.dense.measure() if isinstance(self.dense, ClippyAdagrad) else None
@@ -69,7 +69,7 @@ class Optimizers:
         return report
 
     def _smallest_dense_factor(self, measurement: Measurement | None) -> Tensor:
-        """The smallest factor of a dense parameter, or NON_FINITE."""
+        """Smallest factor of a dense parameter, or NON_FINITE."""
         if measurement is not None:
             factor = measurement.factors.amin() if measurement.factors.numel() else measurement.factors.new_ones(())
             return torch.where(measurement.finite, factor, NON_FINITE)
@@ -90,11 +90,11 @@ class Optimizers:
             group["lr"] = rate
 
     def table_state(self) -> dict[str, dict[str, Any]]:
-        """State of every table by its own name; sharded tensors, or plain ones for tables that every process holds."""
+        """State of every table by its own name; sharded tensors, or plain ones for replicated tables."""
         return {name.rpartition(".")[2]: values for name, values in self.sparse.state_by_table().items()}
 
     def dense_state(self) -> dict[str, dict[str, Tensor]]:
-        """State of every dense parameter by name; the tensors are the live ones."""
+        """State of every dense parameter by name, as live tensors."""
         return {
             name: {key: value for key, value in self.dense.state[parameter].items() if isinstance(value, Tensor)}
             for name, parameter in self.dense_parameters.items()

@@ -1,7 +1,7 @@
-"""The Clippy rule in plain PyTorch: what every faster form of it, dense or sparse, is tested against.
+"""The Clippy rule in plain PyTorch: the reference for every faster form, dense or sparse.
 
-Source: "Improving Training Stability for Multitask Ranking Models in Recommender Systems", arXiv 2302.09178, Algorithm 1; the
-options ``accumulator="delayed"``, ``accumulator_relative_threshold`` and ``clip_accumulator_update`` are those of
+Source: "Improving Training Stability for Multitask Ranking Models in Recommender Systems", arXiv 2302.09178, Algorithm 1.
+The options ``accumulator="delayed"``, ``accumulator_relative_threshold`` and ``clip_accumulator_update`` are those of
 TensorFlow Recommenders' ClippyAdagrad. With g a tensor's gradient, G its accumulators and r = g / sqrt(G):
 
     sigma = min(1, min_i (lambda_rel |w_i| + lambda_abs) / (lr |r_i|))        one factor for the whole tensor
@@ -31,28 +31,28 @@ def _require_at_least_zero(name: str, value: float, remedy: str) -> None:
 
 @dataclass(frozen=True)
 class ClippyOptions:
-    """What the rule can be told, except for the learning rate. The defaults are the paper's.
+    """Options of the rule, except the learning rate. The defaults are the paper's.
 
     Raises:
-        ValueError: a value that the rule cannot work with.
+        ValueError: a value is not allowed.
     """
 
     lambda_rel: float = LAMBDA_REL
-    """How far a coordinate may move in one step, as a share of its size."""
+    """Largest move of a coordinate in one step, as a fraction of its size."""
     lambda_abs: float = LAMBDA_ABS
-    """How far any coordinate may move in one step, in addition. At 0, a weight of 0 that has a gradient stops its tensor."""
+    """Largest move of any coordinate in one step, in addition. At 0, a weight of 0 with a gradient stops its tensor."""
     initial_accumulator_value: float = INITIAL_ACCUMULATOR
-    """What the accumulators start from."""
+    """Initial value of the accumulators."""
     eps: float = 0.0
-    """Added to the root of the accumulator, or to the accumulator (``eps_inside``). See :func:`smallest_root`."""
+    """Number added to the root of the accumulator, or to the accumulator (``eps_inside``). See :func:`smallest_root`."""
     eps_inside: bool = False
-    """Whether ``eps`` stands under the root."""
+    """True to add ``eps`` under the root."""
     accumulator: Accumulator = "standard"
-    """Whether r divides by the accumulator with the current gradient (``standard``) or by the one before (``delayed``)."""
+    """Divisor of r: the accumulator with the current gradient (``standard``), or without it (``delayed``)."""
     accumulator_relative_threshold: float = 0.0
-    """Added to the allowed move: this times 1 / sqrt(G). Tightens the rule as the accumulators grow."""
+    """Number times 1 / sqrt(G) that is added to the allowed move. Tightens the rule as the accumulators grow."""
     clip_accumulator_update: bool = False
-    """Whether the accumulator takes the square of sigma g, not of g. Only with ``delayed``."""
+    """True if the accumulator takes the square of sigma g instead of g. Only with ``delayed``."""
 
     def __post_init__(self) -> None:
         _require_at_least_zero("lambda_rel", self.lambda_rel, "the paper uses 0.5")
@@ -75,7 +75,7 @@ class ClippyOptions:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as keyword arguments."""
+        """Options as keyword arguments."""
         return asdict(self)
 
 
@@ -95,10 +95,10 @@ PRESETS = {"paper": PAPER, "tfrs": TFRS}
 
 
 def preset(name: str) -> ClippyOptions:
-    """The options of a published implementation: ``paper`` or ``tfrs``.
+    """Options of a published implementation: ``paper`` or ``tfrs``.
 
     Raises:
-        ValueError: another name.
+        ValueError: there is no such preset.
     """
     if name not in PRESETS:
         raise ValueError(f"preset is {name!r}; it must be one of {', '.join(map(repr, PRESETS))}")
@@ -109,13 +109,13 @@ def require_learning_rate(lr: float) -> None:
     """Refuse a learning rate that is negative or not finite.
 
     Raises:
-        ValueError: if so.
+        ValueError: the learning rate is one of these.
     """
     _require_at_least_zero("lr", lr, "a usual value is 0.02")
 
 
 def never_clips(lr: float, options: ClippyOptions) -> str | None:
-    """One sentence if the options make Clippy the same as plain AdaGrad at this learning rate, else None.
+    """One sentence if the options make Clippy equal to plain AdaGrad at this learning rate, else None.
 
     With the standard accumulator G >= g^2, so that |r| <= 1 and no coordinate moves by more than lr.
     """
@@ -129,16 +129,16 @@ def never_clips(lr: float, options: ClippyOptions) -> str | None:
 
 
 class ClippyUpdate(NamedTuple):
-    """What one step makes of one tensor."""
+    """Result of one step for one tensor."""
 
     weight: Tensor
-    """Shape and dtype of the weight before the step."""
+    """New weight, of the shape and dtype before the step."""
     accumulator: Tensor
-    """Shape and dtype of the accumulator before the step."""
+    """New accumulator, of the shape and dtype before the step."""
     factor: Tensor
     """[] sigma, in [0, 1]."""
     finite: Tensor
-    """[] bool: False if the gradient or its square is not finite; weight and accumulator are then as before."""
+    """[] bool: False if the gradient or its square is not finite; weight and accumulator are then unchanged."""
 
 
 def clippy_update(
@@ -157,13 +157,13 @@ def clippy_update(
         accumulator: same dtype, [*] or a shape that broadcasts to it: [rows, 1] for row-wise state.
         lr: learning rate, a number or a 0-dim tensor.
         options: the rule's options.
-        squares: what the accumulator takes, in its shape; None for the square of ``gradient``. Row-wise AdaGrad passes
-            the means of the squares over each row, [rows, 1].
+        squares: increment of the accumulator, in its shape; None for the square of ``gradient``. Row-wise AdaGrad passes
+            the mean of the squares of each row, [rows, 1].
 
     Returns:
         New tensors; the arguments are not changed. An empty tensor gives factor 1.
     """
-    # The operations and their order are torch.optim.Adagrad's, so that results without clipping have the same bits.
+    # Operations and their order are those of torch.optim.Adagrad, so results without clipping have the same bits.
     added = torch.addcmul(accumulator, gradient, gradient) if squares is None else accumulator + squares
     finite = added.isfinite().all()
     root = accumulator_root(added if options.accumulator == "standard" else accumulator, options)
@@ -176,28 +176,28 @@ def clippy_update(
 
 
 def smallest_root(dtype: torch.dtype) -> float:
-    """The least denominator: the root of the smallest normal number, 1.1e-19 for float32.
+    """Smallest denominator: the root of the smallest normal number, 1.1e-19 for float32.
 
-    An ``eps`` below it counts as this. It changes nothing where the accumulator is above about 1e-23 (float32); without it
-    a gradient whose square underflows beside an empty accumulator would divide by 0.
+    An ``eps`` below it is raised to it. It changes nothing if the accumulator is above about 1e-23 (float32). Without it, a
+    gradient whose square underflows would divide by 0 at an empty accumulator.
     """
     return math.sqrt(torch.finfo(dtype).tiny)
 
 
 def effective_eps(options: ClippyOptions, dtype: torch.dtype) -> float:
-    """What is added to the root, or to the accumulator (``eps_inside``), in arithmetic of ``dtype``."""
+    """Number added to the root, or to the accumulator (``eps_inside``), in arithmetic of ``dtype``."""
     least = smallest_root(dtype)
     return max(options.eps, torch.finfo(dtype).tiny if options.eps_inside else least)
 
 
 def accumulator_root(accumulator: Tensor, options: ClippyOptions) -> Tensor:
-    """The denominator of r, in the accumulator's shape."""
+    """Denominator of r, in the accumulator's shape."""
     eps = effective_eps(options, accumulator.dtype)
     return (accumulator + eps).sqrt() if options.eps_inside else accumulator.sqrt() + eps
 
 
 def allowed_change(weight: Tensor, root: Tensor, options: ClippyOptions) -> Tensor:
-    """How far each coordinate may move in one step, in the weight's shape."""
+    """Largest move of each coordinate in one step, in the weight's shape."""
     allowed = options.lambda_rel * weight.abs() + options.lambda_abs
     if options.accumulator_relative_threshold:
         allowed = allowed + options.accumulator_relative_threshold / root
@@ -205,9 +205,9 @@ def allowed_change(weight: Tensor, root: Tensor, options: ClippyOptions) -> Tens
 
 
 def largest_ratio(change: Tensor, allowed: Tensor) -> Tensor:
-    """The largest |change| / allowed, as a 0-dim tensor.
+    """Largest |change| / allowed, as a 0-dim tensor.
 
-    A coordinate that does not move counts as 0, also where nothing is allowed; 0 for empty tensors.
+    A coordinate that does not move counts as 0, even if no move is allowed; 0 for empty tensors.
     """
     if not change.numel():
         return change.new_zeros(())
@@ -217,9 +217,9 @@ def largest_ratio(change: Tensor, allowed: Tensor) -> Tensor:
 def clipping_factor(ratio: Tensor) -> Tensor:
     """sigma, from the largest ratio of an unclipped to an allowed move; any shape.
 
-    A ratio above 1 by rounding only (8 units in the last place of the dtype) does not clip: where no clipping can occur in
-    exact arithmetic, the step is AdaGrad's bit for bit. A factor that is not a normal number would round upwards by more than
-    that, and becomes 0.
+    A ratio above 1 by rounding only (8 units in the last place of the dtype) does not clip: if no clipping can occur in
+    exact arithmetic, the step is AdaGrad's bit for bit. A factor that is not a normal number would round upwards by more
+    than that, and becomes 0.
     """
     precision = torch.finfo(ratio.dtype)
     factor = torch.where(ratio > 1 + 8 * precision.eps, ratio.reciprocal(), 1.0)

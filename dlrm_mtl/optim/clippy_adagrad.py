@@ -34,16 +34,16 @@ _OPTIONS = tuple(field.name for field in fields(ClippyOptions))
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the gradients of a step would do. P: all parameters of the optimizer, group after group."""
+    """Effect of a step's gradients, before the step. P: all parameters of the optimizer, group after group."""
 
     finite: Tensor
-    """[] bool: whether all gradients are finite, and their squares, in all processes that share a parameter."""
+    """[] bool: True if all gradients and their squares are finite, in all processes that share a parameter."""
     factors: Tensor
-    """[P] sigma of each parameter; 1 for one without gradient."""
+    """[P] sigma of each parameter; 1 for a parameter without gradient."""
     update_norms: Tensor
-    """[P] largest change of a coordinate, after clipping and without weight decay; 0 for one without gradient."""
+    """[P] largest change of a coordinate, after clipping and without weight decay; 0 for a parameter without gradient."""
     nonfinite: Tensor
-    """[P] bool: whose gradient, or its square, is not finite."""
+    """[P] bool: True for a parameter whose gradient, or its square, is not finite."""
     _batches: list[Batch]
     _with_gradient: list[Tensor]
 
@@ -52,17 +52,18 @@ class ClippyAdagrad(Optimizer):
     """AdaGrad in which no coordinate moves by more than ``lambda_rel |w| + lambda_abs`` in a step.
 
     Each parameter tensor has one factor, the largest in [0, 1] that keeps all its coordinates within that bound ("local
-    clipping"). The accumulators take the unclipped gradients. Source: arXiv 2302.09178, Algorithm 1; the options that the
-    paper does not have are those of TensorFlow Recommenders. The rule itself stands in ``clippy.py``.
+    clipping"). The accumulators take the unclipped gradients. Source: arXiv 2302.09178, Algorithm 1; options that are not
+    in the paper are those of TensorFlow Recommenders. The rule itself is in ``clippy.py``.
 
     - A step with a gradient that is not finite, or whose square is not, changes no weight and no state, and is counted in
       ``skipped_steps``.
-    - A zero gradient never changes the factor, and empty tensors are left alone.
+    - A zero gradient never changes the factor, and empty tensors are skipped.
     - Sparse (COO) gradients are clipped too, with one factor over the touched rows.
     - float16 and bfloat16 parameters: arithmetic and accumulators in float32, the result rounded to the parameter.
     - Parameters sharded as DTensors (FSDP2, tensor parallelism): one factor per whole parameter, found with one small
       all-reduce for all parameters. Plain parameters under DDP need none: their gradients are the same everywhere.
-    - On a GPU and under ``torch.compile`` a step never waits for the device. On the CPU it works through the cache in blocks.
+    - On a GPU and under ``torch.compile`` a step never waits for the device. On the CPU it processes tensors in blocks that
+      fit the cache.
 
     Args:
         params: as for every optimizer of torch; with ``named_parameters()`` the reports use the names.
@@ -77,11 +78,12 @@ class ClippyAdagrad(Optimizer):
         accumulator: see there.
         accumulator_relative_threshold: see there.
         clip_accumulator_update: see there.
-        weight_decay: decoupled: the weight shrinks by ``lr * weight_decay`` of itself before the update, outside the bound.
-            Not for sparse gradients.
-        maximize: climb instead of descending.
-        foreach: True for lists of tensors, False for one tensor after the other; None chooses the first on GPUs and under
-            ``torch.compile``, the second on the CPU. Results agree within rounding, and bit for bit where nothing is clipped.
+        weight_decay: decoupled weight decay: the weight is multiplied by ``1 - lr * weight_decay`` before the update,
+            outside the bound. Not for sparse gradients.
+        maximize: True to ascend instead of descending.
+        foreach: True for lists of tensors, False for single tensors; None chooses lists on GPUs and under
+            ``torch.compile``, single tensors on the CPU. Results agree within rounding, and bit for bit if nothing is
+            clipped.
 
     Raises:
         ValueError: an option with a wrong value or name, or a complex parameter.
@@ -122,7 +124,7 @@ class ClippyAdagrad(Optimizer):
         self._begin()
 
     def _begin(self) -> None:
-        # What reports read. Written in place, as CUDA graphs and torch.compile require.
+        # State of the reports. Written in place, as CUDA graphs and torch.compile require.
         device, dtype = self._home()
         count = sum(len(group["params"]) for group in self.param_groups)
         self._factors = torch.ones(count, dtype=dtype, device=device)
@@ -136,28 +138,28 @@ class ClippyAdagrad(Optimizer):
 
     @property
     def skipped_steps(self) -> Tensor:
-        """[] int64: steps that changed nothing, since the optimizer was made. Not part of the state dict."""
+        """[] int64: number of steps that changed nothing, since construction. Not part of the state dict."""
         return self._skipped
 
     @property
     def clipped_steps(self) -> Tensor:
-        """[] int64: steps that changed weights with a factor below 1 for at least one parameter."""
+        """[] int64: number of steps that changed weights with a factor below 1 for at least one parameter."""
         return self._clipped
 
     def clipping_factors(self) -> dict[str, Tensor]:
-        """Each parameter's factor in the last step, [] each: 1 without clipping or gradient, 0 if the step was skipped."""
+        """Factor of each parameter in the last step, [] each: 1 without clipping or gradient, 0 if the step was skipped."""
         return dict(zip(self.names(), self._factors.clone().unbind(), strict=True))
 
     def update_norms(self) -> dict[str, Tensor]:
-        """Each parameter's largest change of a coordinate in the last step, without weight decay, [] each."""
+        """Largest change of a coordinate of each parameter in the last step, without weight decay, [] each."""
         return dict(zip(self.names(), self._update_norms.clone().unbind(), strict=True))
 
     def nonfinite_parameters(self) -> list[str]:
-        """Names of the parameters whose gradient in the last step was not finite, or its square. Waits for the device."""
+        """Names of the parameters whose gradient or its square was not finite in the last step. Waits for the device."""
         return [name for name, bad in zip(self.names(), self._nonfinite.tolist(), strict=True) if bad]
 
     def names(self) -> list[str]:
-        """The parameters' names in the order of ``Measurement``: as given, else ``group.index``."""
+        """Names of the parameters in the order of ``Measurement``: the given ones, or ``group.index``."""
         return [
             name
             for number, group in enumerate(self.param_groups)
@@ -168,11 +170,11 @@ class ClippyAdagrad(Optimizer):
 
     @torch.no_grad()
     def measure(self) -> Measurement:
-        """First half of a step: reads weights, gradients and state, changes none of them.
+        """Measure a step: read weights, gradients and state without changing them.
 
-        Where parameters are sharded, all processes must call it together. Pass the result to :meth:`step`, without touching
-        weights, gradients or learning rates in between. For training loops that decide over all processes and all
-        optimizers whether a step is applied.
+        For training loops that decide over all processes and optimizers whether a step is applied. If parameters are
+        sharded, all processes must call this together. Pass the result to :meth:`step`, without changing weights, gradients
+        or learning rates in between.
 
         Raises:
             ValueError: a sparse gradient with weight decay.
@@ -226,13 +228,13 @@ class ClippyAdagrad(Optimizer):
         """Update all parameters that have a gradient, or nothing at all.
 
         Args:
-            closure: computes the loss again and returns it.
-            measurement: what :meth:`measure` returned for these gradients; None to measure now.
-            apply_if: [] bool or number: where it is False or 0, the step changes no weight and no state. Whatever it is, a
-                step with a gradient that is not finite changes nothing either.
+            closure: recomputes the loss and returns it.
+            measurement: result of :meth:`measure` for these gradients; None to measure now.
+            apply_if: [] bool or number: if False or 0, the step changes no weight and no state. A step with a gradient that
+                is not finite never changes anything.
 
         Returns:
-            What ``closure`` returned.
+            The result of ``closure``.
 
         Raises:
             ValueError: both ``closure`` and ``measurement``; or as :meth:`measure`.
@@ -270,7 +272,7 @@ class ClippyAdagrad(Optimizer):
         return gradient.coalesce()
 
     def _collect(self) -> tuple[list[Batch], list[Tensor]]:
-        """What there is to update, batch by batch, and all parameters that have a gradient."""
+        """Batches of parameters to update, and all parameters with a gradient."""
         batches: list[Batch] = []
         with_gradient: list[Tensor] = []
         compiling = torch.compiler.is_compiling()
@@ -310,7 +312,7 @@ class ClippyAdagrad(Optimizer):
     def _apply(self, measurement: Measurement, apply: Tensor) -> None:
         factor = measurement.factors.unbind()
         for batch in measurement._batches:
-            # On the CPU this number lies in the host's memory: looking at it waits for nothing.
+            # On the CPU this number is in host memory, so reading it does not wait.
             if batch.blocked and not bool(apply):
                 continue
             group = self.param_groups[batch.group]
@@ -355,7 +357,7 @@ class ClippyAdagrad(Optimizer):
             torch._foreach_add_(tensors, [apply.to(device, torch.float32, non_blocking=True)] * len(tensors))
 
     def _home(self) -> tuple[torch.device, torch.dtype]:
-        """Where measurements are put together, and in which dtype."""
+        """Device and dtype of measurements."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         device = parameters[0].device if parameters else torch.device("cpu")
         double = any(parameter.dtype == torch.float64 for parameter in parameters)
@@ -364,7 +366,7 @@ class ClippyAdagrad(Optimizer):
     # Groups and state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As for every optimizer of torch; checks the group's options and creates its state.
+        """Add a parameter group, as in every optimizer of torch; checks its options and creates its state.
 
         Raises:
             ValueError: an option with a wrong value or name, or a complex parameter.
@@ -387,7 +389,7 @@ class ClippyAdagrad(Optimizer):
             self._skipped, self._clipped = counters
 
     def _create_state(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        # The names and meanings are those of torch.optim.Adagrad, so that states can be exchanged.
+        # Names and meanings are those of torch.optim.Adagrad, so that states can be exchanged.
         self.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "sum": torch.full_like(
@@ -402,8 +404,8 @@ class ClippyAdagrad(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this optimizer or of ``torch.optim.Adagrad``.
 
-        From an Adagrad come the accumulators, the step counts and the learning rate; all other options stay as they are
-        here, because Adagrad's ``weight_decay`` and ``lr_decay`` mean other things. Tensors are copied.
+        An Adagrad's accumulators, step counts and learning rate are taken over; all other options are kept, because
+        Adagrad's ``weight_decay`` and ``lr_decay`` have other meanings. Tensors are copied.
 
         Raises:
             ValueError: the numbers of groups or parameters differ.
@@ -420,16 +422,16 @@ class ClippyAdagrad(Optimizer):
                     self._create_state(parameter, group)
                     continue
                 step = torch.as_tensor(saved["step"], dtype=torch.float32, device=parameter.device)
-                # Not what super() made of it: that has the parameter's dtype.
+                # Not the result of super(), which has the parameter's dtype.
                 accumulator = saved["sum"].detach().to(parameter.device, _arithmetic(parameter))
                 self.state[parameter] = {"step": step.clone(), "sum": accumulator.clone()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: torch's part and the counters."""
+        """State for pickling and copying: torch's part and the counters."""
         return {**super().__getstate__(), "_counters": (self._skipped, self._clipped)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a pickled or loaded state; options it does not know keep their defaults."""
+        """Restore a pickled or loaded state; missing options get their defaults."""
         state = dict(state)
         counters = state.pop("_counters", None)
         super().__setstate__(state)
@@ -468,7 +470,7 @@ def _arithmetic(parameter: Tensor) -> torch.dtype:
 
 
 def _adopted(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved group with all options of this optimizer."""
+    """A saved group, completed by the options of this optimizer."""
     if "lambda_rel" in saved:
         return saved
     taken: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Which parameters a dense Clippy step works on together, and the tensors it works on."""
+"""Batches of parameters for a dense Clippy step, and their tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Entry(NamedTuple):
-    """A parameter that takes part in a step: this process's part of it, with something to update."""
+    """A parameter that a step updates, or this process's part of it."""
 
     position: int
     weight: Tensor
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Parameters that are worked on together: of one group, device and dtype."""
+    """Parameters that are processed together: of one group, device and dtype."""
 
     group: int
     blocked: bool
@@ -28,12 +28,12 @@ class Batch:
 
 
 def touched_size(gradient: Tensor) -> int:
-    """How many elements a step touches."""
+    """Number of elements that a step touches."""
     return gradient.numel() if gradient.layout == torch.strided else gradient._values().numel()
 
 
 def touched(entries: list[Entry]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Weights, gradients and accumulators; where the gradient is sparse, copies of the rows it touches."""
+    """Weights, gradients and accumulators; copies of the touched rows for sparse gradients."""
     weights, gradients, accumulators = [], [], []
     for _, weight, gradient, accumulator in entries:
         if gradient.layout != torch.strided:
@@ -46,9 +46,9 @@ def touched(entries: list[Entry]) -> tuple[list[Tensor], list[Tensor], list[Tens
 
 
 def put_back(entries: list[Entry], weights: list[Tensor], accumulators: list[Tensor]) -> None:
-    """Write updated copies of rows to where they came from."""
+    """Write updated copies of rows back to their tensors."""
     for entry, weight, accumulator in zip(entries, weights, accumulators, strict=True):
         if entry.gradient.layout != torch.strided:
-            where = tuple(entry.gradient.indices())  # no row twice: the gradient is coalesced
+            where = tuple(entry.gradient.indices())  # rows are distinct: the gradient is coalesced
             entry.weight[where] = weight
             entry.accumulator[where] = accumulator

@@ -1,14 +1,14 @@
-"""The memory passes of a dense Clippy step, in three forms that give what ``clippy.clippy_update`` gives.
+"""Memory passes of a dense Clippy step, in three forms with the results of ``clippy.clippy_update``.
 
-Each form has two halves. ``measure_*`` reads weights, gradients and accumulators and writes nothing but scratch; ``apply_*``
-changes weights and accumulators, once it is known that every gradient of the step is finite.
+Each form has two halves. ``measure_*`` reads weights, gradients and accumulators and writes only to scratch. ``apply_*``
+changes weights and accumulators, after every gradient of the step is known to be finite.
 
 - ``blocked``: one tensor at a time, in blocks that stay in the processor's cache between passes. It runs on the CPU and
-  looks at numbers on the way, which costs nothing there.
-- ``packed``: the same for small tensors on the CPU, copied into one flat tensor, because calls would cost more than passes.
-- ``foreach``: lists of tensors. Nothing is ever copied to the host and no branch depends on a number, so that it never
-  waits for a GPU, can be captured in a CUDA graph, and is what ``torch.compile`` sees. A step that must not happen runs with
-  gradients of zero.
+  reads numbers in between, which is free there.
+- ``packed``: small tensors on the CPU, copied into one flat tensor, because calls would cost more than passes.
+- ``foreach``: lists of tensors. Nothing is copied to the host and no branch depends on a number. So it never waits for a
+  GPU, can be captured in a CUDA graph, and is used under ``torch.compile``. A step that must not happen runs with gradients
+  of zero.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from torch import Tensor
 from dlrm_mtl.optim.clippy import ClippyOptions, effective_eps
 
 BLOCK = 262_144
-"""Elements of a block, per thread: five buffers of 1 MB. Half and a quarter of it are no faster with one thread, and cost more
-with several where processes compete for cores, because every pass ends with all threads waiting for each other."""
+"""Number of elements of a block, per thread: five buffers of 1 MB. A half and a quarter are no faster with one thread. They
+cost more with several threads if processes compete for cores, because every pass ends with all threads waiting for each
+other."""
 
 SMALL = 8_192
-"""Up to how many elements a tensor on the CPU is packed with others."""
+"""Largest number of elements of a tensor on the CPU that is packed with others."""
 
 
 class Extent(NamedTuple):
-    """What a step would do to one tensor, before the learning rate: 0-dim tensors of the arithmetic's dtype."""
+    """Effect of a step on one tensor, before the learning rate: 0-dim tensors of the arithmetic's dtype."""
 
     ratio: Tensor
-    """Largest |r| / allowed; may be any value below 1 / lr where no coordinate comes near its bound."""
+    """Largest |r| / allowed; may be any value below 1 / lr if no coordinate is near its bound."""
     direction: Tensor
     """Largest |r|."""
     accumulator: Tensor
@@ -41,7 +42,7 @@ class Extent(NamedTuple):
 
 
 class Scratch:
-    """Buffers that live from step to step, so that no step waits for fresh pages."""
+    """Buffers that are kept between steps, so that no step waits for fresh pages."""
 
     def __init__(self) -> None:
         self._buffers: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
@@ -49,7 +50,7 @@ class Scratch:
     def pair(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Two buffers with the shape, strides and dtype of ``like``, a tensor on the CPU."""
         size = BLOCK * torch.get_num_threads()
-        if like.dim() != 1 or like.numel() > size:  # a tensor that could not be flattened
+        if like.dim() != 1 or like.numel() > size:  # a tensor that cannot be flattened
             return torch.empty_like(like), torch.empty_like(like)
         buffers = self._buffers.get(like.dtype)
         if buffers is None or buffers[0].numel() != size:
@@ -66,7 +67,7 @@ def measure_blocked(
         weight: [*], not empty.
         gradient: [*] of a dtype that converts to the accumulator's.
         accumulator: [*] of the arithmetic's dtype.
-        lr: learning rate; blocks whose bound shows that they cannot set the factor are left out.
+        lr: learning rate; blocks whose bound excludes that they set the factor are skipped.
         options: the rule's options.
         scratch: buffers.
     """
@@ -76,7 +77,7 @@ def measure_blocked(
     delayed = options.accumulator == "delayed"
     nothing_allowed = options.lambda_abs < torch.finfo(dtype).tiny
     ratios, directions, accumulators = [torch.zeros((), dtype=dtype)], [], []
-    decisive = 1.0  # a ratio times lr up to here does not change the factor
+    decisive = 1.0  # ratio times lr up to which the factor does not change
     for w, g, a in _blocks(weight, gradient, accumulator):
         root, other = scratch.pair(a)
         torch.addcmul(a, g, g, out=root)
@@ -86,7 +87,8 @@ def measure_blocked(
             torch.reciprocal(root, out=other)
         r = torch.div(g, root, out=root).abs_()
         directions.append(r.amax())
-        # No coordinate's ratio is above max |r| / lambda_abs. The margin is for rounding: the result is the same bit for bit.
+        # No coordinate's ratio exceeds max |r| / lambda_abs. The margin is for rounding: the result is the same bit for
+        # bit.
         if not nothing_allowed and lr * float(directions[-1]) * (1 + 1e-6) <= decisive * options.lambda_abs:
             continue
         if options.accumulator_relative_threshold:
@@ -118,9 +120,9 @@ def apply_blocked(
         weight: as for :func:`measure_blocked`.
         gradient: as for :func:`measure_blocked`.
         accumulator: as for :func:`measure_blocked`.
-        scale: what r is multiplied with, -lr sigma: [], or [*] for at most one block.
-        factor: sigma, as ``scale``.
-        decay: what the weight is multiplied with before.
+        scale: factor of r, -lr sigma: [], or [*] for at most one block.
+        factor: sigma, of the shape of ``scale``.
+        decay: factor of the weight before the update.
         options: the rule's options.
         scratch: buffers.
     """
@@ -144,7 +146,7 @@ def apply_blocked(
 
 
 def packs(sizes: list[int]) -> list[list[int]]:
-    """Which tensors of the given sizes are worked on together: alone if large, packed up to a block if small."""
+    """Groups of tensors of the given sizes to process together: large ones alone, small ones packed up to a block."""
     together: list[list[int]] = []
     small: list[int] = []
     filled = 0
@@ -163,7 +165,7 @@ def packs(sizes: list[int]) -> list[list[int]]:
 def measure_packed(
     weights: list[Tensor], gradients: list[Tensor], accumulators: list[Tensor], options: ClippyOptions
 ) -> list[Extent]:
-    """Measure small tensors of one dtype on the CPU, none of them empty."""
+    """Measure small tensors of one dtype on the CPU; none may be empty."""
     lengths = torch.tensor([weight.numel() for weight in weights])
 
     def largest(flat: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -185,7 +187,7 @@ def apply_packed(
 ) -> None:
     """Update N small tensors of one dtype on the CPU in place.
 
-    The arguments are those of :func:`apply_blocked`, in lists, and ``scales`` and ``factors`` [N].
+    Arguments are lists of those of :func:`apply_blocked`; ``scales`` and ``factors`` are [N].
     """
     lengths = torch.tensor([weight.numel() for weight in weights])
     scale, factor = (values.repeat_interleave(lengths) for values in (scales, factors))
@@ -214,14 +216,14 @@ def measure_foreach(
     options: ClippyOptions,
     largest_of: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = _largest,
 ) -> list[Extent]:
-    """Measure tensors of one device and dtype, none of them empty; without a host synchronisation.
+    """Measure tensors of one device and dtype without a host synchronisation; none may be empty.
 
     Args:
         weights: [*] each.
         gradients: [*] each, of dtypes that convert to the accumulators'.
         accumulators: [*] each, of the arithmetic's dtype.
         options: the rule's options.
-        largest_of: the largest value of each tensor, NaN if it holds one.
+        largest_of: function that returns the largest value of each tensor, NaN if it holds one.
     """
     dtype = accumulators[0].dtype
     gradients, weights = _converted(gradients, dtype), _converted(weights, dtype)
@@ -264,20 +266,20 @@ def apply_foreach(
     """Update tensors of one device and dtype in place, or nothing; without a host synchronisation.
 
     Args:
-        weights: none of them empty.
+        weights: [*] each, not empty.
         gradients: as for :func:`measure_foreach`.
         accumulators: as for :func:`measure_foreach`.
         scales: [] each: -lr sigma, or lr sigma to ``maximize``.
         factors: [] each: sigma.
-        decay: what weights are multiplied with before.
-        apply: [] bool on the tensors' device; where False, every weight and accumulator keeps its bits.
-        maximize: the sign of ``scales``.
+        decay: factor of the weights before the update.
+        apply: [] bool on the tensors' device; if False, every weight and accumulator keeps its bits.
+        maximize: sign of ``scales``.
         options: the rule's options.
     """
     dtype = accumulators[0].dtype
     eps = effective_eps(options, dtype)
-    # A weight keeps its bits, those of -0.0 included, when -0.0 is added to it. So the gradient that stands for none has the
-    # sign that makes gradient * scale that zero.
+    # Adding -0.0 to a weight keeps its bits, even those of -0.0. So the gradient of a skipped step has the sign that makes
+    # gradient * scale equal to -0.0.
     nothing = -0.0 if maximize else 0.0
     gradients = [torch.where(apply, gradient, nothing) for gradient in _converted(gradients, dtype)]
     targets = _converted(weights, dtype)
@@ -303,7 +305,7 @@ def apply_foreach(
 def _blocks(
     weight: Tensor, gradient: Tensor, accumulator: Tensor, writable: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Matching parts, flat where memory allows it; weights (to read) and gradients in the accumulator's dtype."""
+    """Matching parts, flat if the memory layout allows it; weights (to read) and gradients in the accumulator's dtype."""
     dtype = accumulator.dtype
     if weight.is_contiguous() and accumulator.is_contiguous():
         size = BLOCK * torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Sharded parameters (DTensor, FSDP2): the part that this process holds, and values reduced over all parts."""
+"""Sharded parameters (DTensor, FSDP2): the local part, and values reduced over all parts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 
 if dist.is_available():
     from torch.distributed.tensor import DTensor
-else:  # a build of torch without torch.distributed has no sharded tensors
+else:  # a torch build without torch.distributed has no sharded tensors
 
     class DTensor:  # type: ignore[no-redef]
-        """Stands for a class without instances."""
+        """Placeholder class without instances."""
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The part of ``tensor`` in this process: ``tensor`` itself where it is not sharded. Shares its memory."""
+    """Part of ``tensor`` in this process, in the same memory; ``tensor`` itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_gradient(parameter: Tensor) -> Tensor | None:
-    """The gradient of the part of ``parameter`` in this process, if there is one."""
+    """Gradient of the part of ``parameter`` in this process, if there is one."""
     gradient = parameter.grad
     if isinstance(gradient, DTensor) and gradient.placements != parameter.placements:  # type: ignore[attr-defined]
         gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
@@ -31,14 +31,14 @@ def local_gradient(parameter: Tensor) -> Tensor | None:
 
 
 def reduce_largest(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The largest of each column's values over the processes that hold parts of its parameter.
+    """Largest of each column's values over the processes that hold parts of its parameter.
 
-    One all-reduce for all parameters that are sharded alike (one mesh, the same of its dimensions), and for each of those
-    dimensions; none where nothing is sharded. All processes of a mesh must call this together.
+    One all-reduce for all parameters that are sharded alike (one mesh, the same mesh dimensions), for each of those
+    dimensions; none if nothing is sharded. All processes of a mesh must call this together.
 
     Args:
         values: [K, P].
-        parameters: P of them.
+        parameters: P parameters.
 
     Returns:
         [K, P].

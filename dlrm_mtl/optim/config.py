@@ -17,19 +17,19 @@ class ScheduleConfig(Strict):
     """A factor on both learning rates, by step: linear warm-up, then constant, linear or cosine decay."""
 
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the factor rises from near 0 to 1."""
+    """Number of steps over which the factor rises from near 0 to 1."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How the factor falls after the warm-up, until the last step of the run."""
+    """Shape of the decay after the warm-up, until the last step of the run."""
     final: float = Field(default=0.0, ge=0, le=1)
-    """The factor at the last step."""
+    """Factor at the last step."""
 
 
 class OptimizerConfig(Strict):
-    """What trains the tables (`sparse`) and everything else (`dense`)."""
+    """Optimizers of the tables (`sparse`) and of all other parameters (`dense`)."""
 
     sparse: Annotated[TableRule, Part("table_optimizer", default="rowwise_adagrad")] = RowWiseAdagrad()
-    """The optimizer of the embedding tables."""
+    """Optimizer of the embedding tables."""
     dense: AnyDenseOptimizerConfig = AdamConfig()
-    """The optimizer of all other parameters."""
+    """Optimizer of all other parameters."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning-rate schedule."""

@@ -1,4 +1,4 @@
-"""The factor on the learning rates, by step."""
+"""Factor on the learning rates, by step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dlrm_mtl.optim.config import ScheduleConfig
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
-    """The factor at ``step`` (0-based) of ``total_steps``."""
+    """Factor at ``step`` (0-based) of ``total_steps``."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.decay == "none":

@@ -1,4 +1,4 @@
-"""Serving: a trained model as one folder, the bundle, and its scores without TorchRec."""
+"""Serving: a trained model as one folder, the bundle, and scoring without TorchRec."""
 
 from dlrm_mtl.serve.scorer import Scorer
 

@@ -4,10 +4,10 @@ It holds
 
 - ``model.json``: the tasks, the model's configuration, and the data contract: features in order, kinds, transforms,
   vocabulary sizes.
-- ``tables.safetensors``: every embedding table as a whole, ``tables.NAME`` [rows, dim] float32, and the row of every unbounded
+- ``tables.safetensors``: every whole embedding table, ``tables.NAME`` [rows, dim] float32, and the row of every unbounded
   id, ``ids.NAME`` [rows] int64.
 - ``dense.safetensors``: all other weights.
-- ``golden.jsonl``: rows of the data set as they are stored, with the scores that the trained model gave them.
+- ``golden.jsonl``: rows of the data set as stored, with their scores from the trained model.
 - ``bundle.json``: the format, and size and SHA-256 of each file. It is written last; its own SHA-256 is the bundle's version.
 """
 
@@ -44,7 +44,7 @@ DENSE_FILE = "dense.safetensors"
 GOLDEN_FILE = "golden.jsonl"
 FILES = (MODEL_FILE, TABLES_FILE, DENSE_FILE, GOLDEN_FILE)
 PIECE = 16 << 20
-"""Bytes that are read at a time to check them."""
+"""Number of bytes that are read at a time for checking."""
 THREADS = 4
 
 
@@ -52,7 +52,7 @@ class BundleFile(Strict):
     """A file of a bundle."""
 
     size: int = Field(ge=0)
-    """Bytes."""
+    """Size in bytes."""
     sha256: str
 
 
@@ -64,7 +64,7 @@ class Manifest(Strict):
 
 
 class ServedData(Strict):
-    """The keys of the run's ``data`` that decide what the model is given; see :class:`~dlrm_mtl.data.config.DataConfig`."""
+    """Keys of the run's ``data`` that determine the model's input; see :class:`~dlrm_mtl.data.config.DataConfig`."""
 
     sparse: list[str]
     sequence: list[str]
@@ -83,30 +83,30 @@ class ServedModel(Strict):
     """The content of ``model.json``."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     step: int
-    """Of the checkpoint."""
+    """Step of the checkpoint."""
     plugins: list[str]
-    """Modules whose parts the model is made of. They are not imported unless the user names them, too."""
+    """Modules that register parts of the model. They are imported only if the user names them, too."""
     dataset: DatasetSpec
-    """The features that the model reads, and the tasks' labels."""
+    """Features that the model reads, and labels of the tasks."""
     data: ServedData
     tasks: list[TaskConfig] = Field(min_length=1)
     model: AnyModelConfig
     golden: dict[str, tuple[float, float]]
-    """Of every part of the model's input, its name and two sums over the golden rows; see :mod:`dlrm_mtl.serve.golden`."""
+    """Two sums over the golden rows for every part of the model's input, by its name; see :mod:`dlrm_mtl.serve.golden`."""
 
 
 @contextmanager
 def new_bundle(output: str | Path, check: Callable[[Path], object]) -> Iterator[Path]:
-    """A folder to write the files of a bundle into; it gets the name ``output``, whole, when the block ends.
+    """Temporary folder for the files of a bundle; it is renamed to ``output`` when the block ends.
 
     Args:
         output: local folder.
-        check: called with the complete folder before it gets its name; raises where it is not fit for use.
+        check: called with the complete folder before the renaming; raises if it is not fit for use.
 
     Raises:
-        UserError: there is something of that name, or it cannot be written.
+        UserError: the name is taken, or cannot be written.
     """
     if "://" in str(output):
         raise UserError(
@@ -135,7 +135,7 @@ def new_bundle(output: str | Path, check: Callable[[Path], object]) -> Iterator[
 
 
 def _remove_left(folder: Path) -> None:
-    """Remove what an export that was killed has left, and nothing else."""
+    """Remove the remains of an export that was killed, and nothing else."""
     if folder.exists():
         if not folder.is_dir() or set(os.listdir(folder)) - {*FILES, BUNDLE_FILE, f"{BUNDLE_FILE}.tmp"}:
             raise UserError(f"{folder}: this name is needed while the bundle is written, and taken; remove it.")
@@ -143,7 +143,7 @@ def _remove_left(folder: Path) -> None:
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file of a bundle, to the disk."""
+    """Write a file of a bundle, and flush it to the disk."""
     with open(path, "wb") as file:
         write(file)
         file.flush()
@@ -161,10 +161,10 @@ def measure(path: Path) -> BundleFile:
 
 
 def check_bundle(folder: Path) -> str:
-    """Check every byte of the bundle in ``folder``; its version, the first 16 digits of a SHA-256 over all of it.
+    """Check every byte of the bundle in ``folder``; return its version, the first 16 digits of a SHA-256 over all of it.
 
     Raises:
-        UserError: there is no bundle, it is of another format, or a byte is not as it was written; the file is named.
+        UserError: there is no bundle, its format is unknown, or a byte was changed; the file is named.
     """
     place = folder / BUNDLE_FILE
     try:
@@ -205,14 +205,14 @@ def check_bundle(folder: Path) -> str:
 
 
 def read_model(folder: Path, plugins: list[str]) -> ServedModel:
-    """The content of ``model.json``.
+    """Content of ``model.json``.
 
     Args:
-        folder: of the bundle, whose bytes have been checked.
-        plugins: modules that the user trusts to be run; the bundle's own list is not followed.
+        folder: folder of the bundle, whose bytes have been checked.
+        plugins: modules that the user trusts; the bundle's own list is not followed.
 
     Raises:
-        UserError: the model is made of parts that no module in ``plugins`` registers.
+        UserError: the model has parts that no module in ``plugins`` registers.
     """
     place = folder / MODEL_FILE
     content = parse_mapping(place.read_bytes(), place, REMEDY)

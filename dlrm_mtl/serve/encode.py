@@ -1,4 +1,4 @@
-"""From rows to what the model looks up: the reader's own transforms, and a policy for what it would refuse or not know."""
+"""Encoding of rows for the model: the reader's transforms, and policies for missing fields and unknown ids."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ from dlrm_mtl.data.spec import FeatureSpec
 from dlrm_mtl.serve.rows import Rows, Where, columns_of
 
 Policy = Literal["refuse", "default", "unknown"]
-"""``refuse``: the request is a mistake. ``default``: as null in the data, no vector of an id, the mean of a number.
-``unknown``: id 0, which stands for unknown; for a number as ``default``."""
+"""``refuse``: an error. ``default``: as for null in the data, no vector for an id and the mean for a number. ``unknown``:
+id 0, which means unknown; as ``default`` for a number."""
 Policies = Policy | Mapping[str, Policy]
-"""One policy for all features, or by feature; ``*`` stands for those that are not named."""
+"""One policy for all features, or policies by feature; ``*`` stands for features without an entry."""
 MISSING: Policy = "refuse"
-"""The policy for fields that a row does not have."""
+"""Default policy for missing fields."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows whose values have been checked."""
+    """Rows with checked values."""
 
     layout: Layout
     block: Block | None
     rows: int
-    """Their number; without any there is no block."""
+    """Number of rows; with 0 rows there is no block."""
 
     def parts(self, rows: int) -> Iterator[Joined]:
-        """The rows in parts of up to ``rows``."""
+        """Parts of up to ``rows`` rows."""
         for start in range(0, self.rows, rows):
             assert self.block is not None
             yield join(self.layout, [BlockRows(self.block, start, min(start + rows, self.rows))])
 
 
 class RowEncoder:
-    """Turns rows into ids and numbers, as the reader of the training data does.
+    """Encoder of rows as ids and numbers, with the transforms of the training data's reader.
 
     Args:
-        selection: what the model reads.
-        row_of: by vocabulary of unbounded ids, the function from ids [N] int64 to rows [N], 0 for ids without one.
-        vocabularies: by feature with such ids, its vocabulary.
-        missing: policies for fields that are missing; a null is none, the training data may hold it, too.
-        unknown: policies for ids outside their vocabulary, or without a row; default: as `data.out_of_range` says.
+        selection: features that the model reads.
+        row_of: functions from unbounded ids [N] int64 to rows [N], 0 for ids without a row; by vocabulary.
+        vocabularies: vocabulary of each feature with unbounded ids.
+        missing: policies for missing fields. A null is not a missing field: the training data may hold it, too.
+        unknown: policies for ids outside their vocabulary, or without a row; default: according to `data.out_of_range`.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class RowEncoder:
         self._read = (*selection.sparse, *selection.dense)
         names = [feature.name for feature in self._read]
         self.missing = _by_feature(missing, dict.fromkeys(names, MISSING), "missing")
-        strict = selection.out_of_range == "error"  # but new ids are what unbounded vocabularies are for
+        strict = selection.out_of_range == "error"  # new ids are expected in unbounded vocabularies
         defaults: dict[str, Policy] = {
             feature.name: "refuse" if strict and feature.name not in vocabularies else "unknown"
             for feature in selection.sparse
         }
         self.unknown = _by_feature(unknown, defaults, "unknown")
         self._row_of, self._vocabularies = row_of, vocabularies
-        # Columns are called as their features from here on: two features may read one column.
+        # From here on, columns have the names of their features: two features may read one column.
         self._selection = replace(
             selection,
             sparse=tuple(feature.model_copy(update={"column": None}) for feature in selection.sparse),
@@ -93,20 +93,20 @@ class RowEncoder:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """By ``missing`` and ``unknown``, and by feature: the fields and ids so far that a policy was applied to."""
+        """Number of fields and ids that a policy was applied to so far, by ``missing`` and ``unknown``, then by feature."""
         with self._lock:
             return {what: dict(counter) for what, counter in self._counts.items()}
 
     @property
     def keys(self) -> list[str]:
-        """Names of the features with ids, in the order of what is encoded."""
+        """Names of the features with ids, in the order of the encoding."""
         return self._selection.keys
 
     def encode(self, rows: Rows, where: Where) -> Encoded:
-        """The ids and numbers of ``rows``, which are from ``where``.
+        """Ids and numbers of ``rows``, which are from ``where``.
 
         Raises:
-            UserError: a row, or a value in it, that is not allowed.
+            UserError: a row, or a value in it, is not allowed.
         """
         found, absent, count = columns_of(rows, self._read, where)
         seen: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
@@ -135,7 +135,7 @@ class RowEncoder:
         return Encoded(layout, block, count)
 
     def _filled(self, feature: FeatureSpec, column: pa.Array | None, mask: NDArray[np.bool_], where: Where) -> pa.Array:
-        """The column with what the policy says where it is missing."""
+        """The column with missing fields filled according to the policy."""
         policy = self.missing[feature.name]
         if policy == "refuse":
             row = int(np.argmax(mask))
@@ -153,7 +153,7 @@ class RowEncoder:
         return pc.if_else(pa.array(mask), pa.scalar(zero, column.type), column)
 
     def _known(self, feature: FeatureSpec, column: pa.Array, where: Where) -> tuple[pa.Array, int]:
-        """The column with ids, or rows of unbounded ids, that the tables have, and how many it had not."""
+        """The column with unknown ids, or ids without a row, replaced according to the policy; and their number."""
         listed = is_list(column.type)
         if listed and not pa.types.is_list(column.type):
             column = column.cast(pa.list_(column.type.value_type))
@@ -163,7 +163,7 @@ class RowEncoder:
         vocabulary = self._vocabularies.get(feature.name)
         if vocabulary is not None:
             ids = values.astype(np.int64)
-            ids[ids == -1] = np.iinfo(np.int64).min  # as the reader does
+            ids[ids == -1] = np.iinfo(np.int64).min  # as in the reader
             rows = self._row_of[vocabulary](torch.from_numpy(ids)).numpy() if len(ids) else ids
             bad, known, span = valid & (rows == 0) & (ids != 0), rows, ""
         else:
@@ -189,13 +189,13 @@ class RowEncoder:
 
 
 def _row_of_element(lists: pa.Array, position: int) -> int:
-    """The row in which the element number ``position`` of all lists is."""
+    """Row of the element number ``position`` of all lists."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     return int(np.searchsorted(np.cumsum(lengths), position, side="right"))
 
 
 def _with_values(lists: pa.Array, values: pa.Array) -> pa.Array:
-    """Lists of the lengths of ``lists``, nulls empty, with other values."""
+    """Lists with the lengths of ``lists`` and other values; nulls become empty lists."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values)
@@ -206,7 +206,7 @@ def _none_unknown(feature: str, count: int) -> None:
 
 
 def _by_feature(policies: Policies | None, defaults: dict[str, Policy], what: str) -> dict[str, Policy]:
-    """The policy of every feature."""
+    """Policy of every feature."""
     given: Mapping[str, Policy] = {"*": policies} if isinstance(policies, str) else policies or {}
     for name, policy in given.items():
         if name != "*" and name not in defaults:

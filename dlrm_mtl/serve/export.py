@@ -1,4 +1,4 @@
-"""Exporting a checkpoint of a run as a bundle."""
+"""Export of a checkpoint of a run as a bundle."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.tensors import RunTensors
 
 GOLDEN_SPLITS = ("input", "test", "validation", "train")
-"""Splits whose first rows become golden rows, the first one that there is; ``input`` stands for files beside the data set."""
+"""Splits that golden rows are taken from, in order of preference; ``input`` means files outside the data set."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,15 @@ def export_run(
     overrides: Sequence[str] = (),
     golden: str | Path | None = None,
 ) -> str:
-    """Write the bundle of a checkpoint, see :mod:`dlrm_mtl.serve.bundle`; it is loaded before it gets its name.
+    """Write the bundle of a checkpoint, see :mod:`dlrm_mtl.serve.bundle`; it is loaded before it is renamed to ``output``.
 
-    One process does it, in which the tables must fit once. The same checkpoint gives the same bytes, whatever plan and number
-    of processes wrote it.
+    One process exports, and the tables must fit into its memory. The same checkpoint gives the same bytes, for any plan and
+    number of processes that wrote it.
 
     Args:
         run: folder of the run, path or URI.
         output: local folder to write; it appears when it is complete.
-        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest if no best one is known.
         overrides: ``key=value`` of the run's configuration, such as ``data.path=...``.
         golden: Parquet file, or folder of them, whose first rows become golden rows; default: a split of the run's data set.
 
@@ -104,7 +104,7 @@ def export_run(
 
 
 def _without_plan(config: RunConfig) -> RunConfig:
-    """The configuration without what does not belong to the model: how it was spread, and how precisely products were taken."""
+    """The configuration without keys that are not part of the model: sharding and the precision of products."""
     training = config.training.model_copy(update={"matmul_precision": "highest"})
     return config.model_copy(update={"sharding": ShardingConfig(default="table_wise"), "training": training})
 
@@ -142,14 +142,14 @@ def _served(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums) -> Se
 
 
 def _tables(model: ShardedModel) -> dict[str, Tensor]:
-    """Whole tables, and the ids of rows, in the order of their names."""
+    """Whole tables, and the ids of rows, ordered by name."""
     tables = {f"tables.{name}": _whole(weight) for name, weight in model.table_weights().items()}
     ids = {f"ids.{name}": _whole(each["ids"]) for name, each in model.ids.state().items()}
     return dict(sorted((tables | ids).items()))
 
 
 def _whole(tensor: Any) -> Tensor:
-    """The tensor that the only process holds as one shard."""
+    """Whole tensor, of which the only process holds one shard."""
     whole: Tensor = tensor
     if isinstance(tensor, ShardedTensor):
         (shard,) = tensor.local_shards()
@@ -158,7 +158,7 @@ def _whole(tensor: Any) -> Tensor:
 
 
 def _dense(model: ShardedModel) -> dict[str, Tensor]:
-    """The weights and buffers of the ranker outside the tables; what only training needs is left out."""
+    """Weights and buffers of the ranker outside the tables, without those that only training needs."""
     only_training = ("task_weighting.", "balancing.")
     dense = {name: value for name, value in model.dense_weights().items() if not name.startswith(only_training)}
     return dict(sorted(dense.items()))
@@ -166,7 +166,7 @@ def _dense(model: ShardedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _write_golden(path: Path, config: RunConfig, dataset: Dataset, model: ShardedModel) -> Sums:
-    """Write golden rows, scored by the trained model as `predict` does; the sums of the model's input."""
+    """Write golden rows, scored by the trained model as in `predict`; return the sums of the model's input."""
     split = next((name for name in GOLDEN_SPLITS if name in dataset.spec.splits), None)
     if split is None:
         raise UserError(

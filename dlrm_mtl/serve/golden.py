@@ -1,8 +1,8 @@
-"""Golden rows: rows whose scores travel with a bundle, so that what is served can be compared with what was trained.
+"""Golden rows: rows with scores in a bundle, to compare the served model with the trained one.
 
-Beside the scores there are two sums for every part of the model's input (the vectors of a feature from a table, a dense
-feature): one that depends on every number and its place, and that of the absolute values, by which the first is judged. Where
-scores differ they tell which feature is the reason.
+Besides the scores there are two sums for every part of the model's input (the vectors of a feature from a table, a dense
+feature): one that depends on every number and its position, and that of the absolute values, which scales the first. If
+scores differ, the sums show which feature is the cause.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from dlrm_mtl.core.errors import UserError
 
 ROWS = 1000
-"""Golden rows of a bundle, where the data set has as many."""
+"""Number of golden rows of a bundle, if the data set has as many."""
 TOLERANCE = 1e-5
-"""Largest difference of a score, absolute for scores up to 1 and relative beyond: processors order their sums differently."""
+"""Largest difference of a score, absolute for scores up to 1 and relative beyond: processors differ in the order of sums."""
 
 Sums = dict[str, tuple[float, float]]
 
@@ -34,8 +34,8 @@ def input_sums(
 
     Args:
         features: [N, W] vectors, see :class:`~dlrm_mtl.models.feature_lookup.FeatureLookup`.
-        widths: of the parts.
-        names: of the parts.
+        widths: widths of the parts.
+        names: names of the parts.
         dense: [N, D].
         dense_names: D names.
     """
@@ -64,7 +64,7 @@ def _plain(value: Any) -> float:
 
 
 def read_golden(path: Path) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
-    """The rows and their scores by task."""
+    """Golden rows, and their scores by task."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     tasks = list(lines[0]["scores"]) if lines else []
     scores = {task: np.array([line["scores"][task] for line in lines], np.float32) for task in tasks}
@@ -72,7 +72,7 @@ def read_golden(path: Path) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.
 
 
 def compare_sums(found: Sums, wanted: Mapping[str, tuple[float, float]], place: str) -> None:
-    """Check the model's input for golden rows; raises :class:`UserError` that names the first part that differs."""
+    """Check the model's input for golden rows; raises :class:`UserError`, which names the first part that differs."""
     for name, (sum_, scale) in wanted.items():
         own = found.get(name)
         if own is None or not abs(own[0] - sum_) <= TOLERANCE * max(scale, own[1], 1e-30):
@@ -86,7 +86,7 @@ def compare_sums(found: Sums, wanted: Mapping[str, tuple[float, float]], place: 
 def compare_scores(
     found: Mapping[str, NDArray[np.float32]], wanted: Mapping[str, NDArray[np.float32]], place: str
 ) -> float:
-    """The largest difference of the scores of golden rows.
+    """Largest difference between the scores of golden rows.
 
     Raises:
         UserError: it is larger than :data:`TOLERANCE`; the first task and row are named.

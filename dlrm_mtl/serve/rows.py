@@ -1,4 +1,4 @@
-"""Rows to score, from wherever they come, as one Arrow table with a column for each feature."""
+"""Conversion of rows to score, from several sources, into Arrow columns by feature."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ABSENT = object()
 
 
 class Where(NamedTuple):
-    """Where rows are from, for errors."""
+    """Origin of rows, for errors."""
 
     name: str = "rows"
     first: int = 0
-    """The number of the first one."""
+    """Number of the first row."""
 
     def row(self, number: int) -> str:
-        """The place of a row, counted from the first one."""
+        """Place of a row, counted from the first one."""
         return f"{self.name}, row {self.first + number}"
 
 
@@ -36,21 +36,21 @@ _WRAP = 1 << 64
 def columns_of(
     rows: Rows, features: Sequence[FeatureSpec], where: Where
 ) -> tuple[dict[str, pa.Array], dict[str, Any], int]:
-    """The values of every feature, the rows in which each is missing, and the number of rows.
+    """Values of every feature, a mask of the rows in which each is missing, and the number of rows.
 
-    Columns have the types that Parquet files may have: integers or lists of integers, numbers. Null where a row has no field of
-    that name, which is missing, or where its value is null. A feature without a single field has no column.
+    Columns have the types allowed in Parquet files: integers or lists of integers, numbers. A value is null if the row
+    lacks the field, which is then missing, or if its value is null. A feature without any field has no column.
 
     Args:
-        rows: to score.
-        features: that the model reads; their columns are looked for.
-        where: the rows are from.
+        rows: rows to score.
+        features: features that the model reads; their columns are looked for.
+        where: origin of the rows.
 
     Returns:
-        By feature: an array; a mask [N] bool of missing fields, only where there are any.
+        By feature: an array; a mask [N] bool of missing fields, only if there are any.
 
     Raises:
-        UserError: the rows are of another type, or a value is.
+        UserError: the rows, or a value, are of a wrong type.
     """
     table = _table(rows)
     if table is None:
@@ -63,15 +63,15 @@ def columns_of(
         if table.column_names.count(feature.source) > 1:
             raise UserError(f"{where.name}: there are several columns {feature.source!r}; rename or remove one.")
         column = table.column(feature.source)
-        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
-        if isinstance(column, pa.ChunkedArray):  # what older versions of pyarrow give for columns without chunks
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # a copy
+        if isinstance(column, pa.ChunkedArray):  # older pyarrow gives this for columns without chunks
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         found[feature.name] = _typed(column, feature, where)
     return found, missing, table.num_rows
 
 
 def _table(rows: Rows) -> pa.Table | None:
-    """The Arrow table that ``rows`` are or become; None for a sequence of mappings."""
+    """``rows`` as an Arrow table; None for a sequence of mappings."""
     if isinstance(rows, pa.Table):
         return rows
     if isinstance(rows, pa.RecordBatch):
@@ -91,7 +91,7 @@ def _table(rows: Rows) -> pa.Table | None:
 
 
 def _typed(column: pa.Array, feature: FeatureSpec, where: Where) -> pa.Array:
-    """The column as a reader of Parquet takes it; whole numbers in floating point, as pandas has beside nulls, are ids, too."""
+    """The column as the Parquet reader takes it. Whole floats count as ids: pandas has them in columns with nulls."""
     type_ = column.type
     if pt.is_dictionary(type_):
         column, type_ = column.dictionary_decode(), type_.value_type
@@ -168,7 +168,7 @@ def _array(values: list[Any], feature: FeatureSpec, where: Where) -> pa.Array:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, (str, bytes)):  # which float() would read
+    if isinstance(value, (str, bytes)):  # float() would parse these
         raise TypeError
     return float(value)
 

@@ -1,4 +1,4 @@
-"""Scoring the rows of a file, in constant memory."""
+"""Scoring of the rows of a file, in constant memory."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from dlrm_mtl.storage.table_output import table_output
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
 Batch = tuple[Any, list[pa.Array] | list[pa.ChunkedArray], Where]
-"""Rows, the columns of them that are carried over, and where they are from."""
+"""Rows, their carried columns, and their origin."""
 logger = logging.getLogger(__name__)
 
 
 def policies_of(options: Sequence[str], option: str) -> Policies | None:
-    """The policies that options such as ``default`` and ``user_id=unknown`` name; None without any.
+    """Policies from options such as ``default`` and ``user_id=unknown``; None without any.
 
     Raises:
-        UserError: one of them is of another form.
+        UserError: an option has another form.
     """
     found: dict[str, Policy] = {}
     for text in options:
@@ -46,9 +46,9 @@ def score_file(scorer: Scorer, source: str, target: str, carry: Sequence[str] = 
 
     Args:
         scorer: the model.
-        source: Parquet file or folder of them, or a file of JSON lines, by its ending; path or URI.
-        target: file to write; its ending, ``.parquet``, ``.csv`` or ``.jsonl``, the latter two also with ``.gz``, is its
-            format. It appears when it is complete.
+        source: Parquet file or folder, or a file of JSON lines, by its ending; path or URI.
+        target: file to write; it appears when it is complete. Its ending gives the format: ``.parquet``, ``.csv`` or
+            ``.jsonl``, the latter two also with ``.gz``.
         carry: columns of ``source`` to carry over, before the scores.
         batch_size: rows in memory at a time.
 

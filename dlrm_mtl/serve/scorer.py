@@ -28,33 +28,31 @@ from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
 from dlrm_mtl.tasks.targets import predictions
 
 BLOCK = 64
-"""Rows that pass the layers at a time, the last ones filled up: a product's sums are ordered by its number of rows.
-
-They may be ordered by a row's place among them, too: MKL treats rows that are not aligned in memory otherwise.
+"""Number of rows that pass the layers at a time, padded at the end: the order of a product's sums depends on it.
 """
 LOOKED_UP = 128 * BLOCK
-"""Rows that are looked up at a time."""
+"""Number of rows that are looked up at a time."""
 
 Scores = dict[str, NDArray[np.float32]]
-"""By task, [N] float32."""
+"""Scores by task, [N] float32."""
 
 
 class Scorer:
     """A trained model that scores rows: probabilities of binary tasks, predictions of others.
 
-    The score of a row does not depend on the other rows or their number. Its place in a block of 64 may change the last bits
-    (below 1e-6): products of layers whose width is no multiple of 4 add in another order there. Tables are mapped from the
+    The score of a row does not depend on the other rows or their number. Its position in a block of 64 may change the last
+    bits (below 1e-6): layers whose width is not a multiple of 4 then add in another order. Tables are mapped from the
     bundle's file, so processes on one machine share their memory. Methods may be called from several threads.
 
     Args:
         bundle: folder that ``dlrm-mtl export`` wrote.
-        missing: policy for fields that a row does not have, see :data:`~dlrm_mtl.serve.encode.Policy`; default: ``refuse``.
-        unknown: policy for ids outside the vocabulary; default: as the run's `data.out_of_range` says, and ``unknown`` for
-            unbounded ids.
-        plugins: modules of your own that the model is made of; they are imported, which runs them.
+        missing: policy for fields that a row lacks, see :data:`~dlrm_mtl.serve.encode.Policy`; default: ``refuse``.
+        unknown: policy for ids outside the vocabulary; default: according to the run's `data.out_of_range`, and ``unknown``
+            for unbounded ids.
+        plugins: modules that register parts of the model; they are imported, which runs them.
 
     Raises:
-        UserError: the folder holds no bundle, a byte is not as it was written, or golden rows do not get their scores.
+        UserError: the folder holds no bundle, a byte was changed, or golden rows do not get their scores.
     """
 
     def __init__(
@@ -67,28 +65,28 @@ class Scorer:
     ) -> None:
         self.folder = Path(bundle)
         self.version = check_bundle(self.folder)
-        """Tells bundles apart; part of every answer of the server."""
+        """Version that distinguishes bundles; part of every answer of the server."""
         served = read_model(self.folder, list(plugins))
         self.name, self.step = served.name, served.step
         self.tasks = [task.name for task in served.tasks]
-        """The names of the scores."""
+        """Names of the scores."""
         self._tasks = served.tasks
         self._keys = [*served.data.sparse, *served.data.sequence]
         self._model, encoder = _build(self.folder, served)
         self.golden_difference = self._check_golden(encoder(None, None), served)
-        """Largest difference from the scores of the trained model on the golden rows; 0 means the same bits."""
+        """Largest difference from the trained model's scores on the golden rows; 0 means equal bits."""
         self._encoder = encoder(missing, unknown)
 
     def score(self, rows: Rows, *, where: Where = Where()) -> Scores:  # noqa: B008  (immutable)
-        """The scores of ``rows`` by task, [N] float32 each, in their order.
+        """Scores of ``rows`` by task, [N] float32 each, in the order of the rows.
 
         Args:
             rows: a list of mappings from the data set's columns to values, a pyarrow.Table or RecordBatch, or a
-                pandas.DataFrame. Ids are those of the prepared data set; columns that the model does not read are passed over.
-            where: the rows are from, for errors.
+                pandas.DataFrame. Ids are those of the prepared data set; columns that the model does not read are ignored.
+            where: origin of the rows, for errors.
 
         Raises:
-            UserError: a field is missing, or a value not allowed; the row and the field are named.
+            UserError: a field is missing, or a value is not allowed; the row and the field are named.
         """
         encoded = self._encoder.encode(rows, where)
         scores = np.empty((encoded.rows, len(self.tasks)), np.float32)
@@ -100,19 +98,19 @@ class Scorer:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """By ``missing`` and ``unknown``, and by feature: the fields and ids that a policy was applied to so far."""
+        """Number of fields and ids that a policy was applied to so far, by ``missing`` and ``unknown``, then by feature."""
         return self._encoder.counts
 
     @torch.inference_mode()
     def _features(self, joined: Joined) -> Tensor:
-        """[N, W] vectors of the rows."""
+        """Vectors of the rows, [N, W]."""
         sparse = PlainKeyedIds(self._keys, joined.values, joined.lengths, joined.rows)
         features: Tensor = self._model.lookup(self._model.ids(_Inputs(sparse, joined)))
         return features
 
     @torch.inference_mode()
     def _scores(self, features: Tensor, dense: Tensor) -> NDArray[np.float32]:
-        """[N, T] from vectors [N, W] and numbers [N, D]."""
+        """Predictions [N, T] from vectors [N, W] and numbers [N, D]."""
         parts = []
         for start in range(0, len(features), BLOCK):
             part = slice(start, start + BLOCK)
@@ -133,7 +131,7 @@ class Scorer:
 
 
 class _Inputs:
-    """What models read of a batch."""
+    """The part of a batch that models read."""
 
     def __init__(self, sparse: PlainKeyedIds, joined: Joined) -> None:
         self.sparse = sparse
@@ -141,7 +139,7 @@ class _Inputs:
 
 
 def _padded(rows: Tensor) -> Tensor:
-    """[BLOCK, n]: rows of zeros after the last one."""
+    """Rows padded with zeros to [BLOCK, n]."""
     missing = BLOCK - rows.shape[0]
     return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
 
@@ -149,7 +147,7 @@ def _padded(rows: Tensor) -> Tensor:
 def _build(
     folder: Path, served: ServedModel
 ) -> tuple[RankingModel, Callable[[Policies | None, Policies | None], RowEncoder]]:
-    """The model with the bundle's weights, and what makes an encoder of rows for it, given policies."""
+    """The model with the bundle's weights, and a function that makes an encoder of rows for it from policies."""
     data = served.data.config(str(folder))
     spec = served.dataset.with_rows({name: each.rows for name, each in data.unbounded.items()})
     selection = select(spec, data.model_copy(update={"unbounded": {}}), [])
@@ -176,7 +174,7 @@ def _build(
 
 
 def _rows_of(ids: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function from unbounded ids to rows, given the id of each row."""
+    """Function from unbounded ids to rows, given the id of each row."""
     slots = RowSlots(len(ids), "lru", 0, 1, torch.device("cpu"))  # nothing is evicted here
     slots.ids = ids
     return partial(RowSlots.find, slots)

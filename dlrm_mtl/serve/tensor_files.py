@@ -1,4 +1,4 @@
-"""Whole tensors in one safetensors file: written piece by piece, read by mapping the file into memory."""
+"""Whole tensors in one safetensors file: written piece by piece, read by memory-mapping."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from dlrm_mtl.checkpoint.format import DTYPES, header
 from dlrm_mtl.core.errors import UserError
 
 REMEDY = "the bundle was changed or is damaged: export it again"
-"""The end of sentences about a file of a bundle that is not as it was written."""
+"""End of error sentences about a damaged file of a bundle."""
 PIECE = 4 << 20
-"""Bytes that are copied and written at a time."""
+"""Number of bytes that are copied and written at a time."""
 HEADER_LIMIT = 100 << 20
-"""Bytes of the longest header that safetensors allows."""
+"""Size in bytes of the longest header that safetensors allows."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], run: str, step: int) -> None:
-    """Write ``tensors`` in their order; no more than a piece of one is copied.
+    """Write ``tensors`` in their order; at most one piece is copied.
 
     Args:
-        file: to write to.
-        tensors: by name, of any type in :data:`~dlrm_mtl.checkpoint.format.DTYPES`.
+        file: file to write to.
+        tensors: tensors by name, of any type in :data:`~dlrm_mtl.checkpoint.format.DTYPES`.
         run: name of the run, for the header.
-        step: of the checkpoint, for the header.
+        step: step of the checkpoint, for the header.
     """
     file.write(header({name: (_NAMES[t.dtype], t.shape, t.nbytes) for name, t in tensors.items()}, run, step))
     for tensor in tensors.values():
@@ -41,10 +41,10 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], run: str, step:
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, by name; their bytes are read when they are used, and shared between processes.
+    """Tensors in a safetensors file, by name; their bytes are read on use, and shared between processes.
 
     Raises:
-        UserError: the file is none, or its header does not fit it.
+        UserError: the file is not one, or its header does not fit it.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -59,7 +59,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: has no header of a safetensors file; {REMEDY}.") from None
     if size == start:
         return {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape, _, _) in places.items()}
-    # Copied when written to, which nothing does: torch warns of memory that it must not write to.
+    # Copy-on-write, and nothing writes: torch warns of read-only memory.
     content = torch.from_numpy(np.memmap(path, np.uint8, mode="c", offset=start))
     return {name: content[first:last].view(dtype).view(shape) for name, (dtype, shape, first, last) in places.items()}
 

@@ -1,1 +1,1 @@
-"""Where files are, locally and on object stores, and how they are written whole."""
+"""Files on this machine and on object stores, and writing them atomically."""

@@ -1,4 +1,4 @@
-"""Where files are: on this machine, or on a store that Arrow can open by a URI."""
+"""File systems: this machine, or a store that Arrow can open by a URI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyarrow import fs
 from dlrm_mtl.core.errors import UserError
 
 GOOGLE_PATIENCE = "15"
-"""Seconds for which Google's client repeats a request, as when it finds no credentials; Arrow lets it do so for 15 minutes."""
+"""Seconds for which Google's client retries a request, such as without credentials; Arrow's default is 15 minutes."""
 _GOOGLE = re.compile(
     r"(?:\[Errno \d+\] )?google::cloud::Status\(\w+: "
     r"(?:(?:Retry policy exhausted|Permanent error)[^:]*, with a last message of )?"
@@ -24,7 +24,8 @@ _GOOGLE = re.compile(
 def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
     """Split a local path or a URI (s3://, gs://, hdfs://, file://) into a file system and a path in it."""
     if "://" not in str(path):
-        # Not memory-mapped, which would be no faster: a process that reads a mapped file is killed if that file is cut short.
+        # Not memory-mapped, which would be no faster: a process that reads a mapped file is killed if the file is
+        # truncated.
         return fs.LocalFileSystem(), str(path).rstrip("/") or "/"
     try:
         filesystem, inside = fs.FileSystem.from_uri(_google(str(path)))
@@ -36,7 +37,7 @@ def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
 
 
 def _google(uri: str) -> str:
-    """``uri``, if it is Google's, with what Arrow leaves out: where STORAGE_EMULATOR_HOST leads, and when to give up."""
+    """``uri`` with options that Arrow omits for Google's store: STORAGE_EMULATOR_HOST, and the time limit of retries."""
     parts = urlsplit(uri)
     if parts.scheme not in ("gs", "gcs"):
         return uri
@@ -51,12 +52,12 @@ def _google(uri: str) -> str:
 
 
 def is_local(filesystem: fs.FileSystem) -> bool:
-    """Whether files are on this machine."""
+    """Return True if files are on this machine."""
     return isinstance(filesystem, fs.LocalFileSystem)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of Arrow's says, without its details."""
+    """Message of an Arrow error, without its details."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     found = _GOOGLE.match(line)
     return (found[1] if found else line).rstrip(".")

@@ -1,4 +1,4 @@
-"""Writing one file, here or on remote storage, that is seen complete or not at all."""
+"""Writing one file atomically, here or on remote storage."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.storage.filesystems import first_line, is_local, locate
 
 COPIED = 5 << 30
-"""Bytes of the largest object that S3 copies, which is what it does to rename one."""
+"""Size in bytes of the largest object that S3 copies; it renames by copying."""
 PIECE = 16 << 20
-"""Bytes that are read at a time from an object that this process has to copy."""
+"""Number of bytes that are read at a time from an object that this process copies."""
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small local file so that it is seen either before or after, never in between, also after a loss of power."""
+    """Write a small local file atomically, even across a loss of power."""
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(temporary, "w", encoding="utf-8") as file:
@@ -32,7 +32,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a local folder to the disk."""
+    """Flush the names in a local folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,8 +44,8 @@ def sync_folder(folder: Path) -> None:
 def output_file(place: str | Path, option: str = "--output") -> Iterator[pa.NativeFile]:
     """Open a new file (path or URI) for writing; it gets its name when the block ends, and is removed after an exception.
 
-    Until then it is called ``NAME.tmp``: an object store shows what was uploaded as soon as the stream is closed, even by an
-    error. A process that is killed leaves that file behind, which no reader of Parquet files takes for data.
+    Until then it is called ``NAME.tmp``: an object store shows an upload as soon as the stream is closed, even by an error.
+    A killed process leaves that file behind, and readers of Parquet files ignore it.
 
     Raises:
         UserError: the file exists, or cannot be written; ``option`` is where the user named it.
@@ -91,7 +91,7 @@ def _rename(filesystem: fs.FileSystem, temporary: str, path: str, size: int) -> 
                 target.write(piece)
         if (copied := filesystem.get_file_info(path).size) != size:
             raise OSError(f"{copied:,} bytes of {size:,} were copied to its name")
-    except BaseException:  # what was copied is there since the stream was closed, be it by an error
+    except BaseException:  # the copy exists once the stream is closed, even by an error
         with suppress(OSError, pa.ArrowException):
             filesystem.delete_file(path)
         raise

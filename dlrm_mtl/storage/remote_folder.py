@@ -1,7 +1,7 @@
-"""A run folder on an object store: the copy of a local folder that is brought up to date at every checkpoint.
+"""A run folder on an object store: a copy of a local folder that is updated at every checkpoint.
 
 Processes work in a local folder of their host (see :mod:`~dlrm_mtl.run.staging`). A checkpoint's files are uploaded by the
-host that wrote them; only when the store has all of them does a pointer name it.
+host that wrote them. A pointer names the checkpoint only when the store has all its files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dlrm_mtl.storage.retry import retry
 from dlrm_mtl.storage.run_store import THREADS, Range, RunStore, first_parts
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before a failed transfer is repeated; the client of the storage has its own retries below this."""
+"""Seconds before each retry of a failed transfer, in addition to the storage client's own retries."""
 PROBE = ".writable"
 
 logger = logging.getLogger(__name__)
@@ -36,14 +36,14 @@ Part = TypeVar("Part")
 class RemoteStore(RunStore):
     """A run on an object store; every host works in a staging folder.
 
-    Transfers that fail are repeated, with a remark, and then end in a :class:`UserError`.
+    Failed transfers are retried, with a remark, and then end in a :class:`UserError`.
 
     Args:
-        uri: what the user calls it.
+        uri: URI from the user.
         filesystem: the store.
-        root: the folder's path in ``filesystem``.
-        local: the staging folder of this host.
-        apart: the folder in it that :meth:`publish` leaves alone.
+        root: path of the folder in ``filesystem``.
+        local: staging folder of this host.
+        apart: folder in it that :meth:`publish` skips.
     """
 
     def __init__(self, uri: str, filesystem: fs.FileSystem, root: str, local: Path, apart: str = "checkpoints") -> None:
@@ -56,11 +56,11 @@ class RemoteStore(RunStore):
         self.gave_up = False
 
     def files(self, folder: str) -> dict[str, int]:
-        """The files in ``folder`` and below, with their sizes in bytes."""
+        """Files in ``folder`` and below, with their sizes in bytes."""
         return self._retry("read", folder, lambda: self._files(folder))
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file; None if there is none."""
+        """Content of a small file; None if it does not exist."""
 
         def read() -> bytes | None:
             try:
@@ -72,17 +72,17 @@ class RemoteStore(RunStore):
         return self._retry("read", name, read)
 
     def read_for_all(self, name: str) -> bytes | None:
-        """The same, read by the first process; to be called on every process."""
+        """Content of a small file, read by the first process; None if it does not exist. Every process must call this."""
         content = super().read_for_all(name)
         self.ever_succeeded = True
         return content
 
     def write(self, name: str, content: str) -> None:
-        """Write a small file; on an object store it is seen either before or after, never in between."""
+        """Write a small file, atomically on an object store."""
         self._retry("written", name, lambda: self._write(name, content))
 
     def remove(self, name: str) -> None:
-        """Remove a file or folder, if it is there."""
+        """Remove a file or folder, if it exists."""
 
         def remove() -> None:
             path = self._path(name)
@@ -90,7 +90,7 @@ class RemoteStore(RunStore):
             if kind == fs.FileType.Directory:
                 try:
                     self.filesystem.delete_dir(path)
-                except FileNotFoundError:  # on Google's store a folder is gone with what is in it
+                except FileNotFoundError:  # on Google's store a folder disappears with its content
                     if self.filesystem.get_file_info(path).type != fs.FileType.NotFound:
                         raise
             elif kind == fs.FileType.File:
@@ -99,10 +99,10 @@ class RemoteStore(RunStore):
         self._retry("removed", name, remove)
 
     def check_writable(self) -> list[str]:
-        """The names in the run folder, after a file was written there and removed; nothing is repeated here.
+        """Names in the run folder, after writing and removing a file there; without retries.
 
         Raises:
-            UserError: one of the three cannot be done.
+            UserError: listing, writing or removing fails.
         """
         try:
             names = first_parts(self._files(""))
@@ -117,7 +117,7 @@ class RemoteStore(RunStore):
         return [name for name in names if name != PROBE]
 
     def restore(self, *names: str) -> None:
-        """Bring the small files ``names``, as far as they exist, to every host; to be called on every process."""
+        """Copy the small files ``names``, as far as they exist, to every host. Every process must call this."""
         found = {name: self.read_for_all(name) for name in names}
         if local_rank() == 0:
             for name, content in found.items():
@@ -127,7 +127,7 @@ class RemoteStore(RunStore):
         dist.barrier()
 
     def publish(self) -> None:
-        """Upload what lies beside the checkpoints and has changed since the last time; for the first process."""
+        """Upload all changed files except checkpoints; for the first process."""
         changed = {}
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
@@ -139,7 +139,7 @@ class RemoteStore(RunStore):
         self._published.update(changed)
 
     def publish_after_error(self) -> None:
-        """The same for a run that ends with an error, which no other error may hide."""
+        """Upload changed files at the end of a failed run; a failure is only logged, not to hide the run's error."""
         if self.gave_up or not self._published:
             return
         try:
@@ -151,7 +151,7 @@ class RemoteStore(RunStore):
         return local_rank() == 0
 
     def publish_folder(self, name: str, last: str, content: str) -> None:
-        """The store has the files of all hosts, checked by their sizes, before it gets ``last``."""
+        """Upload the files of all hosts and check their sizes before uploading ``last``."""
 
         def upload() -> dict[str, int]:
             if local_rank() != 0:
@@ -198,16 +198,16 @@ class RemoteStore(RunStore):
             each.use(memoryview(buffer)[each.start - start : each.stop - start])
 
     def _transfer(self, done: str, parts: Iterable[Part], place: str, copy: Callable[[Part], None]) -> None:
-        """Call ``copy`` with each of ``parts``, several at a time, and again with those that failed.
+        """Call ``copy`` with each of ``parts``, several at a time, and retry failed ones.
 
         Args:
-            done: what happens to them, for errors: ``read`` or ``written``.
-            parts: what is to be transferred.
-            place: the folder that errors name.
-            copy: transfers one part, in any thread.
+            done: past participle for errors: ``read`` or ``written``.
+            parts: parts to transfer.
+            place: folder that errors name.
+            copy: function that transfers one part, in any thread.
 
         Raises:
-            UserError: one of them still fails after all pauses.
+            UserError: a part still fails after all pauses.
         """
         left = list(parts)
 
@@ -238,9 +238,9 @@ class RemoteStore(RunStore):
         )
 
     def _retry(self, done: str, name: str, action: Callable[[], T]) -> T:
-        """The result of ``action``, by which ``name`` is to be ``done``; repeated after an error, see :data:`PAUSES`.
+        """Result of ``action``, by which ``name`` is ``done`` (read, written ...); retried after an error, see :data:`PAUSES`.
 
-        An action is not repeated where none has ever worked: the name or the credentials will be wrong.
+        There are no retries before any action has succeeded: the name or the credentials are probably wrong.
         """
         place = f"{self.place}/{name}".rstrip("/")
 
@@ -262,7 +262,7 @@ class RemoteStore(RunStore):
             stream.write(content.encode())
 
     def _files(self, folder: str) -> dict[str, int]:
-        # All that are below: on Google's store, Arrow does not see a folder from the one that holds it.
+        # Recursive: on Google's store, Arrow does not list a folder in its parent.
         selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
         infos = self.filesystem.get_file_info(selector)
         return {info.path[len(self.root) + 1 :]: info.size for info in infos if info.type == fs.FileType.File}

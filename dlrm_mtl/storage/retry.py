@@ -1,4 +1,4 @@
-"""Retry: an action on storage is repeated after an error, with a remark, and then given up in one sentence."""
+"""Retry: an action on storage is repeated after an error, with a remark, and finally fails with one sentence."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def retry(
     done: str = "read",
     permanent: tuple[type[Exception], ...] = (FileNotFoundError,),
 ) -> T:
-    """The result of ``action``, which is repeated after an error of the storage.
+    """Result of ``action``, which is retried after an error of the storage.
 
     Args:
-        action: reads or writes something; storage errors are OSError and Arrow's.
-        place: what is read or written, for the remark.
-        pauses: seconds before each repetition; none for no repetition.
-        mistake: makes the error of the last attempt.
-        done: what happens to ``place``: ``read``, ``written`` or ``removed``.
-        permanent: errors that no repetition helps.
+        action: function that reads or writes; storage errors are OSError and Arrow's.
+        place: name of the file, for the remark.
+        pauses: seconds before each retry; empty for no retry.
+        mistake: makes the error from the last exception.
+        done: past participle for the remark: ``read``, ``written`` or ``removed``.
+        permanent: errors that are not retried.
 
     Raises:
-        UserError: what ``mistake`` made.
+        UserError: the result of ``mistake``.
     """
     for pause in (*pauses, None):
         try:

@@ -1,10 +1,10 @@
-"""The lock on a run's folder: one job writes there, and a second one is told who that is.
+"""The lock on a run's folder: only one job writes there, and a second one gets the name of the first.
 
-On this machine, and on file systems that all hosts share, it is a file that is locked with ``flock`` where that works. On an
+On this machine, and on file systems that all hosts share, it is a file that is locked with ``flock`` if that works. On an
 object store it is a lease: an object that the holder renews. Both hold the same text, and are renewed by a thread.
 
-A lock is stale, and taken over, if its holder's process is gone from this machine, or if it is on another machine and the lock
-is not renewed for :data:`WATCH_SECONDS` while it is watched. So no clocks are compared.
+A lock is stale, and is taken over, in two cases: its holder's process is gone from this machine, or the lock is held on
+another machine and not renewed for :data:`WATCH_SECONDS` while it is watched. So no clocks are compared.
 """
 
 from __future__ import annotations
@@ -30,49 +30,49 @@ from dlrm_mtl.storage.run_store import LocalStore, RunStore
 LOCK = "run.lock"
 """Name of the file or object in a run's folder."""
 RENEW_SECONDS = 10.0
-"""Time after which the holder renews its lock."""
+"""Seconds after which the holder renews its lock."""
 WATCH_SECONDS = 35.0
-"""Time for which the lock of another machine is watched."""
+"""Seconds for which the lock of another machine is watched."""
 RESTART_SECONDS = 60.0
-"""Time for which a restarted job waits for its former processes to be gone."""
+"""Seconds for which a restarted job waits for its former processes to end."""
 SETTLE_SECONDS = 0.5
-"""Time after which a new lease is read again: of two jobs at once, the later writer has it."""
+"""Seconds after which a new lease is read again: of two simultaneous jobs, the later writer has it."""
 SIZE = 512
-"""Bytes of the file: it is overwritten in place, which needs no room on a full disk."""
+"""Size of the file in bytes: it is overwritten in place, which needs no space on a full disk."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock."""
+    """Holder of a lock."""
 
     token: str
-    """Of this one time."""
+    """Token of this acquisition."""
     host: str
     pid: int
     started: str
-    """When the process was started, as the kernel tells."""
+    """Start time of the process, from the kernel."""
     machine: str
     """Identity of the running kernel."""
     namespace: str
-    """Of process ids, which containers of one machine have each."""
+    """Namespace of process ids; containers on one machine have their own."""
     job: str
-    """Of the launcher; empty without one."""
+    """Job id of the launcher; empty without one."""
     since: str
     renewed: int = 0
 
     def text(self) -> str:
-        """For the lock's file."""
+        """Content of the lock's file."""
         return json.dumps(asdict(self)).ljust(SIZE - 1) + "\n"
 
     def is_gone(self) -> bool:
-        """Whether its process is known to be gone."""
+        """Return True if the holder's process is known to be gone."""
         own = this_process("")
         return (self.machine, self.namespace) == (own.machine, own.namespace) and _started(self.pid) != self.started
 
     def refusal(self, place: str) -> UserError:
-        """The error for a job that comes second."""
+        """Error for a second job."""
         return UserError(
             f"{place}: process {self.pid} on {self.host} has been writing into this folder since {self.since}; wait for its "
             "end, or stop it, or name another folder with --output."
@@ -101,7 +101,7 @@ def _parse(content: bytes | None) -> Holder | None:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in ticks since the machine was; empty if it is gone or a zombie."""
+    """Start time of a process, in ticks since boot; empty if it is gone or a zombie."""
     stat = _first_line(f"/proc/{pid}/stat")
     fields = stat.rpartition(")")[2].split()
     if fields:
@@ -132,12 +132,12 @@ def _link(path: str) -> str:
 
 
 class RunLock(ABC):
-    """Holds the lock of a run's folder inside a ``with`` block; for one process of a job.
+    """The lock of a run's folder, held inside a ``with`` block; for one process of a job.
 
     Args:
-        place: what the user calls the folder.
-        job: of the launcher; a former holder of the same job on another machine is gone.
-        restarted: whether the launcher has started the job again: then its former processes may be about to end.
+        place: the user's name of the folder.
+        job: job id of the launcher; a former holder of the same job on another machine is gone.
+        restarted: True if the launcher has restarted the job: its former processes may still be ending.
     """
 
     def __init__(self, place: str, job: str = "", restarted: bool = False) -> None:
@@ -168,7 +168,7 @@ class RunLock(ABC):
         self.holder = None
 
     def check(self) -> None:
-        """Raise :class:`UserError` if another job has taken the lock over, as from a machine that was cut off for a while."""
+        """Raise :class:`UserError` if another job has taken the lock over, as after a loss of connection."""
         if self._taken_by is not None:
             raise self._taken_by.refusal(self.place)
 
@@ -176,7 +176,7 @@ class RunLock(ABC):
         assert self.holder is not None
         while not self._end.wait(RENEW_SECONDS):
             own = replace(self.holder, renewed=self.holder.renewed + 1)
-            with contextlib.suppress(OSError, UserError):  # the next time may be better; others wait longer than that
+            with contextlib.suppress(OSError, UserError):  # the next attempt may succeed; others wait longer than that
                 found = self._read()
                 if found is None or found.token == own.token:
                     self._write(own)
@@ -186,7 +186,7 @@ class RunLock(ABC):
                     return
 
     def _takes_over(self, found: Holder) -> bool:
-        """Whether the lock that ``found`` has is stale; else it is refused or, after a restart, waited for."""
+        """Return True if the lock of ``found`` is stale. Otherwise wait for it after a restart, or refuse."""
         if found.is_gone():
             return True
         own = this_process(self.job)
@@ -216,7 +216,7 @@ class RunLock(ABC):
 
     @abstractmethod
     def _read(self) -> Holder | None:
-        """Who has the lock."""
+        """Holder of the lock, if any."""
 
     @abstractmethod
     def _write(self, own: Holder) -> None:
@@ -224,17 +224,17 @@ class RunLock(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
 
 
 class FileLock(RunLock):
     """The lock of a local folder: the file ``run.lock`` in it, which is removed at the end.
 
     Args:
-        folder: the run's.
-        place: what the user calls it.
+        folder: folder of the run.
+        place: the user's name of the folder.
         job: see :class:`RunLock`.
-        restarted: see there.
+        restarted: see :class:`RunLock`.
     """
 
     def __init__(self, folder: Path, place: str, job: str = "", restarted: bool = False) -> None:
@@ -264,7 +264,7 @@ class FileLock(RunLock):
                 flocked = True
             except BlockingIOError:
                 return False
-            except OSError:  # there are file systems without
+            except OSError:  # some file systems have no locks
                 flocked = False
             if not self._is_there(file):
                 return False
@@ -311,9 +311,9 @@ class Lease(RunLock):
     """The lock of a folder on an object store: the object ``run.lock``.
 
     Args:
-        store: of the run.
+        store: files of the run.
         job: see :class:`RunLock`.
-        restarted: see there.
+        restarted: see :class:`RunLock`.
     """
 
     def __init__(self, store: RunStore, job: str = "", restarted: bool = False) -> None:
@@ -346,7 +346,7 @@ class Lease(RunLock):
 
 
 def lock_of(store: RunStore, job: str = "", restarted: bool = False) -> RunLock:
-    """The lock of the run in ``store``, not yet taken."""
+    """Lock of the run in ``store``, not yet taken."""
     if isinstance(store, LocalStore):
         return FileLock(store.local, store.place, job, restarted)
     return Lease(store, job, restarted)

@@ -1,7 +1,7 @@
 """The files of one run, in a folder of this machine or on an object store, behind one interface.
 
 Names are paths relative to the run's folder, such as ``checkpoints/latest``. Processes work in :attr:`RunStore.local`: the
-run's folder itself, or a staging folder of each host whose content is published.
+run's folder itself, or a staging folder of each host, whose content is published.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from dlrm_mtl.storage.filesystems import first_line
 from dlrm_mtl.storage.output import sync_folder, write_whole
 
 THREADS = 8
-"""Requests at a time. Arrow itself uploads the parts of a large file in parallel."""
+"""Number of parallel requests. Arrow itself uploads the parts of a large file in parallel."""
 PIECE = 16 << 20
-"""Bytes that one request asks for at most, unless a single range is larger."""
+"""Largest number of bytes of one request, unless a single range is larger."""
 GAP = 64 << 10
-"""Bytes between two ranges that are read and thrown away, at most, where this saves a request."""
+"""Largest gap in bytes between two ranges of one request; the gap is read and dropped to save a request."""
 GROUPS = 16 * THREADS
-"""Requests after which their failures are counted from zero again."""
+"""Number of requests after which failures are counted from zero again."""
 
 
 @dataclass(frozen=True, eq=False)
 class Range:
-    """Bytes ``start`` to ``stop`` of the file ``name``, and the function that gets them, in any thread, at least once."""
+    """Bytes ``start`` to ``stop`` of the file ``name``, and a function that receives them, in any thread, at least once."""
 
     name: str
     start: int
@@ -42,11 +42,11 @@ class Range:
 
 
 class RunStore(ABC):
-    """The files of one run.
+    """Files of one run.
 
     Args:
-        place: what the user calls the folder: a path or a URI.
-        local: the folder of this machine in which processes work.
+        place: the user's name of the folder: a path or a URI.
+        local: folder of this machine in which processes work.
     """
 
     def __init__(self, place: str, local: Path) -> None:
@@ -55,51 +55,51 @@ class RunStore(ABC):
 
     @abstractmethod
     def files(self, folder: str) -> dict[str, int]:
-        """The files in ``folder`` and below, with their sizes in bytes."""
+        """Files in ``folder`` and below, with their sizes in bytes."""
 
     def names(self, folder: str) -> list[str]:
-        """The names of files, and of folders that hold files, directly in ``folder``."""
+        """Names of files, and of folders that hold files, directly in ``folder``."""
         skipped = len(folder) + 1 if folder else 0
         return first_parts(name[skipped:] for name in self.files(folder))
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """The content of a small file; None if there is none."""
+        """Content of a small file; None if it does not exist."""
 
     def read_for_all(self, name: str) -> bytes | None:
-        """The same, read by the first process; to be called on every process."""
+        """Content of a small file, read by the first process; None if it does not exist. Every process must call this."""
         return first_process_only(lambda: self.read(name))
 
     @abstractmethod
     def write(self, name: str, content: str) -> None:
-        """Write a small file; it is seen either before or after, never in between."""
+        """Write a small file atomically."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file or folder, if it is there."""
+        """Remove a file or folder, if it exists."""
 
     @abstractmethod
     def check_writable(self) -> list[str]:
-        """The names in the run's folder, after checking that files can be written there.
+        """Names in the run's folder, after checking that files can be written there.
 
         Raises:
-            UserError: they cannot.
+            UserError: files cannot be written.
         """
 
     @abstractmethod
     def restore(self, *names: str) -> None:
-        """Bring the small files ``names``, as far as they exist, to :attr:`local`; to be called on every process."""
+        """Copy the small files ``names``, as far as they exist, to :attr:`local`. Every process must call this."""
 
     @abstractmethod
     def publish(self) -> None:
-        """Publish what has changed in :attr:`local`, except for checkpoints; for the first process."""
+        """Publish all changes in :attr:`local`, except checkpoints; for the first process."""
 
     @abstractmethod
     def writes_here(self) -> bool:
-        """Whether this process does for :attr:`local` what only one process may do."""
+        """Return True if this process does the work for :attr:`local` that only one process may do."""
 
     def begin_folder(self, name: str) -> Path:
-        """An empty folder to write in what will be the folder ``name``; to be called on every process."""
+        """Empty folder to write the future folder ``name`` in. Every process must call this."""
         temporary = self.local / f"{name}.tmp"
         if self.writes_here():
             for left in temporary.parent.glob("*.tmp"):
@@ -110,15 +110,15 @@ class RunStore(ABC):
 
     @abstractmethod
     def publish_folder(self, name: str, last: str, content: str) -> None:
-        """Publish what processes wrote since :meth:`begin_folder`; to be called on every process.
+        """Publish all files written since :meth:`begin_folder`. Every process must call this.
 
         Args:
             name: the folder.
-            last: the file in it that says that it is complete; it appears with, or after, all others.
-            content: of that file.
+            last: file in it that marks it as complete; it appears with, or after, all others.
+            content: content of that file.
 
         Raises:
-            UserError: on all processes, if it could not be published.
+            UserError: on all processes, if publishing fails.
         """
 
     @abstractmethod
@@ -130,10 +130,10 @@ class RunStore(ABC):
         """Read all ``groups``, several at a time."""
 
     def read_ranges(self, ranges: Iterable[Range]) -> None:
-        """Read ``ranges``, several requests at a time, and hand them to their functions.
+        """Read ``ranges``, several requests at a time, and pass them to their functions.
 
         Raises:
-            UserError: one of them cannot be read, or is not there.
+            UserError: a range cannot be read, or does not exist.
         """
         groups = neighbours(ranges)
         for first in range(0, len(groups), GROUPS):
@@ -183,10 +183,10 @@ class LocalStore(RunStore):
         return os.listdir(self.local) if self.local.is_dir() else []
 
     def restore(self, *names: str) -> None:
-        """Nothing to do: all processes see the folder."""
+        """Do nothing: all processes see the folder."""
 
     def publish(self) -> None:
-        """Nothing to do: the folder is the run's."""
+        """Do nothing: the folder is the run's."""
 
     def writes_here(self) -> bool:
         return dist.get_rank() == 0
@@ -196,7 +196,7 @@ class LocalStore(RunStore):
             temporary, target = self.local / f"{name}.tmp", self.local / name
             try:
                 write_whole(temporary / last, content)
-                if target.exists():  # an attempt that was killed has left it incomplete
+                if target.exists():  # incomplete, left by an attempt that was killed
                     self.remove(name)
                 os.rename(temporary, target)
                 sync_folder(target.parent)
@@ -237,7 +237,7 @@ class LocalStore(RunStore):
 
 
 def neighbours(ranges: Iterable[Range]) -> list[list[Range]]:
-    """The ranges that one request reads together."""
+    """Groups of ranges that one request reads together."""
     groups: list[list[Range]] = []
     stop = 0
     for one in sorted(ranges, key=lambda one: (one.name, one.start)):
@@ -252,5 +252,5 @@ def neighbours(ranges: Iterable[Range]) -> list[list[Range]]:
 
 
 def first_parts(paths: Iterable[str]) -> list[str]:
-    """The first parts of relative paths, sorted, each once."""
+    """First parts of relative paths, sorted, each once."""
     return sorted({path.split("/", 1)[0] for path in paths})

@@ -1,4 +1,4 @@
-"""An output that is made on this machine and then uploaded, for what can only be written to a local path."""
+"""An output that is written on this machine and then uploaded, for writers that need a local path."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from dlrm_mtl.storage.filesystems import first_line, is_local, locate
 from dlrm_mtl.storage.retry import retry
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before a failed upload is repeated; the client of the storage has its own retries below this."""
+"""Seconds before each retry of a failed upload, in addition to the storage client's own retries."""
 THREADS = 8
-"""Files that are uploaded at a time."""
+"""Number of files that are uploaded at a time."""
 PROBE = ".writable"
 OBJECT_STORES = ("s3", "gcs", "abfs")
-"""File systems on which a file needs no folder."""
+"""File systems in which a file needs no folder."""
 
 
 @contextmanager
 def staged_output(
     place: str, last: str, option: str = "--output", told: Callable[[float], None] = lambda done: None
 ) -> Iterator[Path]:
-    """Give a local path to write for ``place``; if that is remote, the output is uploaded when the block ends well.
+    """Give a local path to write for ``place``; a remote output is uploaded when the block ends without an error.
 
     Args:
-        place: a path, which is given as it is, or a URI of something that does not exist, or of an empty folder.
-        last: name of the file in the output that is uploaded last: readers take a folder without it for none of theirs.
-        option: where the user named ``place``.
-        told: called with the share of the files that is uploaded.
+        place: a local path, which is returned unchanged, or a URI of something that does not exist, or of an empty folder.
+        last: name of the file in the output that is uploaded last: readers ignore a folder without it.
+        option: option by which the user named ``place``.
+        told: called with the fraction of the files uploaded so far.
 
     Raises:
-        UserError: ``place`` is taken or cannot be written to, which is tried before the block; the upload fails, of which
-            nothing is left; or the block raised one, where the local path is explained.
+        UserError: ``place`` is taken or cannot be written to, which is checked before the block; the upload fails, and its
+            files are removed; or the block raised one, with an explanation of the local path added.
     """
     filesystem, root = locate(place)
     if is_local(filesystem):
@@ -60,7 +60,7 @@ def staged_output(
 
 
 def _check(filesystem: fs.FileSystem, root: str, place: str, option: str) -> None:
-    """Refuse a place that holds something, or where no file can be written and removed."""
+    """Refuse a place that is not empty, or where no file can be written and removed."""
     try:
         found = filesystem.get_file_info(root)
         inside = fs.FileSelector(root, allow_not_found=True)
@@ -109,7 +109,7 @@ def _copy(source: Path, filesystem: fs.FileSystem, target: str) -> None:
 
 
 def _remove(filesystem: fs.FileSystem, root: str) -> None:
-    """Remove what was written; a bucket itself stays."""
+    """Remove the uploaded files; a bucket itself is kept."""
     with suppress(OSError, pa.ArrowException):
         if "/" in root:
             filesystem.delete_dir(root)

@@ -1,4 +1,4 @@
-"""Writing rows to one file, table after table, in the format that its name says."""
+"""Writing rows to one file, table after table, in the format given by its name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dlrm_mtl.storage.filesystems import first_line
 from dlrm_mtl.storage.output import output_file
 
 GZIP_LEVEL = 6
-"""That of the command gzip."""
+"""Compression level of the command gzip."""
 
 
 class _Format(Protocol):
-    """Tables as bytes in a file."""
+    """A file format for tables."""
 
     def __init__(self, sink: Any) -> None: ...
 
@@ -31,7 +31,7 @@ class _Format(Protocol):
         """Append rows."""
 
     def close(self) -> None:
-        """Write what a file of this format ends with; the sink stays open."""
+        """Write the end of the file; the sink stays open."""
 
 
 class _Parquet:
@@ -44,7 +44,7 @@ class _Parquet:
             self._writer = pq.ParquetWriter(self._sink, table.schema, compression="zstd")
         try:
             table = table.cast(self._writer.schema)
-        except pa.ArrowException as error:  # JSON has no types: a column may be of integers first, and of texts then
+        except pa.ArrowException as error:  # JSON is untyped: a column may hold integers first, and texts later
             raise UserError(f"--carry: {first_line(error)}; write each column in one type.") from None
         self._writer.write_table(table)
 
@@ -64,7 +64,7 @@ class _Csv:
         self._header = False
 
     def close(self) -> None:
-        """A CSV file ends with its last row."""
+        """Do nothing: a CSV file ends with its last row."""
 
 
 class _JsonLines:
@@ -75,7 +75,7 @@ class _JsonLines:
         self._sink.write("".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()).encode())
 
     def close(self) -> None:
-        """A file of JSON lines ends with its last row."""
+        """Do nothing: a file of JSON lines ends with its last row."""
 
 
 _FORMATS: dict[str, type[_Format]] = {
@@ -85,14 +85,14 @@ _FORMATS: dict[str, type[_Format]] = {
     ".jsonl": _JsonLines,
     ".jsonl.gz": _JsonLines,
 }
-"""By the ending of a file's name."""
+"""Formats by the ending of a file's name."""
 
 
 def table_ending(place: str | Path, option: str = "--output") -> str:
-    """The ending of a file's name that says its format.
+    """Ending of a file's name that gives its format.
 
     Raises:
-        UserError: it says none; ``option`` is where the user named the file.
+        UserError: the ending is unknown; ``option`` is where the user named the file.
     """
     name = str(place).lower()
     ending = next((ending for ending in _FORMATS if name.endswith(ending)), None)
@@ -104,10 +104,10 @@ def table_ending(place: str | Path, option: str = "--output") -> str:
 
 
 def refuse_columns(place: str | Path, schema: pa.Schema) -> None:
-    """Refuse columns that are to be carried over to a file whose format cannot hold them.
+    """Refuse carried columns that the file's format cannot hold.
 
     Raises:
-        UserError: one is a list or a structure, and the file is CSV.
+        UserError: a column is a list or a structure, and the file is CSV.
     """
     if not table_ending(place).startswith(".csv"):
         return
@@ -126,18 +126,18 @@ def table_output(place: str | Path, option: str = "--output") -> Iterator[Callab
     """Open a new file (path or URI) for tables; it gets its name when the block ends, and is removed after an exception.
 
     Args:
-        place: the file; the ending of its name is its format.
+        place: the file; the ending of its name gives its format.
         option: where the user named it.
 
     Yields:
         A function that appends the rows of a table.
 
     Raises:
-        UserError: the name says no format; the file exists, or cannot be written; a column does not fit the format.
+        UserError: the ending is unknown; the file exists, or cannot be written; a column does not fit the format.
     """
     ending = table_ending(place, option)
     with output_file(place, option) as stream:
-        # Without a name and a time, the same rows give the same bytes.
+        # No name and no time in the header: the same rows give the same bytes.
         sink = gzip.GzipFile("", "wb", GZIP_LEVEL, stream, 0) if ending.endswith(".gz") else stream
         file = _FORMATS[ending](sink)
 

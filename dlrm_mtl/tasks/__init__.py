@@ -1,4 +1,4 @@
-"""What a model predicts: tasks, their losses, and how these become one."""
+"""Tasks, their losses, and the combination of the losses."""
 
 from dlrm_mtl.core.registry import home
 

@@ -1,7 +1,7 @@
-"""Losses of binary labels, on logits: of one row each, so that masks and weights apply afterwards.
+"""Losses of binary labels, on logits; one loss per row, so that masks and weights apply afterwards.
 
-Shapes: any; logits and labels alike, labels in {0, 1}. Write s = z (2 y - 1), so that sigmoid(s) is the probability of what
-was observed.
+Shapes: any; logits and labels alike, labels in {0, 1}. With s = z (2 y - 1), sigmoid(s) is the probability of the observed
+label.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BinaryCrossEntropyConfig(RowLossConfig):
     name: Literal["binary_cross_entropy"] = "binary_cross_entropy"
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return binary_cross_entropy(logits, labels, positive_weight)
 
 
@@ -36,15 +36,15 @@ class FocalConfig(RowLossConfig):
     labels: ClassVar[Kind] = "binary"
     name: Literal["focal"] = "focal"
     gamma: float = Field(default=2.0, ge=0)
-    """A row counts (1 - p)^gamma, p the probability of what was observed; 0 is cross-entropy."""
+    """Exponent of a row's weight (1 - p)^gamma, with p the probability of the observed label; 0 is cross-entropy."""
     alpha: float | None = Field(default=None, gt=0, lt=1)
-    """Positives count alpha and negatives 1 - alpha; default: both count 1."""
+    """Weight of positives; negatives have 1 - alpha. Default: both have weight 1."""
     detach_factor: bool = False
-    """Treat (1 - p)^gamma as a constant in the gradient, as some implementations do. That is a reweighted cross-entropy, whose
-    gradient is not that of the focal loss."""
+    """Treat (1 - p)^gamma as a constant in the gradient, as some implementations do. The gradient is then that of a
+    reweighted cross-entropy, not of the focal loss."""
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return focal(logits, labels, self.gamma, self.alpha, self.detach_factor)
 
 

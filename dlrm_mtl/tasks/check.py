@@ -1,4 +1,4 @@
-"""Whether the tasks fit the data set."""
+"""Checks of the tasks against the data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlrm_mtl.tasks.config import TaskConfig
 
 
 def check_labels(tasks: Sequence[TaskConfig], spec: DatasetSpec) -> None:
-    """Check that the labels that tasks and masks name exist and are of the right kind; raises :class:`UserError`."""
+    """Check that the labels of tasks and masks exist and are of the right kind; raises :class:`UserError`."""
     labels = {label.name: label for label in spec.labels}
     for position, task in enumerate(tasks):
         place = f"tasks.{position}.label"
@@ -39,7 +39,7 @@ def check_labels(tasks: Sequence[TaskConfig], spec: DatasetSpec) -> None:
 
 
 def remarks(tasks: Sequence[TaskConfig]) -> list[str]:
-    """What the configuration says without effect, in a sentence each."""
+    """Remarks on configuration keys without effect, one sentence each."""
     return [
         f"tasks.{position}.positive_weight: {task.positive_weight:g} is ignored, because {task.loss.name} loss weighs rows by "
         "itself; remove it, or use binary_cross_entropy."
@@ -49,14 +49,15 @@ def remarks(tasks: Sequence[TaskConfig]) -> list[str]:
 
 
 def starting_logits(tasks: Sequence[TaskConfig], spec: DatasetSpec, drawn: int = 0) -> list[float | None]:
-    """What each task's logit is on average over the training rows, as far as the data set's description says.
+    """Mean of each task's logit over the training rows, as far as the data set's description states it.
 
-    The logit of a binary label's rate, and a real label's mean. A task with a mask starts from there as well: the mean over the
-    rows that its mask leaves is not known, and is nearer to it than to 0 for most. Where it is the last factor of a product, it
-    is known: the product's rate over those of the other factors.
+    This is the logit of a binary label's rate, or a real label's mean. A task with a mask starts from there as well: the
+    mean over its mask's rows is not known, and for most tasks is nearer to it than to 0. For the last factor of a product
+    it is known: the product's rate divided by those of the other factors.
 
-    Each row with a positive label is followed by ``drawn`` rows without. Such rows are taken to be as many as the most frequent
-    label has, which holds where other labels follow from that one, as purchases from clicks.
+    Each row with a positive label is followed by ``drawn`` rows without. The number of rows with a positive label is
+    assumed to be that of the most frequent label, which is right if other labels follow from it, as purchases follow from
+    clicks.
     """
     means = {label.name: label.mean for label in spec.labels}
     rates = {task.name: means.get(task.label_name) for task in tasks}

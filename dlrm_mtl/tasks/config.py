@@ -12,28 +12,29 @@ from dlrm_mtl.tasks.loss import Kind, LossConfig
 
 
 class TaskConfig(Strict):
-    """One thing the model predicts."""
+    """One prediction of the model."""
 
     name: str
     """Name of the task, in logs, metrics and predictions."""
     label: str | None = None
     """Name of the data set's label; default: the task's name."""
     loss: LossConfig = BinaryCrossEntropyConfig()
-    """The loss on the task's logit: `focal`, or with options `{name: focal, gamma: 1}`. It decides on the task's metrics, and
-    on whether a prediction is a probability or a number."""
+    """Loss on the task's logit: `focal`, or with options `{name: focal, gamma: 1}`. It determines the task's metrics, and
+    whether a prediction is a probability or a number."""
     weight: float = Field(default=1.0, ge=0)
     """Weight of the task's loss in the sum over tasks."""
     positive_weight: float = Field(default=1.0, gt=0)
-    """Weight of positives beside negatives in binary cross-entropy. Predicted probabilities rise with it. Ignored by focal
-    loss, which weighs rows by itself."""
+    """Weight of positives relative to negatives in binary cross-entropy. Predicted probabilities rise with it. Ignored by
+    focal loss, which weighs rows by itself."""
     only_where: str | None = None
-    """Name of another label: the task learns from and is evaluated on rows in which that is 1, such as conversion only where
-    there was a click."""
+    """Name of another label: the task learns from and is evaluated on rows in which that label is 1, such as conversion
+    only after a click."""
     product_of: list[str] | None = None
-    """Names of other tasks: this task's probability is the product of theirs, as in ESMM, and the model has no tower for it.
-    The probability of click and conversion is `product_of: [click, conversion]`, where conversion is that after a click."""
+    """Names of other tasks: this task's probability is the product of theirs, as in ESMM, and the model has no tower for
+    it. The probability of click and conversion is `product_of: [click, conversion]`, where conversion means conversion
+    after a click."""
     negative_sampling: float = Field(default=1.0, gt=0, le=1)
-    """Share of this task's negatives that it learns from, drawn anew at every step. Predictions stay calibrated to all rows."""
+    """Fraction of this task's negatives that it learns from, drawn at every step. Predictions stay calibrated to all rows."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,7 +48,7 @@ class TaskConfig(Strict):
 
     @property
     def kind(self) -> Kind:
-        """What the task predicts: the probability of a binary label, or a real number."""
+        """Kind of the prediction: the probability of a binary label, or a real number."""
         return self.loss.labels
 
     @model_validator(mode="after")

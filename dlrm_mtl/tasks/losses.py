@@ -15,15 +15,16 @@ from dlrm_mtl.tasks.weighting import FixedWeighting, TaskWeighting
 
 
 class TaskLosses:
-    """The losses of all tasks, each the weighted mean over the global batch (not a mean of processes' means).
+    """Losses of all tasks, each the weighted mean over the global batch (not a mean of processes' means).
 
-    A model's logit is always that of the probability over all rows. Of negatives kept at rate r, the odds are 1 / r times
-    higher, so a task with negative sampling compares its labels with logit - log r: predictions need no correction later.
+    A model's logit is always that of the probability over all rows. If negatives are kept at rate r, the odds are 1 / r
+    times higher. So a task with negative sampling compares its labels with logit - log r, and predictions need no
+    correction later.
 
     Args:
         tasks: the tasks.
-        device: where losses are computed.
-        weighting: what the tasks' losses weigh in the sum, beside the configured weights; default: 1 each.
+        device: device of the losses.
+        weighting: weights of the tasks' losses in the sum, besides the configured weights; default: 1 each.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class TaskLosses:
         self.order = torch.argsort(order) if len(self.groups) > 1 else None
 
     def per_row(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The losses [B, T] of single rows; both arguments are [B, T]. Tasks with the same loss are computed together."""
+        """Losses [B, T] of single rows; both arguments are [B, T]. Tasks with the same loss are computed together."""
         if self.offsets is not None:
             logits = logits + self.offsets
         if self.order is None:
@@ -52,24 +53,24 @@ class TaskLosses:
         return torch.cat(parts, dim=1)[:, self.order]
 
     def parts(self, logits: Tensor, labels: Tensor, weights: Tensor, totals: Tensor) -> Tensor:
-        """[T], differentiable: this process's parts of the tasks' losses, which sum to these over all processes."""
+        """This process's parts of the tasks' losses, [T], differentiable; they sum to the losses over all processes."""
         summed = (self.per_row(logits, labels) * weights).sum(dim=0)
         return summed / torch.where(totals > 0, totals, torch.ones_like(totals))
 
     def __call__(
         self, logits: Tensor, labels: Tensor, weights: Tensor, totals: Tensor, pieces: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Compute what each task adds to the loss, and this process's part of each task's loss for logging.
+        """Compute each task's term of the loss, and this process's part of each task's loss for logging.
 
-        DDP and TorchRec both average gradients over processes; the first values are therefore multiplied by their number, so
-        that the averaged gradient of their sum is that of the global loss.
+        DDP and TorchRec both average gradients over processes. The terms are therefore multiplied by the number of
+        processes, so that the averaged gradient of their sum is that of the global loss.
 
         Args:
             logits: [B, T].
             labels: [B, T].
-            weights: [B, T], zero for rows that do not count.
+            weights: [B, T], zero for ignored rows.
             totals: [T], the sum of ``weights`` over the global batch.
-            pieces: into how many this process's rows are cut, of which these are one; results add up over them.
+            pieces: number of pieces of this process's rows, of which these are one; results add up over them.
 
         Returns:
             [T] terms, whose sum is the loss to differentiate, and [T] parts that sum over processes to the tasks' losses. A
@@ -81,7 +82,7 @@ class TaskLosses:
 
 
 def _groups(tasks: Sequence[TaskConfig], device: torch.device) -> list[tuple[RowLossConfig, Tensor, Tensor | None]]:
-    """(loss, columns of the tasks that have it, their positive weights unless all are 1) by loss."""
+    """Groups by loss: (loss, columns of its tasks, their positive weights unless all are 1)."""
     columns: dict[RowLossConfig, list[int]] = {}
     for column, task in enumerate(tasks):
         columns.setdefault(task.loss, []).append(column)

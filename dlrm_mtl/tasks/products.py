@@ -1,7 +1,7 @@
 """Tasks whose probability is the product of other tasks' probabilities, as in ESMM (Ma et al., SIGIR 2018).
 
-A purchase needs a click: p(click and purchase) = p(click) p(purchase | click). Losses on the click and on the product use all
-exposures, and so does what the conditional task learns, although it is observed after clicks only.
+A purchase needs a click: p(click and purchase) = p(click) p(purchase | click). Losses on the click and on the product use
+all exposures. So the conditional task also learns from all exposures, although it is observed only after clicks.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from dlrm_mtl.tasks.config import TaskConfig
 
 
 def product_logit(a: Tensor, b: Tensor) -> Tensor:
-    """The logit of sigmoid(a) sigmoid(b), of any one shape.
+    """Logit of sigmoid(a) sigmoid(b), for any one shape.
 
-    With p the product, (1 - p) / p = (1 + e^-a)(1 + e^-b) - 1 = e^-a + e^-b + e^-(a + b), so the logit is minus the log of a
-    sum of exponentials: nothing cancels, overflows or is taken off 1. Its derivatives lie in [0, 1].
+    With p the product, (1 - p) / p = (1 + e^-a)(1 + e^-b) - 1 = e^-a + e^-b + e^-(a + b), so the logit is minus the log of
+    a sum of exponentials: nothing cancels, overflows or is subtracted from 1. Its derivatives are in [0, 1].
     """
     return -torch.logsumexp(torch.stack([-a, -b, -(a + b)]), dim=0)
 
 
 def own_tasks(tasks: Sequence[TaskConfig]) -> list[int]:
-    """The numbers of the tasks that the model has a logit for; the others are products of these."""
+    """Numbers of the tasks with their own logit in the model; the others are products of these."""
     return [number for number, task in enumerate(tasks) if task.product_of is None]
 
 
 class TaskProducts(nn.Module):
-    """From the logits of the tasks that have one of their own, [B, O], to those of all tasks, [B, T].
+    """Map from the logits of tasks with their own logit, [B, O], to those of all tasks, [B, T].
 
     Args:
-        tasks: the tasks; products name tasks that are none.
+        tasks: the tasks; products name tasks that are not products.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig]) -> None:
@@ -52,7 +52,7 @@ class TaskProducts(nn.Module):
 
 
 def product_mistake(tasks: Sequence[TaskConfig]) -> tuple[int, str] | None:
-    """The number of the first task whose ``product_of`` cannot be used, and why; None if all can."""
+    """Number of the first task whose ``product_of`` cannot be used, and the reason; None if all can."""
     by_name = {task.name: task for task in tasks}
     for number, task in enumerate(tasks):
         names = task.product_of

@@ -1,7 +1,7 @@
-"""Losses that compare the score of an observed item with those of others, its negatives.
+"""Losses that compare the score of an observed item with those of other items, its negatives.
 
-Each gives one loss per comparison; take the weighted mean over the global batch. A configuration may name those with a
-``...Config`` for models that draw negatives while they train.
+Each function gives one loss per comparison; take the weighted mean over the global batch. A configuration may name those
+with a ``...Config`` for models that draw negatives in training.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class BPRConfig(RankingLossConfig):
 
     @property
     def negatives(self) -> int:
-        """Negatives that are drawn for each positive."""
+        """Number of negatives drawn for each positive."""
         return 1
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return bpr(logits, torch.zeros_like(logits))
 
 
@@ -41,11 +41,11 @@ class BPRProbabilityConfig(RankingLossConfig):
 
     @property
     def negatives(self) -> int:
-        """Negatives that are drawn for each positive."""
+        """Number of negatives drawn for each positive."""
         return 1
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return bpr_probability(logits, torch.zeros_like(logits))
 
 
@@ -55,21 +55,21 @@ class SoftmaxCrossEntropyConfig(RankingLossConfig):
 
     name: Literal["softmax_cross_entropy"] = "softmax_cross_entropy"
     negatives: int = Field(default=4, gt=0)
-    """Negatives that are drawn for each positive."""
+    """Number of negatives drawn for each positive."""
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return bpr(logits, torch.zeros_like(logits))
 
 
 def margin(positive: Tensor, negatives: Tensor) -> Tensor:
-    """By how much the positive beats its negatives: p - logsumexp(n), which is p - n for one negative.
+    """Margin of the positive over its negatives: p - logsumexp(n), which is p - n for one negative.
 
     -log sigmoid of it is BPR for one negative, and the softmax cross-entropy for any number.
 
     Args:
         positive: [B], scores of observed items.
-        negatives: [B, N].
+        negatives: [B, N], scores of the negatives.
 
     Returns:
         [B].
@@ -93,7 +93,7 @@ def bpr(positive: Tensor, negative: Tensor) -> Tensor:
 def bpr_probability(positive: Tensor, negative: Tensor) -> Tensor:
     """The smooth count of wrong orders: 1 - sigmoid(p - n), in [0, 1].
 
-    Unlike :func:`bpr`, its gradient vanishes for pairs that are very wrong as well as for those that are right.
+    Unlike that of :func:`bpr`, its gradient vanishes for very wrong pairs as well as for right ones.
 
     Args:
         positive: [B], scores of observed items.
@@ -110,9 +110,9 @@ def softmax_cross_entropy(positive: Tensor, negatives: Tensor, log_sampling: Ten
 
     Args:
         positive: [B], scores of observed items.
-        negatives: [B, N], scores of the others; -inf leaves one out.
-        log_sampling: [B, 1 + N], logarithms of the probabilities with which the items were drawn (the positive first), taken
-            off the scores so that items that are often drawn are not pushed down for it (Yi et al., RecSys 2019).
+        negatives: [B, N], scores of the negatives; -inf excludes one.
+        log_sampling: [B, 1 + N], logarithms of the probabilities with which the items were drawn (the positive first),
+            subtracted from the scores, so that frequently drawn items are not penalised (Yi et al., RecSys 2019).
 
     Returns:
         [B].
@@ -126,12 +126,13 @@ def softmax_cross_entropy(positive: Tensor, negatives: Tensor, log_sampling: Ten
 def in_batch_softmax(scores: Tensor, items: Tensor | None = None, log_sampling: Tensor | None = None) -> Tensor:
     """Softmax cross-entropy in which the other rows' items are the negatives.
 
-    The candidates are those of the matrix: on several processes, gather the items first, or the loss depends on their number.
+    The candidates are the columns of the matrix. On several processes, gather the items first, or the loss depends on the
+    number of processes.
 
     Args:
-        scores: [B, B], of row i's context with row j's item; the diagonal holds the observed pairs.
-        items: [B] ids; other rows with the same item are no negatives of it.
-        log_sampling: [B], logarithm of each item's share of the rows.
+        scores: [B, B], scores of row i's context with row j's item; the diagonal holds the observed pairs.
+        items: [B] ids; other rows with the same item are not negatives.
+        log_sampling: [B], logarithm of each item's fraction of the rows.
 
     Returns:
         [B].

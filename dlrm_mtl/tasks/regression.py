@@ -1,4 +1,4 @@
-"""Losses of real labels: of one row each. The "logit" of such a task is its prediction.
+"""Losses of real labels, one loss per row. The "logit" of such a task is its prediction.
 
 Shapes: any; predictions and labels alike.
 """
@@ -23,7 +23,7 @@ class MeanSquaredErrorConfig(RowLossConfig):
     name: Literal["mean_squared_error"] = "mean_squared_error"
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return squared_error(logits, labels)
 
 
@@ -35,7 +35,7 @@ class MeanAbsoluteErrorConfig(RowLossConfig):
     name: Literal["mean_absolute_error"] = "mean_absolute_error"
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return absolute_error(logits, labels)
 
 
@@ -46,10 +46,10 @@ class HuberConfig(RowLossConfig):
     labels: ClassVar[Kind] = "real"
     name: Literal["huber"] = "huber"
     delta: float = Field(default=1.0, gt=0)
-    """Where the loss turns from quadratic to linear, in units of the label."""
+    """Distance from the label at which the loss turns from quadratic to linear, in units of the label."""
 
     def per_row(self, logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """The losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
+        """Losses [B, k], see :class:`~dlrm_mtl.tasks.loss.RowLossConfig`."""
         return huber(logits, labels, self.delta)
 
 
@@ -59,7 +59,7 @@ def squared_error(predictions: Tensor, labels: Tensor) -> Tensor:
 
 
 def absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
-    """|z - y|; its gradient is 0 where both are equal."""
+    """|z - y|; the gradient at z = y is 0."""
     return (predictions - labels).abs()
 
 

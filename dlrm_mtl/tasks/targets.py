@@ -1,4 +1,4 @@
-"""What the tasks are to predict in a batch, and which rows count for which of them."""
+"""Labels and weights of the tasks in a batch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dlrm_mtl.core.batch_random import BatchRandom
 from dlrm_mtl.tasks.config import TaskConfig
 
 SAMPLING_LAYER = 1 << 32
-"""Numbers the draws of negative sampling, beside those of the dropout layers."""
+"""Layer number of the draws of negative sampling; differs from those of dropout layers."""
 
 
 def label_columns(tasks: Sequence[TaskConfig]) -> list[str]:
-    """The labels to read, in the order of ``Batch.labels``: one per task, then those that only masks need."""
+    """Labels to read, in the order of ``Batch.labels``: one per task, then those that only masks need."""
     own = [task.label_name for task in tasks]
     masks = [task.only_where for task in tasks if task.only_where is not None]
     return own + [name for name in dict.fromkeys(masks) if name not in own]
 
 
 class Targets:
-    """Turns a batch's labels and weights, in the order of :func:`label_columns`, into those of the tasks.
+    """Map from a batch's labels and weights, in the order of :func:`label_columns`, to those of the tasks.
 
     Shapes: B rows, T tasks, L >= T columns.
 
     Args:
         tasks: the tasks.
-        device: of the tensors.
+        device: device of the tensors.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig], device: torch.device | str = "cpu") -> None:
@@ -48,11 +48,11 @@ class Targets:
 
         Args:
             labels: [B, L].
-            weights: [B, L], 0 where a label is null.
+            weights: [B, L], 0 for a null label.
 
         Returns:
-            Labels and weights [B, T]. The weight is 0 where the label that the task's mask names is 0 or null. The label of
-            a ranking task is 1 where it was above 0, else 0.
+            Labels and weights [B, T]. The weight is 0 if the label of the task's mask is 0 or null. The label of a ranking
+            task is 1 if it was above 0, else 0.
         """
         own, counted = labels[:, : self.tasks], weights[:, : self.tasks]
         if self.ranking:
@@ -65,14 +65,14 @@ class Targets:
         return own, counted
 
     def sampled(self, labels: Tensor, weights: Tensor, draws: BatchRandom) -> tuple[Tensor, Tensor]:
-        """For training: also drop negatives of the tasks that want only a share of them, each task on its own.
+        """Drop undefined rows, and in training also negatives of the tasks with negative sampling, separately for each task.
 
-        Ranking tasks learn from positives only: what these are compared with is drawn by the model.
+        Ranking tasks learn only from positives; the model draws the items to compare them with.
 
         Args:
             labels: [B, L].
             weights: [B, L].
-            draws: set to the current step, which decides on what is drawn.
+            draws: random draws, set to the current step.
 
         Returns:
             Labels and weights [B, T].
@@ -88,6 +88,6 @@ class Targets:
 
 
 def predictions(logits: Tensor, tasks: Sequence[TaskConfig]) -> Tensor:
-    """What the tasks predict [B, T]: probabilities for binary labels, the logits as they are for real ones."""
+    """Predictions of the tasks [B, T]: probabilities for binary labels, logits for real ones."""
     binary = torch.tensor([task.kind == "binary" for task in tasks], device=logits.device)
     return torch.where(binary, torch.sigmoid(logits), logits)

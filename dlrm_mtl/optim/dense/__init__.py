@@ -1,4 +1,4 @@
-"""Dense optimizers: what trains everything but the tables.
+"""Optimizers of dense parameters, that is, of all but the tables.
 
 A new one is one new file here, or in a plugin: a :class:`DenseOptimizerConfig`, registered as ``dense_optimizer``.
 """

@@ -21,14 +21,14 @@ class AdagradConfig(DenseOptimizerConfig):
     learning_rate: LearningRate = 0.01
     """Step size."""
     initial_accumulator_value: float = Field(default=0.1, ge=0)
-    """What the accumulators start from."""
+    """Initial value of the accumulators."""
     eps: float = Field(default=1e-10, ge=0)
     """Added to the root of the accumulator."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty, added to the gradient."""
 
     def build(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer of ``parameters``."""
+        """Build the optimizer of ``parameters``."""
         return torch.optim.Adagrad(
             parameters,
             lr=self.learning_rate,

@@ -28,7 +28,7 @@ class AdamConfig(DenseOptimizerConfig):
     """Decoupled weight decay."""
 
     def build(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer of ``parameters``."""
+        """Build the optimizer of ``parameters``."""
         return torch.optim.AdamW(
             parameters, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
         )

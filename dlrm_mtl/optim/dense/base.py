@@ -1,4 +1,4 @@
-"""What the configurations of all dense optimizers have in common."""
+"""Base of the configurations of dense optimizers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class DenseOptimizerConfig(PartConfig):
     """An optimizer of dense parameters, with a learning rate in each of its groups of parameters."""
 
     def build(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer of ``parameters``, pairs of name and parameter.
+        """Build the optimizer of ``parameters``, pairs of name and parameter.
 
-        Its state is made of tensors, by parameter: checkpoints hold it, and a step whose gradients and learning rate are 0
+        Its state must be tensors, by parameter: checkpoints hold it, and a step whose gradients and learning rate are 0
         creates it without changing a parameter.
         """
         raise NotImplementedError

@@ -21,20 +21,20 @@ class ClippyAdagradConfig(ClippyLimits, DenseOptimizerConfig):
 
     name: Literal["clippy_adagrad"] = "clippy_adagrad"
     learning_rate: LearningRate = 0.1
-    """Step size; above lambda_abs, or nothing is ever clipped with the standard accumulator."""
+    """Step size; must be above lambda_abs for any clipping with the standard accumulator."""
     eps: float = Field(default=0.0, ge=0)
     """Added to the root of the accumulator, or under it (eps_inside)."""
     eps_inside: bool = False
-    """Whether eps stands under the root."""
+    """True to add eps under the root."""
     accumulator_relative_threshold: float = Field(default=0.0, ge=0)
-    """Added to the allowed move: this times 1 / sqrt(accumulator)."""
+    """Number times 1 / sqrt(accumulator) that is added to the allowed move."""
     clip_accumulator_update: bool = False
-    """Whether the accumulator takes the clipped gradient's square; with the delayed accumulator only."""
+    """True if the accumulator takes the clipped gradient's square; only with the delayed accumulator."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, outside the limit."""
 
     def options(self) -> ClippyOptions:
-        """The rule's options."""
+        """Options of the rule."""
         return ClippyOptions(**self.model_dump(exclude={"name", "learning_rate", "weight_decay"}))
 
     @model_validator(mode="after")
@@ -43,7 +43,7 @@ class ClippyAdagradConfig(ClippyLimits, DenseOptimizerConfig):
         return self
 
     def build(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer of ``parameters``."""
-        from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad  # here: DTensor takes a second to import
+        """Build the optimizer of ``parameters``."""
+        from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad  # imported here: DTensor takes a second to import
 
         return ClippyAdagrad(parameters, self.learning_rate, weight_decay=self.weight_decay, **self.options().as_dict())

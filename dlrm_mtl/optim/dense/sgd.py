@@ -21,5 +21,5 @@ class DenseSGDConfig(DenseOptimizerConfig):
     """Step size."""
 
     def build(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer of ``parameters``."""
+        """Build the optimizer of ``parameters``."""
         return torch.optim.SGD(parameters, lr=self.learning_rate)
