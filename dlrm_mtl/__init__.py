@@ -1,7 +1,7 @@
 """dlrm_mtl: multitask ranking models on sharded embedding tables.
 
-The names in ``__all__`` are the public face of the package: they stay where they are, and everything else may move. Each is
-imported when it is first used, so that a dense optimizer needs PyTorch only.
+The names in ``__all__`` are the public interface of the package: they are stable, and everything else may move. Each is
+imported on first use, so that a dense optimizer needs only PyTorch.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ __all__ = [  # noqa: RUF022  (by subject)
     "Consumed",
     "next_round",
     "hash_ids",
-    # What runs left behind
+    # Finished runs
     "read_runs",
     "group_runs",
     "mean_and_interval",
@@ -226,11 +226,11 @@ _MODULES = {
     "tasks.weighting": "UncertaintyWeighting DynamicWeightAverage",
     "training.events": "Listener",
 }
-"""The public names by their modules; ``compare_runs:compare`` where the public one is another."""
+"""Public names by module; ``compare_runs:compare`` gives a name a different public one."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name; where an optional package is missing, the ImportError names the extra that has it."""
+    """Import a public name; an ImportError for a missing optional package names its extra."""
     for module, names in _MODULES.items():
         for entry in names.split():
             attribute, _, public = entry.partition(":")

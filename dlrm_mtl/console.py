@@ -1,4 +1,4 @@
-"""What a run shows: a live bar in a terminal, a line every few seconds where there is none (logs, torchx)."""
+"""Console output of a run: a live bar in a terminal, otherwise a line every few seconds (logs, torchx)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from rich.table import Table
 from dlrm_mtl.metrics import ALL_METRICS, METRICS
 
 if TYPE_CHECKING:
-    from dlrm_mtl.tasks.config import TaskConfig  # which needs PyTorch
+    from dlrm_mtl.tasks.config import TaskConfig  # it needs PyTorch
 
 PLAN_ROWS = 8
-"""Tables that the plan shows one by one."""
+"""Number of tables that the plan shows separately."""
 
 LINE_SECONDS = 5.0
-"""Time between lines where there is no terminal."""
+"""Seconds between lines without a terminal."""
 
 LIVE = bool(os.environ.get("DLRM_MTL_LIVE"))
-"""Set by the launcher when what is printed reaches a terminal, though not directly: a line can be printed over."""
+"""Set by the launcher if the output reaches a terminal indirectly: a line can then be overwritten."""
 
 LIVE_SECONDS = 0.5
-"""Time between such lines."""
+"""Seconds between overwritten lines."""
 
 
 def console() -> Console:
-    """The console that everything is shown on; where there is no terminal it is wide enough for every table.
+    """The console for all output; without a terminal it is wide enough for every table.
 
-    Brackets and colons in texts are shown as they are: names of tasks and features are data, not markup.
+    Brackets and colons in texts are shown literally: names of tasks and features are data, not markup.
     """
     terminal = sys.stdout.isatty()
     return Console(width=None if terminal else 140, highlight=False, soft_wrap=not terminal, markup=False, emoji=False)
 
 
 _bars: list[Bar] = []
-"""The bars that are shown, the outermost one first."""
+"""Visible bars, the outermost one first."""
 
 
 def say(text: str) -> None:
@@ -57,11 +57,11 @@ class Bar:
     """A progress bar over ``total`` units of work; silent unless ``shown``.
 
     Args:
-        label: what is being done.
+        label: name of the work.
         total: units of work.
-        shown: whether this process shows it.
-        done: units that a resumed run has behind it.
-        brief: whether nobody needs to see it unless it takes long.
+        shown: True if this process shows it.
+        done: units that a resumed run has finished before.
+        brief: True to show it only if it takes long.
     """
 
     def __init__(self, label: str, total: int, shown: bool, done: int = 0, brief: bool = False) -> None:
@@ -83,7 +83,7 @@ class Bar:
                 self._live.start()
 
     def update(self, done: int, text: str = "") -> None:
-        """Show that ``done`` units are done; ``text`` stands behind the count and the time left."""
+        """Show that ``done`` units are done; ``text`` follows the count and the time left."""
         self._done = done
         finished = done == self.total and not self.brief
         if self._live:
@@ -137,7 +137,7 @@ def clock(seconds: float) -> str:
 
 
 def metrics_table(title: str, metrics: dict[str, float], tasks: list[str]) -> Table:
-    """A table with one row per task; `-` stands where a metric is not defined for a task."""
+    """A table of metrics with one row per task; `-` means that a metric is not defined for a task."""
     columns = {
         name: metric for name, metric in ALL_METRICS.items() if any(f"{task}/{name}" in metrics for task in tasks)
     }
@@ -169,11 +169,11 @@ def headlines(tasks: Sequence[TaskConfig], metrics: dict[str, float]) -> str:
 
 
 def plan_table(plan: list[dict[str, Any]], rows: int | None = PLAN_ROWS) -> Table:
-    """Where each table lives: the largest ones one by one, the others in a row; plan.json has them all.
+    """Table of the sharding plan: the largest tables separately, the others in one row; plan.json has all.
 
     Args:
-        plan: what `describe_plan` says.
-        rows: tables that are shown one by one; None for all.
+        plan: result of `describe_plan`.
+        rows: number of tables that are shown separately; None for all.
     """
     table = Table(title="Sharding plan; MiB of the process that holds most of a table", title_justify="left")
     for heading in ("table", "rows", "dim", "sharding", "shards", "ranks", "weights", "state"):
@@ -211,7 +211,7 @@ def held_by_process(plan: list[dict[str, Any]]) -> list[tuple[float, float]]:
 
 
 def plan_summary(plan: list[dict[str, Any]]) -> str:
-    """The processes that hold most and least, in a line."""
+    """One line on the processes that hold most and least."""
     held = held_by_process(plan)
     sums = [sum(sizes) for sizes in held]
     most, least = sums.index(max(sums)), sums.index(min(sums))

@@ -1,8 +1,8 @@
-"""Does the installed set fit together? One sentence per problem, with the remedy.
+"""Checks of the installed packages: one sentence per problem, with the remedy.
 
-The usual breakage: torchrec asks pip for ``fbgemm-gpu``, the CUDA build, whose files lie in the same folder as those of
-``fbgemm-gpu-cpu``; or the three of torch, torchrec and fbgemm come from different releases. Only package metadata is read,
-unless a thorough check is asked for, so this costs some milliseconds at the start of every training.
+The usual problem: torchrec requires ``fbgemm-gpu``, the CUDA build, whose files are in the same folder as those of
+``fbgemm-gpu-cpu``; or torch, torchrec and fbgemm come from different releases. Only package metadata is read, unless a
+thorough check is requested, so this takes some milliseconds at the start of every training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlrm_mtl.core.extras import TESTED
 
 PYTHON = (3, 10)
 EXPECTED = TESTED
-"""The releases this package is tested with; a release with the same first two numbers will do."""
+"""Releases that this package is tested with; a release with the same first two numbers works as well."""
 
 _LOAD = """
 import torch, fbgemm_gpu, torchrec
@@ -32,10 +32,10 @@ assert torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2])).tolis
 
 
 def needed(extra: str = "all") -> list[str]:
-    """Return the names of the packages that this package's metadata asks for, sorted.
+    """Return the names of the packages in this package's metadata, sorted.
 
     Args:
-        extra: the extra whose packages are added to those of the core.
+        extra: extra whose packages are added to those of the core.
     """
     try:
         lines = requires("dlrm-mtl") or []
@@ -47,13 +47,13 @@ def needed(extra: str = "all") -> list[str]:
 def problems(
     thorough: bool = False, path: Sequence[str] | None = None, has_gpu: bool | None = None, extra: str = "all"
 ) -> list[str]:
-    """Say what does not fit together.
+    """Return one sentence for each problem of the installed packages.
 
     Args:
-        thorough: also load fbgemm and torchrec, in a process of their own because a broken pair can crash.
-        path: the folders that hold the installed packages; ``sys.path`` if not given.
-        has_gpu: whether this machine has a CUDA device to use; looked up if not given.
-        extra: the extra of this package whose packages must be there.
+        thorough: True to load fbgemm and torchrec as well, in a separate process because a broken pair can crash.
+        path: folders of the installed packages; ``sys.path`` by default.
+        has_gpu: True if this machine has a CUDA device to use; looked up by default.
+        extra: extra of this package whose packages must be installed.
     """
     path = sys.path if path is None else path
     has_gpu = _has_gpu() if has_gpu is None else has_gpu
@@ -76,12 +76,12 @@ def problems(
 
 
 def hints(path: Sequence[str] | None = None, has_gpu: bool | None = None, usable: bool | None = None) -> list[str]:
-    """Say what works but perhaps not as it was meant: a GPU that is not used, or a CUDA build without a GPU.
+    """Return one sentence for each unintended but working set-up: an unused GPU, or a CUDA build without a GPU.
 
     Args:
-        path: the folders that hold the installed packages; ``sys.path`` if not given.
-        has_gpu: whether the driver shows a CUDA device; looked up if not given.
-        usable: whether torch can use one; asked if not given.
+        path: folders of the installed packages; ``sys.path`` by default.
+        has_gpu: True if the driver shows a CUDA device; looked up by default.
+        usable: True if torch can use one; looked up by default.
     """
     path = sys.path if path is None else path
     has_gpu = _has_gpu() if has_gpu is None else has_gpu
@@ -112,7 +112,7 @@ def hints(path: Sequence[str] | None = None, has_gpu: bool | None = None, usable
 
 
 def check_or_raise() -> None:
-    """Check what training needs; fast, and silent when all is well.
+    """Check the packages that training needs; fast, and silent without problems.
 
     Raises:
         UserError: with one line per problem, or one for all packages that are not installed.
@@ -131,14 +131,14 @@ def check_or_raise() -> None:
 
 
 def report() -> str:
-    """Versions, devices and backends, one a line: all that matters in a report of a problem."""
+    """Versions, devices and backends, one per line, for reports of problems."""
     rows = facts()
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
 def facts() -> list[tuple[str, str]]:
-    """The names and values that :func:`report` lists."""
+    """Names and values of :func:`report`."""
     rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
     for name in ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx", "pyarrow"):
         rows.append((name, _version(name, sys.path) or "not installed"))

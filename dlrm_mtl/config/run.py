@@ -31,12 +31,11 @@ class RunConfig(Strict):
     tasks: list[TaskConfig] = Field(min_length=1)
     """Predictions of the model."""
     task_weighting: TaskWeightingConfig = FixedWeightingConfig()
-    """Method that combines the tasks' losses: `fixed`, `uncertainty` or `dwa`, or with options `{name: dwa, temperature:
-    1}`."""
+    """Combination of the tasks' losses: `fixed`, `uncertainty` or `dwa`, or with options `{name: dwa, temperature: 1}`."""
     model: AnyModelConfig = ModelConfig()
     """Tables, interaction, multitask architecture and towers; or another model, by its `name`."""
     balancing: BalancingConfig = NoBalancingConfig()
-    """Method that combines the tasks' gradients of shared parameters: `none` (their sum), or one such as `{name:
+    """Combination of the tasks' gradients of shared parameters: `none` (their sum), or a method such as `{name:
     metabalance, target: is_click, relax: 0.7}`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizers of the tables and of all other parameters."""

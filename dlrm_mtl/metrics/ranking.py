@@ -69,12 +69,12 @@ def mrr(found: Positions) -> float:
 
 
 def recall(found: Positions, k: int) -> float:
-    """Share of a user's targets among the first k, averaged over users."""
+    """Fraction of a user's targets among the first k, averaged over users."""
     return _over_users(found, _in_first(found, k), mean=True)
 
 
 def precision(found: Positions, k: int) -> float:
-    """Share of targets in the first k places, averaged over users."""
+    """Fraction of targets in the first k places, averaged over users."""
     return _over_users(found, _in_first(found, k) / k, mean=False)
 
 

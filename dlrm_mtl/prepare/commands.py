@@ -21,19 +21,19 @@ FOLDERS = {
     "input": Annotated[Path, typer.Option(help="Folder with the raw files.")],
     "output": Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
 }
-"""What the two parameters are that most adapters have, where an adapter says nothing else."""
+"""Annotations of the two parameters of most adapters, used if an adapter has none of its own."""
 
 
 class AdapterGroup(TyperGroup):
-    """A group whose commands are the adapters, those of plugins included."""
+    """Command group whose commands are the adapters, including those of plugins."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of all adapters: what works on anybody's data first."""
+        """Names of all adapters, beginning with ``table``, which works on any data."""
         load_plugins([], "plugins")
         return sorted(ADAPTERS.names(), key=lambda name: (name != "table", name))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of one adapter; raises :class:`UserError` if there is none of that name."""
+        """Command of one adapter; raises :class:`UserError` if there is no adapter of that name."""
         if cmd_name not in (names := self.list_commands(ctx)):
             raise UserError(f"prepare: there is no data set {cmd_name!r}; {suggest(cmd_name, names)}.")
         single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,9 +42,10 @@ class AdapterGroup(TyperGroup):
 
 
 def as_command(adapter: Callable[..., str | None]) -> Callable[..., None]:
-    """A function with the parameters of ``adapter`` but ``progress``, which shows a bar while it runs and says when it is done.
+    """Make a command from ``adapter``: a function with its parameters except ``progress`` that shows a bar while it runs.
 
-    What it returns is printed; if that is nothing, where the data set is. An output that is remote is made here and uploaded.
+    It prints the adapter's result, or the place of the data set if that is None. A remote output is written locally and
+    uploaded.
     """
     hints = get_type_hints(adapter, include_extras=True)
     parameters = []
@@ -79,7 +80,7 @@ _TEXTS: dict[Any, Any] = {
 
 
 def _as_text(hint: Any) -> Any:
-    """The annotation of an option, with text in place of paths: Path would take the second slash out of a URI."""
+    """Annotation of an option, with str instead of Path: Path would remove the second slash of a URI."""
     kind, *options = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     if kind not in _TEXTS:
         return hint
@@ -89,7 +90,7 @@ def _as_text(hint: Any) -> Any:
 
 
 def _local(name: str, value: Any) -> Any:
-    """The path, or list of paths, that an option names; raises :class:`UserError` for a URI."""
+    """Path, or list of paths, of an option; raises :class:`UserError` for a URI."""
     if isinstance(value, list):
         return [_local(name, one) for one in value]
     if isinstance(value, str) and "://" in value:
@@ -99,7 +100,7 @@ def _local(name: str, value: Any) -> Any:
 
 @contextlib.contextmanager
 def _staged(output: str | None, progress: Callable[[str, float], None]) -> Iterator[Path | None]:
-    """The local path to write for ``output``, which may be a URI."""
+    """Local path to write for ``output``, which may be a URI."""
     from dlrm_mtl.data.spec import DATASET_FILE
     from dlrm_mtl.storage.staged_output import staged_output
 
@@ -112,7 +113,7 @@ def _staged(output: str | None, progress: Callable[[str, float], None]) -> Itera
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A function that shows a progress bar, from its first call on."""
+    """Function that shows a progress bar from its first call on."""
     from dlrm_mtl.console import Bar
 
     with contextlib.ExitStack() as stack:

@@ -25,12 +25,12 @@ from dlrm_mtl.reports.terminal import rich_table
 
 
 def compare_runs(paths: Sequence[str | PathLike[str]], html: Path | None = None, metrics: Sequence[str] = ()) -> None:
-    """Print how the runs in ``paths`` compare, and write a page with their curves.
+    """Print a comparison of the runs in ``paths``, and write a page with their curves.
 
     Args:
         paths: folders of runs, finished or not, or folders that hold such folders.
-        html: where the page goes, if anywhere.
-        metrics: what the terminal shows of every task; default: :data:`HEADLINES`.
+        html: file of the page; None for no page.
+        metrics: metrics that the terminal shows for every task; default: :data:`HEADLINES`.
 
     Raises:
         UserError: a folder holds no run, there is no such metric, or the page cannot be written.
@@ -50,7 +50,7 @@ def compare_runs(paths: Sequence[str | PathLike[str]], html: Path | None = None,
     for note in notes(groups):
         out.print(f"note: {note}")
     if html is not None:
-        from dlrm_mtl.reports.compare_page import comparison_page  # plots only where they are wanted
+        from dlrm_mtl.reports.compare_page import comparison_page  # plots only if needed
 
         comparison_page(runs, groups).write(html)
         out.print(f"{html}: written; open it in a browser")

@@ -1,7 +1,7 @@
 """The page of ``dlrm-mtl compare``: tables, and every curve that the runs wrote, overlaid.
 
-Panels come from the keys in metrics.jsonl: ``PREFIX/NAME`` is the panel NAME of the section PREFIX, so that a new scalar needs
-nothing here. :data:`TRAINING` only gives some prefixes a title, an order and an axis.
+Panels come from the keys in metrics.jsonl: ``PREFIX/NAME`` is the panel NAME of the section PREFIX, so a new scalar needs
+no change here. :data:`TRAINING` gives some prefixes a title, an order and an axis.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from dlrm_mtl.reports.plots import COLOURS, Line, line_plot
 from dlrm_mtl.reports.runs import Curve, RecordedRun
 
 MOST_PANELS = 12
-"""A section with more keys shows those whose curves move most; a table names the others."""
+"""Largest number of panels in a section; with more keys, the curves that move most are shown and a table names the others."""
 
 OTHERS = tuple(name for name in ALL_METRICS if name not in (*HEADLINES, "positives"))
-"""Metrics that are folded away; how many positives there are belongs to the data."""
+"""Metrics in a folded section; the number of positives is a fact of the data."""
 
 NO_CURVE = ("train/seconds", "train/epoch")
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the panels of one prefix are shown."""
+    """Style of the panels of one prefix."""
 
     title: str
     text: str = ""
@@ -75,7 +75,7 @@ NAMES = {
 
 
 def comparison_page(runs: Sequence[RecordedRun], groups: Sequence[Group]) -> Page:
-    """The page for ``runs``, which ``groups`` holds by configuration."""
+    """Build the page for ``runs``, which ``groups`` holds by configuration."""
     colours = {group.label: COLOURS[number % len(COLOURS)] for number, group in enumerate(groups)}
     by_run = {run.label: colours[group.label] for group in groups for run in (*group.runs, *group.repeated)}
     several = any(len(group.runs) > 1 for group in groups)
@@ -166,7 +166,7 @@ def _mean_line(curves: Sequence[Curve], colour: str) -> list[Line]:
 
 
 def _keys(groups: Sequence[Group], kind: str) -> list[str]:
-    """Keys of all runs, in the order in which they are written."""
+    """Keys of all runs, in the order of writing."""
     return list(dict.fromkeys(key for group in groups for run in group.runs for of, key in run.curves if of == kind))
 
 
@@ -177,7 +177,7 @@ def _defined(groups: Sequence[Group], kind: str, key: str) -> bool:
 
 
 def _movement(groups: Sequence[Group], key: str) -> float:
-    """How far the curves of ``key`` range, relative to their size."""
+    """Range of the curves of ``key``, relative to their size."""
     curves = [run.curves["train", key].values for group in groups for run in group.runs if ("train", key) in run.curves]
     finite = np.concatenate([values[np.isfinite(values)] for values in curves])
     return float(np.ptp(finite) / (np.abs(finite).mean() + 1e-30)) if len(finite) else 0.0

@@ -1,4 +1,4 @@
-"""The tables of a comparison of runs: what they did, their metrics, where their configurations differ."""
+"""Tables of a comparison of runs: progress, metrics, and differences between configurations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlrm_mtl.reports.page import Cell, PageTable
 from dlrm_mtl.reports.runs import RecordedRun
 
 HEADLINES = tuple(next(iter(of_kind)) for of_kind in METRICS.values())
-"""Metrics that the terminal shows: the first of every kind."""
+"""Metrics in the terminal: the first of every kind."""
 
 SPLITS = {
     "test": "Test split, best checkpoint",
@@ -21,7 +21,7 @@ SPLITS = {
 
 
 def runs_table(runs: Sequence[RecordedRun], colours: dict[str, str] | None = None) -> PageTable:
-    """What every run did: steps, time, speed, trouble."""
+    """Table of every run's steps, time, speed, and clipped and skipped steps."""
     columns = ("run", "state", "seed", "step", "time", "rows/s", "waiting", "clipped steps", "skipped steps")
     rows = []
     for run in runs:
@@ -94,7 +94,7 @@ def paired_tables(groups: Sequence[Group], split: str, names: Iterable[str]) -> 
 
 
 def _tasks_with(runs: Sequence[RecordedRun], split: str, name: str) -> list[str]:
-    """The tasks that have the metric ``name`` on a split in any run; the mean over tasks comes last."""
+    """Tasks with the metric ``name`` on a split in any run; the mean over tasks comes last."""
     keys = dict.fromkeys(key for run in runs for key in values(run, split))
     tasks = [key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] == name]
     return sorted(tasks, key=lambda task: task == "mean")
@@ -112,10 +112,10 @@ def _paired_cell(metric: Metric, pair: Paired | None) -> Cell:
 
 
 def difference_tables(groups: Sequence[Group]) -> list[PageTable]:
-    """Configuration keys in which groups differ; none if there is a single group, or nothing differs."""
+    """Tables of the configuration keys in which groups differ; none for a single group or equal configurations."""
     found = differences([group.runs[0] for group in groups])
     found = {key: values for key, values in found.items() if key not in ("seed", "name")}
-    # Options of unlike parts cannot be compared: the parts' names say it all.
+    # Options of different parts cannot be compared: the parts' names are enough.
     unlike = {key.removesuffix("name") for key in found if key.endswith(".name")}
     found = {
         key: values
@@ -130,7 +130,7 @@ def difference_tables(groups: Sequence[Group]) -> list[PageTable]:
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Notes for the reader of the numbers."""
     return [
         f"{run.label} has seed {run.seed}, as has {next(other.label for other in group.runs if other.seed == run.seed)}; "
         "it is left out of means and intervals"
@@ -140,12 +140,12 @@ def notes(groups: Sequence[Group]) -> list[str]:
 
 
 def values(run: RecordedRun, split: str) -> dict[str, float]:
-    """A run's metrics on a split; empty if it has none yet."""
+    """Metrics of a run on a split; empty if there are none yet."""
     return (run.test if split == "test" else run.validation) or {}
 
 
 def _best(rows: Sequence[Sequence[float]], name: str, metric: Metric) -> list[set[float]]:
-    """For every column the best value, if there is something to choose and the metric has a best side."""
+    """Best value of every column, if there is a choice and the metric has a direction."""
     best = []
     for column in zip(*rows, strict=True):
         finite = [value for value in column if math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""What is in a data set: counts, shares and distributions, computed out of core with DuckDB over its Parquet files."""
+"""Profile of a data set: counts, fractions and distributions, computed out of core with DuckDB over its Parquet files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float], None]
-"""Called with what is being looked at and the share of the whole that is done, 0 to 1."""
+"""Called with the name of the current work and the fraction of the whole that is done, 0 to 1."""
 
 TOP_IDS = 3
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -35,7 +35,7 @@ TIME_NAME = re.compile(r"(^|_)(time|timestamp|date|datetime|day|ts)(_(s|ms|us|ns
 
 @dataclass(frozen=True)
 class SplitProfile:
-    """One split."""
+    """Profile of one split."""
 
     name: str
     rows: int
@@ -43,72 +43,72 @@ class SplitProfile:
     row_groups: int
     bytes: int
     times: dict[str, tuple[str, str]]
-    """First and last value of columns that look like times, as texts."""
+    """First and last value of columns that look like times, as text."""
 
 
 @dataclass(frozen=True)
 class IdsProfile:
-    """A sparse or sequence feature over one split."""
+    """Profile of a sparse or sequence feature over one split."""
 
     feature: FeatureSpec
     vocabulary_size: int | None
-    """None where ids have no bound."""
+    """Size of the vocabulary; None for unbounded ids."""
     distinct: int
-    """Distinct ids other than 0."""
+    """Number of distinct ids other than 0."""
     coverage: float
-    """Share of the rows with at least one id other than 0."""
+    """Fraction of the rows with at least one id other than 0."""
     nulls: float
-    """Share of the rows in which the column is null."""
+    """Fraction of the rows with null in the column."""
     mean_length: float
-    """Ids per row."""
+    """Mean number of ids per row."""
     longest: int
-    """Most ids in a row."""
+    """Largest number of ids in a row."""
     unknown: float
-    """Share of id 0 among the ids."""
+    """Fraction of id 0 among the ids."""
     outside: int
-    """Ids that are not in the vocabulary."""
+    """Number of ids that are not in the vocabulary."""
     top: list[tuple[int, float]]
-    """The most frequent ids, and their shares of all ids."""
+    """Most frequent ids, and their fractions of all ids."""
     curve: tuple[Floats, Floats]
-    """Numbers k of ids, and the share of all ids other than 0 that the k most frequent ones have."""
+    """Numbers k of ids, and the fraction of all ids other than 0 that belongs to the k most frequent ones."""
     unseen: dict[str, float]
-    """For every other split, the share of its ids that are 0, unknown, or do not occur in this one."""
+    """Fraction of ids that are 0 (unknown), or do not occur in this split, for every other split."""
 
 
 @dataclass(frozen=True)
 class NumbersProfile:
-    """A dense feature over one split; what is null or not finite is counted and left out of everything else."""
+    """Profile of a dense feature over one split; null and not finite values are counted and otherwise ignored."""
 
     feature: FeatureSpec
     nulls: float
-    """Share of the rows in which the column is null."""
+    """Fraction of the rows with null in the column."""
     not_finite: int
-    """Rows with nan or an infinity, which training refuses."""
+    """Number of rows with nan or an infinity, which training refuses."""
     zeros: float
     mean: float
     std: float
     low: float
     high: float
     quantiles: list[float]
-    """At :data:`QUANTILES`, approximate (t-digest)."""
-    edges: Floats  # [bins + 1], from the first to the last of the quantiles
+    """Values at :data:`QUANTILES`, approximate (t-digest)."""
+    edges: Floats  # [bins + 1], from the first to the last quantile
     counts: Floats  # [bins]
 
 
 @dataclass(frozen=True)
 class LabelProfile:
-    """A label in every split."""
+    """Profile of a label in every split."""
 
     label: LabelSpec
     means: dict[str, float]
-    """Mean of what is not null: of a binary label, the share of positives."""
+    """Mean without nulls; for a binary label, the fraction of positives."""
     nulls: dict[str, float]
-    """Share of the rows in which it is null."""
+    """Fraction of the rows with null in the column."""
 
 
 @dataclass(frozen=True)
 class DatasetProfile:
-    """A data set: all splits, and the features over the one named ``split``."""
+    """Profile of a data set: all splits, and the features over the one named ``split``."""
 
     spec: DatasetSpec
     split: str
@@ -117,7 +117,7 @@ class DatasetProfile:
     numbers: list[NumbersProfile]
     labels: list[LabelProfile]
     leaks: list[Leak]
-    """What a feature alone says about a binary label, where that is suspicious."""
+    """Suspicious information of a single feature about a binary label."""
 
 
 def profile_dataset(
@@ -127,8 +127,8 @@ def profile_dataset(
 
     Args:
         path: a local folder with dataset.yaml.
-        split: the split that features are described over; default: train, or the first one.
-        memory: what DuckDB may take, such as 2GB; what does not fit goes to temporary files.
+        split: split over which features are described; default: train, or the first one.
+        memory: memory limit of DuckDB, such as 2GB; the rest goes to temporary files.
         progress: see :data:`Progress`.
 
     Raises:
@@ -198,7 +198,7 @@ def _leaks(connection: duckdb.DuckDBPyConnection, source: str, types: dict[str, 
             candidates[feature.name] = Candidate(f"CAST({column} AS DOUBLE)", number=True)
         elif types[feature.source].endswith("]"):
             candidates[feature.name] = Candidate(f"nullif(len({column}), 0)", number=True, listed=True)
-        else:  # id 0 stands for unknown, and for missing values in what prepare has written
+        else:  # id 0 means unknown, and also missing in prepared data
             candidates[feature.name] = Candidate(f"nullif({column}, 0)", number=False)
     labels = {label.name: identifier(label.source) for label in spec.labels if label.kind == "binary"}
     return find_leaks(connection, source, candidates, labels)
@@ -206,7 +206,7 @@ def _leaks(connection: duckdb.DuckDBPyConnection, source: str, types: dict[str, 
 
 @contextmanager
 def _database(memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database that keeps to ``memory`` and spills into a temporary folder; its errors become UserErrors."""
+    """An empty database with the limit ``memory`` that spills into a temporary folder; its errors become UserErrors."""
     with tempfile.TemporaryDirectory(prefix="dlrm_mtl-describe-") as spill, duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = {quote(memory)}")
@@ -239,7 +239,7 @@ def _refuse_missing(path: str | Path, spec: DatasetSpec, types: dict[str, dict[s
 def _times(
     connection: duckdb.DuckDBPyConnection, source: str, types: dict[str, str], spec: DatasetSpec
 ) -> dict[str, tuple[str, str]]:
-    """Ranges of the columns that are no features or labels and whose type or name says that they are times."""
+    """Ranges of the columns that are neither features nor labels and whose type or name indicates a time."""
     used = {feature.source for feature in spec.features} | {label.source for label in spec.labels}
     found = {}
     for column, type_ in types.items():
@@ -257,7 +257,7 @@ def _times(
 
 
 def _as_time(value: int) -> str | None:
-    """A whole number as a date (20240131) or as time since 1970 in s, ms, us or ns, whichever makes sense; else None."""
+    """A whole number as a date (20240131) or as time since 1970 in s, ms, us or ns, whichever is plausible; else None."""
     digits = str(value)
     if len(digits) == 8 and 1900 <= value // 10000 <= 2100 and 1 <= value // 100 % 100 <= 12 and 1 <= value % 100 <= 31:
         return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}"
@@ -330,13 +330,13 @@ def _ids(
 
 
 def _curve(frequencies: Floats, ids: Floats) -> tuple[Floats, Floats]:
-    """From frequencies [m], falling, and how many ids have each: k, and the share of the k most frequent ids."""
+    """Numbers k of ids, and the fraction of the k most frequent ones, from descending frequencies [m] and their counts."""
     if not len(ids):
         return np.empty(0), np.empty(0)
     known_ids, known = np.cumsum(ids), np.cumsum(frequencies * ids)
     count = int(known_ids[-1])
     k = np.unique(np.round(np.geomspace(1, count, min(CURVE_POINTS, count))))
-    # Between two levels all ids are equally frequent, so the share is linear in k.
+    # Between two levels all ids are equally frequent, so the fraction is linear in k.
     return k, np.interp(k, np.concatenate([[0.0], known_ids]), np.concatenate([[0.0], known])) / known[-1]
 
 
@@ -375,12 +375,12 @@ def _numbers(connection: duckdb.DuckDBPyConnection, source: str, feature: Featur
 
 
 def _finite(column: str) -> str:
-    """The column as numbers; what is not finite becomes null."""
+    """SQL of the column as numbers; values that are not finite become null."""
     return f"CASE WHEN isfinite(CAST({column} AS DOUBLE)) THEN CAST({column} AS DOUBLE) END"
 
 
 def _each(source: str, column: str, listed: bool) -> str:
-    """A query for all ids of a column, one a row."""
+    """Query of all ids of a column, one per row."""
     return f"SELECT {f'unnest({column})' if listed else column} AS id FROM {source}"
 
 

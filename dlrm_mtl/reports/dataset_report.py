@@ -11,11 +11,11 @@ from dlrm_mtl.reports.page import Cell, Figure, Page, PageTable, Section
 from dlrm_mtl.reports.terminal import rich_table
 
 FEWEST_FOR_A_CURVE = 20
-"""Features with fewer distinct ids get no curve of how concentrated they are."""
+"""Smallest number of distinct ids for a concentration curve."""
 
 
 def describe_dataset(path: str | Path, html: Path | None = None, split: str | None = None, memory: str = "2GB") -> None:
-    """Print what is in the data set in the folder ``path``, and write it as a page.
+    """Print the profile of the data set in the folder ``path``, and write it as a page.
 
     Raises:
         UserError: the data set is missing or damaged, an option does not fit, or the page cannot be written.
@@ -38,7 +38,7 @@ def describe_dataset(path: str | Path, html: Path | None = None, split: str | No
 
 
 def splits_table(profile: DatasetProfile) -> PageTable:
-    """Rows, files, sizes and times of every split."""
+    """Table of the rows, files, sizes and times of every split."""
     times = list(dict.fromkeys(column for split in profile.splits for column in split.times))
     rows = []
     for split in profile.splits:
@@ -53,7 +53,7 @@ def splits_table(profile: DatasetProfile) -> PageTable:
 
 
 def labels_table(profile: DatasetProfile) -> PageTable:
-    """Means and nulls of every label in every split."""
+    """Table of the means and nulls of every label in every split."""
     names = [split.name for split in profile.splits]
     rows = []
     for entry in profile.labels:
@@ -66,14 +66,14 @@ def labels_table(profile: DatasetProfile) -> PageTable:
 
 
 def leaks_table(profile: DatasetProfile) -> PageTable:
-    """Features that may know the answer; no rows where nothing is suspicious."""
+    """Table of features that may leak a label; no rows if nothing is suspicious."""
     rows = [[leak.column, leak.text] for leak in profile.leaks]
     caption = "These features may know the answer: leave out what is not known before the event"
     return PageTable(("feature", "in the training rows"), rows, text_columns=2, caption=caption)
 
 
 def ids_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
-    """Sparse and sequence features; ``brief`` leaves out what does not fit into a terminal."""
+    """Table of sparse and sequence features; ``brief`` omits columns that do not fit into a terminal."""
     others = [split.name for split in profile.splits if split.name != profile.split]
     columns = [
         "feature",
@@ -119,7 +119,7 @@ def ids_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
 
 
 def numbers_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
-    """Dense features; ``brief`` leaves out what does not fit into a terminal."""
+    """Table of dense features; ``brief`` omits columns that do not fit into a terminal."""
     levels = [place for place, level in enumerate(QUANTILES) if not brief or level in (0.05, 0.5, 0.95)]
     rows: list[list[str | Cell]] = []
     for entry in profile.numbers:
@@ -133,7 +133,7 @@ def numbers_table(profile: DatasetProfile, brief: bool = False) -> PageTable:
 
 
 def dataset_page(profile: DatasetProfile) -> Page:
-    """The page: the tables, suspicious features, label rates by split, how concentrated ids are, and histograms."""
+    """Build the page: tables, suspicious features, label rates by split, concentration curves of ids, and histograms."""
     from dlrm_mtl.reports.plots import COLOURS, Line, grouped_bars, histogram_plot, line_plot  # slow to import
 
     spec = profile.spec
@@ -199,7 +199,7 @@ def dataset_page(profile: DatasetProfile) -> Page:
 
 
 def share(value: float) -> str:
-    """A share as a percentage: 100%, 44.2%, 0.078%; - for nan."""
+    """A fraction as a percentage: 100%, 44.2%, 0.078%; - for nan."""
     if not math.isfinite(value):
         return "-"
     return f"{100 * value:.3g}%" if 100 * value < 99.95 or value == 1 else "99.9%"

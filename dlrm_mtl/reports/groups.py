@@ -17,20 +17,20 @@ from dlrm_mtl.reports.runs import Curve, RecordedRun
 Floats = NDArray[np.float64]
 
 NOT_COMPARED = ("seed", "name")
-"""Keys in which runs of a group may differ."""
+"""Keys that are ignored in grouping."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same configuration but for the seed; of runs with the same seed, only the first counts."""
+    """Runs with equal configurations except the seed; among runs with the same seed, only the first counts."""
 
     runs: tuple[RecordedRun, ...]
     repeated: tuple[RecordedRun, ...] = ()
-    """Runs whose seed another run of the group has, too: no independent samples."""
+    """Runs whose seed another run of the group also has: not independent samples."""
 
     @property
     def label(self) -> str:
-        """The first run's label, and how many seeds there are."""
+        """Label of the first run, and the number of further seeds."""
         first = self.runs[0].label
         return (
             f"{first} and {len(self.runs) - 1} more seeds"
@@ -50,7 +50,7 @@ class Paired:
 
     @property
     def clear(self) -> bool:
-        """True where the interval leaves 0 out."""
+        """True if the interval excludes 0."""
         return abs(self.mean) > self.half
 
 
@@ -69,7 +69,7 @@ def group_runs(runs: Sequence[RecordedRun]) -> list[Group]:
 
 
 def differences(runs: Sequence[RecordedRun]) -> dict[str, list[Any]]:
-    """Configuration keys whose values differ, with every run's value; None where a run has no such key."""
+    """Configuration keys whose values differ, with every run's value; None for a run without the key."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     values = {key: [run.config.get(key) for run in runs] for key in keys}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}

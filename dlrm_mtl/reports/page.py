@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no script, no font and no image from elsewhere, so that it opens offline and can be mailed."""
+"""One self-contained HTML page without scripts, external fonts or images, so that it opens offline and can be mailed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlrm_mtl.core.errors import UserError
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell."""
+    """A cell of a table."""
 
     text: str
     strong: bool = False
@@ -33,11 +33,11 @@ class PageTable:
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     text_columns: int = 1
-    """How many columns, from the left, hold text; the others hold numbers and are set flush right."""
+    """Number of columns with text, from the left; the others hold numbers and are right-aligned."""
     caption: str = ""
 
     def cells(self) -> list[list[Cell]]:
-        """All rows with :class:`Cell` in every place."""
+        """All rows, with every cell a :class:`Cell`."""
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
 
@@ -47,12 +47,12 @@ class Figure:
 
     svg: str
     description: str
-    """What a reader who cannot see it is told."""
+    """Alternative text for readers who cannot see the plot."""
     wide: bool = False
 
     @property
     def source(self) -> str:
-        """A data URI. As an image of its own, so that the identifiers in one plot do not meet those of another."""
+        """Data URI of the plot. A separate image keeps the identifiers of several plots apart."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
 
 
@@ -65,33 +65,33 @@ class Section:
     tables: Sequence[PageTable] = ()
     figures: Sequence[Figure] = ()
     folded: bool = False
-    """Whether it is closed until somebody clicks on its title."""
+    """True if the section is closed until its title is clicked."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page."""
+    """A page of sections."""
 
     title: str
     subtitle: str = ""
     legend: Sequence[tuple[str, str]] = ()
-    """Colours and what they stand for in all plots; stays in sight."""
+    """Colours and their meanings in all plots; always visible."""
     sections: list[Section] = field(default_factory=list)
 
     def render(self) -> str:
-        """The page as HTML."""
+        """Render the page as HTML."""
         environment = jinja2.Environment(
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
         )
         return environment.from_string(TEMPLATE).render(page=self, style=STYLE)
 
     def write(self, path: Path) -> None:
-        """Write the page to ``path``, all or nothing; raises :class:`UserError` if that is not possible."""
+        """Write the page to ``path`` atomically; raises :class:`UserError` if that fails."""
         write_text(path, self.render())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and rename it; raises :class:`UserError`."""
+    """Write ``text`` to ``path`` atomically; raises :class:`UserError` if that fails."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

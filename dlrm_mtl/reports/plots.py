@@ -1,4 +1,4 @@
-"""Plots as SVG texts, drawn with matplotlib's objects: no global figure, no window, the same bytes every time."""
+"""Plots as SVG text, drawn with matplotlib's objects: no global figure, no window, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b4fa0", "#8c6d31", "#5f6b76", "#a3123f")
-"""Told apart by colour-blind readers as well: Okabe and Ito's (2008) without the yellow, and four more."""
+"""Colours that colour-blind readers can distinguish: Okabe and Ito's (2008) without the yellow, and four more."""
 
 MOST_POINTS = 400
-"""A line with more points is drawn through the means of this many bins."""
+"""Largest number of points of a line; a longer one is reduced to the means of this many bins."""
 
 STYLE: Any = {
     "font.family": ["sans-serif"],
@@ -35,7 +35,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.edgecolor": "#8c959f",
     "axes.grid": True,
-    "text.parse_math": False,  # no text is a formula, and setting formulas takes most of the time
+    "text.parse_math": False,  # texts are not formulas, and setting formulas takes most of the time
     "grid.color": "#e6eaef",
     "grid.linewidth": 0.7,
     "xtick.color": "#59636e",
@@ -47,10 +47,10 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, and a band round it if there is one."""
+    """A line through points, with an optional band."""
 
     x: Floats
-    y: Floats  # nan where there is nothing
+    y: Floats  # nan for a gap
     colour: str
     width: float = 1.4
     opacity: float = 1.0
@@ -66,12 +66,12 @@ def line_plot(
     logarithmic_x: bool = False,
     from_zero: bool = False,
 ) -> str:
-    """Lines over a common axis; bands may reach out of the picture, as intervals of few values are very wide."""
+    """Lines over a common axis; bands may exceed the plot, as intervals of few values are very wide."""
 
     def draw(axes: Axes) -> None:
         for line in lines:
             x, y = thin(line.x, line.y)
-            marker = "o" if np.isfinite(y).sum() == 1 else None  # one point makes no line
+            marker = "o" if np.isfinite(y).sum() == 1 else None  # a single point makes no line
             axes.plot(x, y, color=line.colour, linewidth=line.width, alpha=line.opacity, marker=marker, markersize=4)
         if logarithmic and any((line.y[np.isfinite(line.y)] > 0).any() for line in lines):
             axes.set_yscale("log")
@@ -91,7 +91,7 @@ def line_plot(
 
 
 def grouped_bars(title: str, names: Sequence[str], groups: Mapping[str, Sequence[float]], y_label: str = "") -> str:
-    """Vertical bars on a log scale, one colour for each of ``groups``, side by side for each of ``names``; 0 and nan: a gap."""
+    """Grouped vertical bars on a log scale: one colour for each of ``groups``, for each of ``names``; 0 and nan give a gap."""
 
     def draw(axes: Axes) -> None:
         width = 0.8 / max(len(groups), 1)
@@ -110,7 +110,7 @@ def grouped_bars(title: str, names: Sequence[str], groups: Mapping[str, Sequence
 
 
 def histogram_plot(title: str, edges: Floats, counts: Floats, x_label: str = "") -> str:
-    """A histogram whose counts [n] for bins between ``edges`` [n + 1] are there already."""
+    """A histogram from counts [n] of bins between ``edges`` [n + 1]."""
 
     def draw(axes: Axes) -> None:
         axes.stairs(counts, edges, fill=True, color=COLOURS[0], alpha=0.85)
@@ -123,7 +123,7 @@ def histogram_plot(title: str, edges: Floats, counts: Floats, x_label: str = "")
 
 
 def thin(x: Floats, y: Floats, points: int = MOST_POINTS) -> tuple[Floats, Floats]:
-    """Means over at most ``points`` bins of neighbours; nan is left out of means."""
+    """Means over at most ``points`` bins of neighbours, ignoring nan."""
     if len(x) <= points:
         return x, y
     bins = np.arange(len(x)) * points // len(x)
@@ -142,7 +142,7 @@ class _PlainLogarithms(LogFormatter):
 
 
 def _plain_logarithms(axis: Axis) -> None:
-    """Label powers of ten, and what is between them only where there are few of them."""
+    """Label powers of ten, and the numbers in between only if there are few powers."""
     axis.set_major_formatter(_PlainLogarithms())
     axis.set_minor_formatter(_PlainLogarithms(labelOnlyBase=False))
 

@@ -1,4 +1,4 @@
-"""Reading what runs left in their folders, also while they are still training."""
+"""Reading the files of runs, finished or still training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dlrm_mtl.run.folder import NO_RUN, RunFiles
 Floats = NDArray[np.float64]
 
 DEFAULT_METRIC = "mean/auc"
-"""What decides about the best step where a run's configuration does not say."""
+"""Metric of the best step if a run's configuration names none."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A scalar by step; nan where the run wrote null."""
+    """A scalar by step; nan for null in the file."""
 
     steps: Floats
     values: Floats
@@ -41,20 +41,20 @@ class RecordedRun:
     label: str
     path: Path
     config: dict[str, Any]
-    """Values by key path, such as ``model.multitask.name``; entries of lists go by their names where they have one."""
+    """Values by key path, such as ``model.multitask.name``; list entries are addressed by name if they have one."""
     entries: list[dict[str, Any]]
-    """The complete lines of metrics.jsonl."""
+    """Complete lines of metrics.jsonl."""
     test: dict[str, float] | None
-    """Metrics on the test split; None if the run has not come so far."""
+    """Metrics on the test split; None if there are none yet."""
 
     @property
     def seed(self) -> Any:
-        """The seed of the configuration."""
+        """Seed of the configuration."""
         return self.config.get("seed")
 
     @property
     def step(self) -> int:
-        """The last step that it wrote down."""
+        """Last recorded step."""
         return max((int(entry["step"]) for entry in self.entries), default=0)
 
     @cached_property
@@ -95,12 +95,12 @@ class RecordedRun:
         return float(np.nansum(curve.values)) if curve else 0.0
 
     def last(self, key: str) -> float:
-        """The last value of a scalar of training; nan if there is none."""
+        """Last value of a scalar of training; nan if there is none."""
         curve = self.curves.get(("train", key))
         return float(curve.values[-1]) if curve else math.nan
 
     def mean_over_time(self, key: str) -> float:
-        """Mean of a scalar of training, weighted with the seconds that it stands for; nan if there is none."""
+        """Mean of a scalar of training, weighted by the seconds of each entry; nan if there is none."""
         curve, seconds = self.curves.get(("train", key)), self.curves.get(("train", "seconds"))
         if curve is None or seconds is None or len(curve.values) != len(seconds.values):
             return math.nan
@@ -113,7 +113,7 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[RecordedRun]:
     """Read runs.
 
     Args:
-        folders: of runs, or folders whose subfolders are runs.
+        folders: folders of runs, or folders whose subfolders are runs.
 
     Raises:
         UserError: a folder holds no run, or one is named twice.
@@ -138,7 +138,7 @@ def _runs_in(path: Path) -> list[Path]:
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as values by key path."""
+    """Nested mappings and lists as single values by key path."""
     if isinstance(content, dict) and content:
         items = [(str(key), value) for key, value in content.items()]
     elif isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
@@ -166,7 +166,7 @@ def _read_run(path: Path, label: str) -> RecordedRun:
 
 
 def _read_entries(path: Path) -> list[dict[str, Any]]:
-    """Entries in the order of steps; the line that a training run is just writing is left out."""
+    """Entries in the order of steps; an incomplete last line of a training run is ignored."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -188,7 +188,7 @@ def _read_results(path: Path) -> dict[str, float] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # not there yet, or just being written
+        return None  # not there yet, or being written
     return _numbers(content["test"]) if isinstance(content, dict) and isinstance(content.get("test"), dict) else None
 
 

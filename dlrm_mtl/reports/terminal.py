@@ -11,7 +11,7 @@ from dlrm_mtl.reports.page import Cell, PageTable
 
 
 def rich_table(table: PageTable) -> rich.table.Table:
-    """The same table for :mod:`rich`."""
+    """A page's table for :mod:`rich`."""
     shown = rich.table.Table(title=Text(table.caption), title_justify="left")
     for position, column in enumerate(table.columns):
         text = position < table.text_columns

@@ -1,1 +1,1 @@
-"""Whole runs: train, evaluate, predict, and the folder that a run leaves."""
+"""Whole runs: train, evaluate, predict, and the folder of a run."""

@@ -1,6 +1,6 @@
-"""Runs from Python: train, evaluate, predict; what the command line does, without its output.
+"""Runs from Python: train, evaluate, predict, as on the command line but without its output.
 
-Each function is to be called on every process: alone in a script or notebook, or on all that torchrun has started.
+Every process must call each function: the only one of a script or notebook, or all that torchrun has started.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Run:
     """A run in its folder: trained, or still training elsewhere.
 
     Args:
-        folder: path or URI.
+        folder: folder of the run, path or URI.
 
     Raises:
         UserError: there is no run in it.
@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """What was trained, with every default written out."""
+        """Configuration of the run, with every default written out."""
         filesystem, root = locate(self.folder)
         if is_local(filesystem):
             return load_config(Path(root) / "config.yaml")
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The entries of metrics.jsonl: ``kind`` is "train" or "validation"; null where a value was nan."""
+        """Entries of metrics.jsonl: ``kind`` is "train" or "validation"; null for nan."""
         lines = (self._read("metrics.jsonl") or b"").decode().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -80,11 +80,11 @@ class Run:
         """Metrics of a checkpoint on a split of the run's data set, or on other files.
 
         Args:
-            split: such as ``validation``.
-            input: Parquet file, or a folder of them, with features and labels, in the place of a split; path or URI.
-            checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
+            split: name of the split, such as ``validation``.
+            input: Parquet file, or a folder of them, with features and labels, instead of a split; path or URI.
+            checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest if no best one is known.
             overrides: ``key=value`` of the configuration, such as ``data.path=...``.
-            progress: show progress and metrics on the console.
+            progress: True to show progress and metrics on the console.
 
         Raises:
             UserError: there is no such checkpoint or split.
@@ -103,17 +103,17 @@ class Run:
         overrides: Sequence[str] = (),
         progress: bool = False,
     ) -> pa.Table | None:
-        """Each task's prediction for every row of Parquet files, in their order.
+        """Predictions of all tasks for every row of Parquet files, in their order.
 
         Args:
             input: a file, or a folder of them; path or URI.
-            output: a file to write, in constant memory, by its ending .parquet, .csv or .jsonl, or those two with .gz;
-                without it the predictions are returned.
-            carry: columns of the input to carry over, before the predictions.
-            checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
+            output: a file to write, in constant memory, by its ending .parquet, .csv or .jsonl, the latter two also with
+                .gz; without it the predictions are returned.
+            carry: columns of the input to copy, before the predictions.
+            checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest if no best one is known.
             batch_size: rows that a process has in memory at a time.
             overrides: ``key=value`` of the configuration, such as ``data.out_of_range=unknown``.
-            progress: show progress on the console.
+            progress: True to show progress on the console.
 
         Returns:
             A table, on the first process; None on others, or if it was written to ``output``.
@@ -141,10 +141,10 @@ class Run:
             return None
 
     def __fspath__(self) -> str:
-        """The folder, for functions that take paths, such as :func:`dlrm_mtl.compare`.
+        """Path of the folder, for functions that take paths, such as :func:`dlrm_mtl.compare`.
 
         Raises:
-            UserError: it is on an object store.
+            UserError: the folder is on an object store.
         """
         filesystem, root = locate(self.folder)
         if not is_local(filesystem):
@@ -170,15 +170,15 @@ def train(
     """Train a model, and evaluate its best checkpoint on the test split.
 
     Args:
-        config: from :func:`dlrm_mtl.load_config`.
+        config: configuration, from :func:`dlrm_mtl.load_config`.
         output: the run's folder, path or URI; default: runs/NAME, from the configuration.
-        resume: go on from the latest checkpoint in it, if there is one.
-        set_on_resume: ``key=value`` to change on purpose, which would change the result, as from there on.
-        listeners: hear of what happens, see :class:`dlrm_mtl.Listener`.
-        progress: show a progress bar and the metrics on the console.
+        resume: True to continue from the latest checkpoint in it, if there is one.
+        set_on_resume: ``key=value`` to change on purpose, although it changes the result from there on.
+        listeners: listeners to the run's events, see :class:`dlrm_mtl.Listener`.
+        progress: True to show a progress bar and the metrics on the console.
 
     Raises:
-        UserError: a user's mistake, before training starts where that is possible.
+        UserError: a user's mistake, found before training starts if possible.
         Interrupted: a signal came; the latest checkpoint holds the state.
     """
     config = with_overrides(config, set_on_resume)
@@ -191,7 +191,7 @@ def train(
 
 
 def open_run(folder: str | Path) -> Run:
-    """The run in ``folder``, path or URI.
+    """Return the run in ``folder``, path or URI.
 
     Raises:
         UserError: there is no run in it.
@@ -211,9 +211,10 @@ def predict(run: str | Path, input: str | Path, output: str | Path | None = None
 
 @contextmanager
 def _processes() -> Iterator[None]:
-    """To be put around the use of process groups.
+    """Context for the use of process groups.
 
-    Processes of a launcher make theirs once and keep it: a second one would meet the addresses of the first in the store.
+    Processes of a launcher make their group once and keep it: a second one would find the addresses of the first in the
+    store.
     """
     if "RANK" in os.environ and not dist.is_initialized():
         join()
@@ -221,7 +222,8 @@ def _processes() -> Iterator[None]:
     try:
         yield
     finally:
-        # A model keeps its process group, and both lie in cycles: gloo's threads would run on while the interpreter ends.
+        # A model keeps its process group, and both are in reference cycles: gloo's threads would still run while the
+        # interpreter ends.
         gc.collect()
 
 

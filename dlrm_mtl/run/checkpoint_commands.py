@@ -126,7 +126,7 @@ def prune(
 
 
 def size_text(size: int) -> str:
-    """A number of bytes in a unit that suits it."""
+    """A number of bytes in a suitable unit."""
     value, unit = float(size), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024 or unit == "TiB":

@@ -1,4 +1,4 @@
-"""The data contract in a run's folder and checkpoints: made when a run begins, used whenever it is used."""
+"""The data contract in a run's folder and checkpoints: made when a run starts, checked at every use."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ PREDICTION_KEYS = (
     "data.dense_limit",
     "data.unbounded",
 )
-"""Keys of a configuration that decide what a trained run predicts: evaluation and prediction refuse other values."""
+"""Keys of a configuration that determine predictions: evaluation and prediction refuse other values."""
 
 
 def new_contract(config: RunConfig, dataset: Dataset, split: Split | None) -> Contract:
-    """The contract of a run that begins on ``dataset``.
+    """Make the contract of a run that starts on ``dataset``.
 
     Args:
-        config: of the run.
-        dataset: as it is described now.
-        split: of training; None where data are growing.
+        config: configuration of the run.
+        dataset: data set with its current description.
+        split: training split; None for growing data.
 
     Raises:
-        UserError: the data set lacks something that the run names, or a file cannot be read.
+        UserError: the data set lacks a name of the run, or a file cannot be read.
     """
     tasks = [task.name for task in config.tasks]
     path = config.data.path if "://" in config.data.path else str(Path(config.data.path).absolute())
@@ -54,12 +54,12 @@ def new_contract(config: RunConfig, dataset: Dataset, split: Split | None) -> Co
 
 
 def saved_contract(state: RunState, place: str) -> Contract | None:
-    """The contract in a checkpoint of the run at ``place``; None in one that an earlier version wrote."""
+    """Contract in a checkpoint of the run at ``place``; None in a checkpoint of an earlier version."""
     return validate(Contract, state.contract, f"{place}: contract") if state.contract else None
 
 
 def saved_config(state: RunState, place: str) -> RunConfig | None:
-    """The configuration in a checkpoint of the run at ``place``; None in one that an earlier version wrote."""
+    """Configuration in a checkpoint of the run at ``place``; None in a checkpoint of an earlier version."""
     if not state.config:
         return None
     know_all_parts()
@@ -67,22 +67,22 @@ def saved_config(state: RunState, place: str) -> RunConfig | None:
 
 
 def enter(contract: Contract, config: RunConfig, state: RunState) -> None:
-    """Put the contract and the configuration of a run into its state, which checkpoints hold."""
+    """Store the contract and the configuration of a run in its state, which checkpoints hold."""
     state.contract = contract.model_dump(mode="json", exclude_none=True, exclude={"training_files"})
     state.config = config.model_dump(mode="json")
 
 
 def write_contract(folder: RunFolder, contract: Contract) -> None:
-    """Write contract.json for people, and for the names of files."""
+    """Write contract.json, for people and for the names of files."""
     content = contract.model_dump(mode="json", exclude_none=True)
     write_whole(folder.contract, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def check_same_files(contract: Contract, dataset: Dataset, split: Split, folder: RunFolder) -> None:
-    """Check that a run goes on with the files that it was trained on; for one process.
+    """Check that a run continues with its original training files; for one process.
 
     Raises:
-        UserError: the first file that is gone, new or another one.
+        UserError: the first file that is missing, new or changed.
     """
     place = dataset.folder(split.name)
     now = training_files(split, place)
@@ -101,7 +101,7 @@ def check_same_files(contract: Contract, dataset: Dataset, split: Split, folder:
 
 
 def in_full(config: RunConfig, contract: Contract | None) -> RunConfig:
-    """``config`` with the names of the features that it reads where it says "all"."""
+    """``config`` with all feature names written out."""
     if contract is None:
         return config
     kinds = ("sparse", "sequence", "dense")
@@ -110,10 +110,10 @@ def in_full(config: RunConfig, contract: Contract | None) -> RunConfig:
 
 
 def config_in_use(config: RunConfig, state: RunState, place: str) -> RunConfig:
-    """The configuration ``config`` for the use of a checkpoint, with the place of the data set where it is known to be.
+    """Configuration for the use of a checkpoint: ``config`` with the known place of the data set.
 
     Raises:
-        UserError: a key that decides on predictions has another value than when the run was trained.
+        UserError: a key that determines predictions differs from the trained run.
     """
     trained = saved_config(state, place)
     if trained is None:
@@ -135,14 +135,14 @@ def dataset_in_use(config: RunConfig, contract: Contract | None) -> Dataset:
     """The run's data set, read through its contract if it has one.
 
     Raises:
-        UserError: it is not there, or not what the run was trained on.
+        UserError: it does not exist, or differs from the one that the run was trained on.
     """
     dataset = open_dataset(config.data.path)
     return dataset if contract is None else read_through(contract, dataset)
 
 
 def other_files(source: str | Path, described: Contract | DatasetSpec) -> Dataset:
-    """Parquet files as the one split ``input`` of a data set that is ``described`` as the run knows it.
+    """Parquet files as the only split ``input`` of a data set with the run's description.
 
     Args:
         source: a file, or a folder of them; path or URI.
@@ -155,8 +155,8 @@ def other_files(source: str | Path, described: Contract | DatasetSpec) -> Datase
 
 
 class OtherFiles(Dataset):
-    """A data set without a dataset.yaml of its own."""
+    """A data set without its own dataset.yaml."""
 
     def folder(self, name: str) -> str:
-        """The file or folder, whatever the split."""
+        """The file or folder, for any split."""
         return self.path

@@ -1,4 +1,4 @@
-"""What a model of every multitask architecture would cost in the place of the one that a configuration describes."""
+"""Costs of a configuration's model, and of the same model with every other multitask architecture."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.models.registry import build_ranking_model
 
 ROWS = 2
-"""Rows of the batch whose products are counted."""
+"""Number of rows of the batch in which products are counted."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one model costs. The numbers are None where it does not fit the run, ``problem`` says why."""
+    """Cost of one model. The numbers are None if it does not fit the run, for the reason in ``problem``."""
 
     name: str
-    """The architecture as in `model.multitask.name`, or the model as in `model.name`."""
+    """Name of the architecture in `model.multitask.name`, or of the model in `model.name`."""
     configured: bool
-    """Whether the configuration names it; others are made by :func:`in_place_of`."""
+    """True if the configuration names it; others come from :func:`in_place_of`."""
     options: dict[str, Any]
-    """The options it was counted with, all but its name."""
+    """Options of the count, without the name."""
     table_parameters: int | None = None
     dense_parameters: int | None = None
-    """All parameters outside the tables."""
+    """Number of all parameters outside the tables."""
     architecture_parameters: int | None = None
-    """Those of them in the architecture: without layers of dense features, interaction, towers and logits."""
+    """Number of parameters in the architecture: without layers of dense features, interaction, towers and logits."""
     multiply_adds: int | None = None
-    """Those of all matrix products of the whole model for one sample, forward."""
+    """Multiply-adds of all matrix products of the whole model for one sample, forward."""
     problem: str | None = None
 
 
 def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
-    """Count parameters and multiply-adds of the model of ``config``, and with every other architecture in its place.
+    """Count parameters and multiply-adds of the model of ``config``, and with every other architecture instead.
 
     Raises:
         UserError: the configuration does not fit the data set.
@@ -77,10 +77,10 @@ def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
 
 
 def in_place_of(config: Any, kind: type[BaseModel]) -> Any:
-    """The architecture ``kind`` as much like ``config`` as it can be.
+    """The architecture ``kind`` with as many options of ``config`` as possible.
 
-    Options that both have keep their values. Where one has `layers` and the other `levels`, every layer becomes a level, or
-    the layers of all levels one stack. All else is at its default.
+    Common options keep their values. If one has `layers` and the other `levels`, every layer becomes a level, or the layers
+    of all levels one stack. All other options have their defaults.
 
     Raises:
         ValidationError: the architecture refuses these values.
@@ -101,7 +101,7 @@ def one_line(options: dict[str, Any]) -> str:
 
 
 def _with_each_architecture(model: Any) -> Iterator[tuple[str, Any]]:
-    """The model with every architecture, or why there is none; for a model without one, `ranker` at its defaults."""
+    """The model with every architecture, or the reason why there is none; `ranker` at its defaults for a model without one."""
     base = model if hasattr(model, "multitask") else ModelConfig()
     for name, kind in Part("architecture").configs().items():
         try:
@@ -114,9 +114,9 @@ def _with_each_architecture(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _count(config: RankingModelConfig, inputs: ModelInputs) -> tuple[int, int, int | None, int]:
-    """Parameters in the tables, outside them and in the architecture, and multiply-adds, of a real forward pass."""
+    """Number of parameters in the tables, outside them and in the architecture, and multiply-adds, of a real forward pass."""
     model = build_ranking_model(config, inputs).eval()
-    # One row per table is enough: lookups are no matrix products, and a real table may not fit into this machine.
+    # One row per table is enough: lookups are not matrix products, and a real table may not fit into memory.
     model.lookup.materialise(rows=1)
     keys = list(inputs.sparse)
     ids = KeyedJaggedTensor(

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and who may write into it."""
+"""The folder of a run: its files, and the right to write into it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.yaml_text import parse_yaml
 from dlrm_mtl.storage.output import write_whole
 
-if TYPE_CHECKING:  # configurations need PyTorch, which whoever only reads a folder does not
+if TYPE_CHECKING:  # configurations need PyTorch, which reading a folder does not
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.storage.run_lock import RunLock
     from dlrm_mtl.storage.run_store import RunStore
 
 NO_RUN = "there is no run here; name the folder that `dlrm-mtl train` wrote, which holds config.yaml"
-"""The sentence, behind the place, about a folder without a run."""
+"""End of the error sentence about a folder without a run."""
 _LEFT = re.compile(r"step_\d+(\.tmp)?|(latest|best|run\.json)(\.tmp)?")
 """Names of files and folders below ``checkpoints/`` that this program writes."""
 
@@ -29,7 +29,7 @@ class RunFiles:
     """The files of a run by their names.
 
     Args:
-        path: the folder in which they lie.
+        path: folder of the files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,24 +49,25 @@ class RunFolder(RunFiles):
     """The folder of a run that trains or is used, on this machine or on an object store.
 
     Args:
-        store: where the files lie; processes work in its local folder.
+        store: files of the run; processes work in its local folder.
     """
 
     def __init__(self, store: RunStore) -> None:
         super().__init__(store.local)
         self.store = store
         self.place = store.place
-        """The path or URI that the user gave."""
+        """Path or URI from the user."""
 
     def check(self, resume: bool, restarted: bool = False) -> bool:
-        """Check, before anything is written, that a run may use this folder; return whether it goes on with a run there.
+        """Check, before anything is written, that a run may use this folder; return True if it continues a run there.
 
         Args:
-            resume: whether the user asked for it.
-            restarted: whether a launcher has started the same command again, after a failure.
+            resume: True if the user asked to resume.
+            restarted: True if a launcher has restarted the same command after a failure.
 
         Raises:
-            UserError: the folder cannot be written to, holds something else than a run, or a run that is not to be continued.
+            UserError: the folder cannot be written to, holds something other than a run, or a run that must not be
+                continued.
         """
         from dlrm_mtl.storage.run_lock import LOCK
 
@@ -82,7 +83,7 @@ class RunFolder(RunFiles):
         return resume or restarted
 
     def _check_own(self) -> None:
-        """A resumed run may remove things, so the folder must be one that this program wrote."""
+        """Refuse a folder that this program did not write, since a resumed run may remove files."""
         try:
             content = parse_yaml((self.store.read(self.config.name) or b"").decode())
         except ValueError:
@@ -94,17 +95,17 @@ class RunFolder(RunFiles):
             )
 
     def lock(self, restarted: bool) -> RunLock:
-        """The lock on this folder, not yet taken; ``restarted`` as in :meth:`check`."""
+        """Lock on this folder, not yet taken; ``restarted`` as in :meth:`check`."""
         from dlrm_mtl.storage.run_lock import lock_of
 
         return lock_of(self.store, os.environ.get("TORCHELASTIC_RUN_ID", ""), restarted)
 
     def holds_run(self) -> bool:
-        """Whether there is a run here; for one process."""
+        """Return True if there is a run here; for one process."""
         return self.store.read(self.config.name) is not None
 
     def clear(self) -> None:
-        """Remove what a run leaves here before its first checkpoint is complete, and nothing else."""
+        """Remove the files that a run leaves here before its first checkpoint is complete, and nothing else."""
         for name in self.store.names(CHECKPOINTS):
             if _LEFT.fullmatch(name):
                 self.store.remove(f"{CHECKPOINTS}/{name}")
@@ -116,7 +117,7 @@ class RunFolder(RunFiles):
             self.store.remove(path.name)
 
     def publish(self) -> None:
-        """Bring an object store, if the run is on one, up to date, except for checkpoints; for the first process."""
+        """Publish changed files, except checkpoints, if the run is on an object store; for the first process."""
         self.store.publish()
 
     def create(self, config: RunConfig) -> None:
@@ -129,5 +130,5 @@ class RunFolder(RunFiles):
             raise UserError(f"{self.path}: this output folder cannot be written to ({error.strerror}).") from None
 
     def write_plan(self, plan: list[dict[str, Any]]) -> None:
-        """Write where each table lives."""
+        """Write the placement of each table."""
         write_whole(self.plan, json.dumps(plan, indent=1))

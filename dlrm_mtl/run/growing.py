@@ -1,4 +1,4 @@
-"""Training on data that grows: one round after the other, until no new file is left."""
+"""Training on growing data: one round after the other, until no new file is left."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class Round:
-    """One pass over files that had not been used when it began."""
+    """One pass over files that were unused when it started."""
 
     split: Split
     number: int
-    """Rounds before it; it stands for the epoch in the order of rows."""
+    """Number of earlier rounds; takes the place of the epoch in the order of rows."""
     first_step: int
 
 
 def rounds(dataset: Dataset, progress: RunState, finished: Callable[[], None]) -> Iterator[Round]:
-    """The rounds that are to be trained, beginning with the one that was interrupted, if any.
+    """Rounds to train, starting with an interrupted one, if any.
 
-    To be iterated over on every process. When the next round is asked for, the one before is entered into ``progress`` as done.
+    Every process must iterate. Asking for the next round marks the previous one as done in ``progress``.
 
     Args:
-        dataset: whose training split grows.
-        progress: of the run.
+        dataset: data set whose training split grows.
+        progress: state of the run.
         finished: called when a round is done, to save ``progress``.
 
     Raises:
@@ -62,7 +62,7 @@ def rounds(dataset: Dataset, progress: RunState, finished: Callable[[], None]) -
 
 
 def _agree(dataset: Dataset, before: Consumed) -> tuple[Consumed, Split | None]:
-    """The next round, the same on every process: what it adds to ``before``, and its files; None if there are none."""
+    """Consumed files including the next round, and its split, the same on every process; no split without new files."""
 
     def look() -> dict[str, Any]:
         consumed = Consumed.from_state(before.state())
@@ -70,6 +70,6 @@ def _agree(dataset: Dataset, before: Consumed) -> tuple[Consumed, Split | None]:
             logger.info("note: %s", remark)
         return consumed.state()
 
-    # The folder may grow between two looks, so all take what the first process saw.
+    # The folder may grow between two listings, so all processes use the first one's.
     consumed = Consumed.from_state(first_process_only(look))
     return consumed, next_round(dataset, SPLIT, consumed).split if consumed.current else None

@@ -1,4 +1,4 @@
-"""The history of a run: when it began, went on and ended, and what was changed on the way; one line of JSON each."""
+"""History of a run: starts, resumptions, ends and changes, one line of JSON each."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def record(folder: RunFolder, event: str, step: int, **details: Any) -> None:
     """Append a line to history.jsonl; for the first process.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         event: ``start``, ``resume`` or ``end``.
-        step: of the run.
-        details: more keys.
+        step: step of the run.
+        details: further keys.
     """
     entry = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

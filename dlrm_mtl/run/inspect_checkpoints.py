@@ -1,4 +1,4 @@
-"""Looking at the checkpoints of a run, and removing old ones, in one process and without a model."""
+"""Inspecting the checkpoints of a run, and removing old ones, in one process and without a model."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from dlrm_mtl.storage.run_store import LocalStore, RunStore
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint as it lies in a run's folder."""
+    """A checkpoint in a run's folder."""
 
     name: str
     step: int
     size: int
-    """Bytes of all files."""
+    """Size of all files in bytes."""
     files: int
     format: int | None
-    """None if it is incomplete or damaged."""
+    """Number of the format; None if the checkpoint is incomplete or damaged."""
     pointers: tuple[str, ...]
-    """Which of ``latest`` and ``best`` name it."""
+    """Pointers (``latest``, ``best``) that name it."""
     problem: str = ""
-    """Why it cannot be used, as far as its index tells; empty if it can."""
+    """Reason why it cannot be used, as far as its index shows; empty if it can."""
 
 
 def open_checkpoints(run: str | Path) -> Checkpoints:
-    """The checkpoints of the run in the folder ``run``, path or URI, for one process to look at.
+    """Open the checkpoints of the run in the folder ``run``, path or URI, in one process.
 
     Raises:
         UserError: there is no run.
@@ -41,14 +41,14 @@ def open_checkpoints(run: str | Path) -> Checkpoints:
     filesystem, root = locate(run)
     store: RunStore = LocalStore(Path(root))
     if not is_local(filesystem):
-        store = RemoteStore(str(run), filesystem, root, Path())  # nothing is staged
+        store = RemoteStore(str(run), filesystem, root, Path())  # no file is staged
     if store.read("config.yaml") is None:
         raise UserError(f"{run}: {NO_RUN}.")
     return Checkpoints(store)
 
 
 def pointed_at(checkpoints: Checkpoints) -> dict[str, str]:
-    """The text of each pointer file that is there."""
+    """Text of each existing pointer file."""
     found = {}
     for pointer in POINTERS:
         content = checkpoints.store.read(f"{CHECKPOINTS}/{pointer}")
@@ -58,7 +58,7 @@ def pointed_at(checkpoints: Checkpoints) -> dict[str, str]:
 
 
 def list_checkpoints(checkpoints: Checkpoints) -> list[CheckpointInfo]:
-    """All checkpoints, oldest first, complete or not; their states and indexes are checked, their tensors are not."""
+    """All checkpoints, oldest first, complete or not; states and indexes are checked, tensors are not."""
     complete = set(checkpoints.names())
     pointers = pointed_at(checkpoints)
     found = []
@@ -76,7 +76,7 @@ def list_checkpoints(checkpoints: Checkpoints) -> list[CheckpointInfo]:
 
 
 def verify_checkpoints(checkpoints: Checkpoints, name: str | None = None) -> dict[str, Opened | UserError]:
-    """Each complete checkpoint, or the one called ``name``, opened with every byte checked, or what is wrong with it."""
+    """Every complete checkpoint, or the one called ``name``: opened after checking every byte, or the error."""
     found: dict[str, Opened | UserError] = {}
     for each in checkpoints.names() if name is None else [checkpoints.find(name)]:
         try:
@@ -87,7 +87,7 @@ def verify_checkpoints(checkpoints: Checkpoints, name: str | None = None) -> dic
 
 
 def superfluous(checkpoints: Checkpoints, keep: int) -> list[str]:
-    """The checkpoints that pruning to ``keep`` removes: never the latest, the best, or an incomplete one.
+    """Checkpoints that pruning to ``keep`` removes: never the latest, the best, or an incomplete one.
 
     Raises:
         UserError: the latest checkpoint is damaged, so that older ones may be needed.
@@ -101,7 +101,7 @@ def superfluous(checkpoints: Checkpoints, keep: int) -> list[str]:
 
 
 def prune(checkpoints: Checkpoints, names: list[str]) -> None:
-    """Remove the checkpoints ``names``; the file that says that one is complete goes first.
+    """Remove the checkpoints ``names``, beginning with the file that marks each as complete.
 
     Raises:
         UserError: a job is training into this folder.

@@ -1,4 +1,4 @@
-"""The plan of a run before it: where its tables would live, and what every process would hold. Nothing is trained."""
+"""The plan of a run before training: placement of its tables, and memory of every process."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from dlrm_mtl.embeddings.torchrec.plan import (
 from dlrm_mtl.training.build import build_ranker, quieten
 
 ID_BYTES = 16
-"""What the map of an unbounded vocabulary keeps for each row: the id, its last use, its number of batches."""
+"""Bytes per row of an unbounded vocabulary's map: the id, its last use, its number of batches."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """MiB that a process holds for as long as it trains."""
+    """Memory in MiB that a process holds during training."""
 
     table_weights: float
     table_state: float
-    """State of the table optimizer, and gradients of tables of which every process has a copy."""
+    """State of the table optimizer, and gradients of replicated tables."""
     dense: float
     """Weights, gradients and optimizer state outside the tables."""
     ids: float
@@ -51,36 +51,36 @@ class Held:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Sum of all parts."""
         return self.table_weights + self.table_state + self.dense + self.ids
 
 
 @dataclass(frozen=True)
 class ForeseenPlan:
-    """What a run would hold, and where."""
+    """Placement of a run's tables, and memory of its processes."""
 
     layout: Processes
     room: Room
     tables: list[dict[str, Any]]
-    """As `plan.json` of the run would have it."""
+    """Tables as in `plan.json` of the run."""
     held: list[Held]
-    """By process."""
+    """Memory by process."""
 
     @property
     def room_mib(self) -> float:
-        """MiB that a process has, on the device where its tables live."""
+        """MiB available to a process, on the device of its tables."""
         return self.room.of_process(self.layout) / MIB
 
 
 def foresee(config: RunConfig, spec: DatasetSpec, processes: int, hosts: int, room: Room) -> ForeseenPlan:
-    """The plan of a run on ``processes`` processes that ``hosts`` hosts share equally.
+    """Plan a run on ``processes`` processes, spread evenly over ``hosts`` hosts.
 
     Args:
-        config: of the run.
-        spec: of its data set.
-        processes: number of all processes; any, whatever this machine has.
+        config: configuration of the run.
+        spec: description of its data set.
+        processes: number of all processes; independent of this machine.
         hosts: number of hosts.
-        room: their memory.
+        room: memory of the hosts.
 
     Raises:
         UserError: the configuration does not fit the data set, the processes or the memory.
@@ -104,7 +104,7 @@ def foresee(config: RunConfig, spec: DatasetSpec, processes: int, hosts: int, ro
 
 
 def dense_bytes(config: RunConfig, model: nn.Module) -> int:
-    """Bytes of weights, gradients and optimizer state outside the tables, by taking a step without a gradient."""
+    """Bytes of weights, gradients and optimizer state outside the tables, measured by a step with zero gradients."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if not is_table(name)]
     optimizer = config.optimizer.dense.build(named)
     for _, parameter in named:
@@ -128,7 +128,7 @@ def show_plan(
     """Print the plan of the configuration in the file ``path``; the other arguments are those of `dlrm-mtl plan`.
 
     Raises:
-        UserError: a mistake in them, or no plan fits.
+        UserError: an argument is wrong, or no plan fits.
     """
     config = load_config(path, overrides, plugins)
     room = own_room(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
@@ -151,10 +151,10 @@ def show_plan(
 
 
 def memory_size(text: str, option: str) -> int:
-    """Bytes that a text such as ``64GB`` or ``500 MiB`` means.
+    """Number of bytes in a text such as ``64GB`` or ``500 MiB``.
 
     Raises:
-        UserError: it means none; ``option`` is where it stands.
+        UserError: the text is not a size; ``option`` names its option.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE)
     size = 0
@@ -167,7 +167,7 @@ def memory_size(text: str, option: str) -> int:
 
 
 def _held_table(held: list[Held]) -> Table:
-    """Processes that hold the same in one row."""
+    """Table of memory, with processes that hold the same in one row."""
     table = Table(title="MiB of each process", title_justify="left")
     for heading in ("processes", "table weights", "table state", "dense part", "unbounded ids", "all"):
         table.add_column(heading, justify="left" if heading == "processes" else "right")

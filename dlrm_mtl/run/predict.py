@@ -43,7 +43,7 @@ Entry = tuple[Batch | None, int, pa.Table]
 
 @contextmanager
 def trained_run(place: str | Path, overrides: list[str] | None = None) -> Iterator[tuple[Checkpoints, RunConfig]]:
-    """The checkpoints and the configuration of a run that was trained before; to be entered on every process.
+    """Checkpoints and configuration of a trained run. Every process must enter this context.
 
     Raises:
         UserError: there is no run in the folder ``place`` (path or URI).
@@ -67,14 +67,14 @@ def evaluate_run(
 
     Args:
         run: folder of the run, path or URI.
-        split: of the data set, which is read through the run's contract.
-        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
+        split: split of the data set, which is read through the run's contract.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest if no best one is known.
         overrides: ``key=value`` of the run's configuration, such as ``data.path=...``.
-        show: whether the first process shows the metrics.
-        source: Parquet file, or folder of them, with features and labels, in the place of a split; path or URI.
+        show: True if the first process shows the metrics.
+        source: Parquet file or folder, with features and labels, instead of a split; path or URI.
 
     Raises:
-        UserError: there is no such run, checkpoint or split, or the data are not what the run was trained on.
+        UserError: there is no such run, checkpoint or split, or the data differ from those that the run was trained on.
     """
     with process_group() as process, trained_run(run, overrides) as (checkpoints, config):
         name = checkpoints.path(checkpoint)
@@ -102,20 +102,20 @@ def predict_run(
     overrides: list[str] | None = None,
     listeners: Sequence[Listener] = (),
 ) -> int:
-    """Write each task's prediction for every row of ``source``, in its order and in constant memory.
+    """Write the predictions of all tasks for every row of ``source``, in its order and in constant memory.
 
-    To be called on every process: they share the work, and the first one writes.
+    Every process must call this: they share the work, and the first one writes.
 
     Args:
         run: folder of the run, path or URI.
-        source: Parquet file, or folder of them; path or URI.
-        target: file to write, path or URI; its ending, such as ``.parquet`` or ``.csv``, is its format. It appears when it is
-            complete.
-        carry: columns of ``source`` to carry over, before the predictions.
-        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
+        source: Parquet file or folder; path or URI.
+        target: file to write, path or URI; it appears when it is complete. Its ending, such as ``.parquet`` or ``.csv``,
+            gives the format.
+        carry: columns of ``source`` to copy, before the predictions.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest if no best one is known.
         batch_size: rows in memory at a time.
         overrides: ``key=value`` of the run's configuration, such as ``data.out_of_range=unknown``.
-        listeners: hear of the progress.
+        listeners: listeners to the progress.
 
     Returns:
         The number of rows.
@@ -140,15 +140,15 @@ def predict_run(
 
 
 class Predictor:
-    """A trained model and rows to predict for; to be made on every process.
+    """A trained model and rows to predict for. Every process must construct it.
 
     Args:
-        process: this one.
-        checkpoints: of the run.
-        config: of the run.
-        source: Parquet file, or folder of them; path or URI.
-        carry: columns of ``source`` to carry over, before the predictions.
-        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest where none is known yet.
+        process: this process.
+        checkpoints: checkpoints of the run.
+        config: configuration of the run.
+        source: Parquet file or folder; path or URI.
+        carry: columns of ``source`` to copy, before the predictions.
+        checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest if no best one is known.
         batch_size: rows that a process has in memory at a time.
 
     Raises:
@@ -177,11 +177,11 @@ class Predictor:
             raise UserError(f"--carry {twice[0]}: the predictions have a column of this name; leave it out.")
         self.rows = iterate_rows(source, self.spec, config.data, batch_size, carry)
         self.columns = [*carry, *names]
-        """Names of the columns that are made."""
+        """Names of the output columns."""
 
     @torch.no_grad()
     def tables(self, listeners: Listeners) -> Iterator[pa.Table]:
-        """Carried columns and predictions (float32), in the order of the rows; for the first process to keep."""
+        """Carried columns and predictions (float32), in the order of the rows; complete only on the first process."""
         model = build_model(self.config, self.spec, self.process)
         self.checkpoints.load(self.checkpoint, RunTensors(model))
         model.module.eval()
@@ -201,13 +201,13 @@ class Predictor:
             raise UserError(f"{self.source}: there are no rows to predict for; name a Parquet file that has some.")
 
     def _next(self, batches: Iterator[Entry]) -> list[Entry]:
-        """A batch for each process, as far as there are any; what one process finds wrong is raised on all."""
+        """A batch for each process, as far as there are any; an error on one process is raised on all."""
         found: list[Entry] = []
         on_every_process(lambda: found.extend(islice(batches, self.process.world_size)))
         return found
 
     def _gather(self, values: Floats) -> list[Floats]:
-        """The predictions [B, T] of all processes, on the first one; elsewhere this process's, to count rows."""
+        """Predictions [B, T] of all processes, on the first one; elsewhere this process's, to count rows."""
         if self.process.world_size == 1:
             return [values]
         parts = [values] * self.process.world_size

@@ -1,4 +1,4 @@
-"""Going on with a run: what it was trained with, what may have changed since, and whether it is finished already."""
+"""Resuming a run: its trained configuration, allowed changes, and whether it is finished."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resumption:
-    """A checkpoint from which a run goes on."""
+    """A checkpoint from which a run continues."""
 
     state: RunState
     contract: Contract | None
-    """None in checkpoints of earlier versions."""
+    """Contract of the run; None in checkpoints of earlier versions."""
     changes: list[Difference]
-    """Settings that are other ones from here on."""
+    """Settings that change from here on."""
 
 
 def resumption(
     checkpoints: Checkpoints, config: RunConfig, folder: RunFolder, fallback: bool, wanted: Sequence[str]
 ) -> Resumption | None:
-    """What a run goes on from, after checking that ``config`` may follow; None if there is no checkpoint.
+    """Checkpoint from which a run continues, after checking that ``config`` is compatible; None if there is none.
 
-    To be called on every process.
+    Every process must call this.
 
     Args:
-        checkpoints: of the run.
-        config: to go on with.
-        folder: of the run.
-        fallback: whether to go on from an older checkpoint where the latest one is damaged.
-        wanted: ``key=value`` that are to change on purpose.
+        checkpoints: checkpoints of the run.
+        config: configuration to continue with.
+        folder: folder of the run.
+        fallback: True to continue from an older checkpoint if the latest one is damaged.
+        wanted: ``key=value`` to change on purpose.
 
     Raises:
-        UserError: the checkpoint is damaged, or a setting that changes the result is another one.
+        UserError: the checkpoint is damaged, or a setting that determines the result differs.
     """
     if not checkpoints.exists():
         return None
@@ -62,7 +62,7 @@ def resumption(
 
 
 def data_order(config: RunConfig) -> dict[str, object]:
-    """What the order of training rows depends on."""
+    """Settings that determine the order of training rows."""
     values = {key: getattr(config.data, key.removeprefix("data.")) for key in ORDER if key.startswith("data.")}
     negatives = values.pop("data.negatives")
     drawn = {"data.negatives": negatives.model_dump()} if negatives else {}
@@ -70,7 +70,7 @@ def data_order(config: RunConfig) -> dict[str, object]:
 
 
 def check_same_data(progress: RunState, config: RunConfig, folder: RunFolder) -> None:
-    """Check that a resumed run goes on with the same rows in the same order."""
+    """Check that a resumed run continues with the same rows in the same order."""
     now = data_order(config)
     for key in {**now, **progress.data}:
         if progress.data.get(key) != now.get(key):
@@ -82,26 +82,26 @@ def check_same_data(progress: RunState, config: RunConfig, folder: RunFolder) ->
 
 
 def apply_changes(changes: Sequence[Difference], progress: RunState) -> None:
-    """Let the state follow changed settings: the best value of another metric says nothing."""
+    """Update the state for changed settings: the best value of another metric is dropped."""
     if any(key == "training.early_stopping.metric" for key, _, _ in changes):
         progress.best_step = progress.best_value = None
         progress.evaluations_without_improvement = 0
 
 
 def say_changes(changes: Sequence[Difference]) -> None:
-    """Log which settings are other ones from here on; for the first process."""
+    """Log the settings that change from here on; for the first process."""
     for key, was, now in changes:
         logger.info("%s was %s and is %s from here on", key, was, now)
 
 
 def finished(config: RunConfig, state: RunState, steps: int | None, folder: RunFolder) -> dict[str, float] | None:
-    """The results of a run that has nothing left to do; None if it has, or left none. For one process.
+    """Results of a run with nothing left to do; None if steps are left, or results are missing. For one process.
 
     Args:
-        config: to go on with.
-        state: of the latest checkpoint.
-        steps: of the whole run; None where data are growing.
-        folder: of the run.
+        config: configuration to continue with.
+        state: state of the latest checkpoint.
+        steps: steps of the whole run; None for growing data.
+        folder: folder of the run.
     """
     patience = config.training.early_stopping.patience
     impatient = 0 < patience <= state.evaluations_without_improvement

@@ -1,4 +1,4 @@
-"""Scalars of a run by step: metrics.jsonl."""
+"""Scalars of a run by step: the listener that writes metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dlrm_mtl.training.events import End, Evaluation, Listener, Log, Start
 
 
 class MetricsFile(Listener):
-    """Appends a line to metrics.jsonl for every log entry and every evaluation on the validation split; nan becomes null.
+    """Writer of metrics.jsonl: a line for every log entry and every evaluation on the validation split; nan becomes null.
 
-    A resumed run first drops the lines after the checkpoint that it resumes from.
+    A resumed run first drops the lines after its checkpoint.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class MetricsFile(Listener):
         self._write("train", event.step, event.values)
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """Write an entry of the kind "validation"; metrics of the test split lie in results.json."""
+        """Write an entry of the kind "validation"; metrics of the test split are in results.json."""
         if event.split == "validation":
             self._write(event.split, event.step, event.metrics)
 
@@ -61,6 +61,6 @@ def _drop_after(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except ValueError:
-            pass  # the last line of a run that was killed while writing it
+            pass  # last line of a run that was killed while writing it
     if kept != lines:
         write_whole(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""Comparing the configuration of a run with the one that it is to go on with."""
+"""Comparison of a run's configuration with the one to resume it with."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ MAY_CHANGE = (
     "training.profile",
     "training.listeners",
 )
-"""Keys that a resumed run may change: how far it goes, and how it is run, saved and watched. ``data.path`` must lead to the
+"""Keys that a resumed run may change: its length, and how it is executed, saved and watched. ``data.path`` must lead to the
 same files."""
 ORDER = ("seed", "data.batch_size", "data.lanes", "data.shuffle", "data.block_rows", "data.negatives")
-"""Keys on which the order of rows depends, and what is drawn beside them: no resumed run can change them."""
+"""Keys that determine the order of rows and the drawn rows: no resumed run can change them."""
 
 Difference = tuple[str, str, str]
-"""A key, and both values as text."""
+"""A key, its old value and its new value, as text."""
 
 
 def flat(content: Any, path: str = "") -> dict[str, Any]:
-    """Single values, and lists of them, by the paths of their keys, such as ``tasks.0.weight``."""
+    """Single values, and lists of them, by their key paths, such as ``tasks.0.weight``."""
     if isinstance(content, dict) and content:
         inner: Iterator[tuple[Any, Any]] = iter(content.items())
     elif isinstance(content, list) and any(isinstance(entry, dict) for entry in content):
@@ -56,7 +56,7 @@ def flat(content: Any, path: str = "") -> dict[str, Any]:
 
 
 def setting_differences(was: RunConfig, now: RunConfig) -> list[Difference]:
-    """The keys whose values differ, in the order of the configuration; of a part that is another one, its name only."""
+    """Keys whose values differ, in the order of the configuration; for an exchanged part, only its name."""
     before, after = flat(was.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     found: list[Difference] = []
     exchanged: list[str] = []
@@ -76,16 +76,16 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 
 def check_same_settings(was: RunConfig, now: RunConfig, place: str, wanted: Sequence[str] = ()) -> list[Difference]:
-    """The settings that a resumed run changes, after checking that it may.
+    """Settings that a resumed run changes, after checking that it may.
 
     Args:
-        was: the configuration of the checkpoint.
-        now: the one to go on with.
-        place: of the run.
-        wanted: ``key=value`` that are to change on purpose.
+        was: configuration of the checkpoint.
+        now: configuration to continue with.
+        place: place of the run.
+        wanted: ``key=value`` to change on purpose.
 
     Raises:
-        UserError: a key that changes the result has another value; the first one is named.
+        UserError: the first key with another value that changes the result.
     """
     keys = [setting.partition("=")[0].strip() for setting in wanted]
     found = setting_differences(was, now)

@@ -1,4 +1,4 @@
-"""What a run shows on the console: its plan and size, a progress bar, evaluations, and its results."""
+"""Console output of a run: its plan and size, a progress bar, evaluations, and results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dlrm_mtl.training.events import End, Evaluation, Listener, Log, Progress, R
 
 
 class ShowProgress(Listener):
-    """Shows a run on the console, as the command line does.
+    """Listener that shows a run on the console, as the command line does.
 
     Args:
-        config: of the run, if it is not to be trained: its start tells.
+        config: configuration of a run that is not trained; training passes it in its start event.
     """
 
     def __init__(self, config: RunConfig | None = None) -> None:
@@ -25,12 +25,12 @@ class ShowProgress(Listener):
 
     @property
     def config(self) -> RunConfig:
-        """The run's configuration."""
+        """Configuration of the run."""
         assert self._config is not None
         return self._config
 
     def on_start(self, event: Start) -> None:
-        """Show what is going to happen."""
+        """Show the run's name, size and plan."""
         self._config = event.config
         data, model, process = self.config.data, event.model, event.process
         sparse, dense = model.parameter_count()
@@ -67,12 +67,12 @@ class ShowProgress(Listener):
         self._bar.update(event.step, f"{event.values['rows_per_second']:,.0f} rows/s  {losses}{waiting}")
 
     def on_skip(self, event: Skip) -> None:
-        """Say why a step changed nothing."""
+        """Show why a step was skipped."""
         assert self._bar is not None
         self._bar.say(f"step {event.step} skipped: a gradient is not finite in {event.reason}")
 
     def on_progress(self, event: Progress) -> None:
-        """Move a bar of its own."""
+        """Show a separate bar."""
         if self._inner is None:
             self._inner = Bar(event.work, event.total, shown=True, brief=event.brief)
             self._inner.__enter__()
@@ -81,7 +81,7 @@ class ShowProgress(Listener):
             self._close_inner()
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """Show the metrics: in a line while training, in a table at the end."""
+        """Show the metrics: one line in training, a table at the end."""
         if self._bar is None:
             title = f"{self.config.name}: {event.split} split, {event.rows:,} rows"
             console().print(metrics_table(title, event.metrics, [task.name for task in self.config.tasks]))
@@ -94,14 +94,14 @@ class ShowProgress(Listener):
         )
 
     def on_round_end(self, event: RoundEnd) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._close_inner()
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
 
     def on_end(self, event: End) -> None:
-        """Take away what is left."""
+        """Remove remaining bars."""
         self._close_inner()
 
     def _close_inner(self) -> None:

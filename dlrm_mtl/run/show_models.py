@@ -1,4 +1,4 @@
-"""What `dlrm-mtl models` prints."""
+"""Output of `dlrm-mtl models`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlrm_mtl.models.blocks import LayerConfig
 
 
 def list_models(as_json: bool) -> None:
-    """Print every architecture, and every model without one, with a line on what it is."""
+    """Print every architecture, and every model without one, with one line of description."""
     import dlrm_mtl.models  # noqa: F401  (says where models are)
     from dlrm_mtl.core.registry import registry
 
@@ -37,12 +37,12 @@ def list_models(as_json: bool) -> None:
 
 
 def show_costs(path: Path, overrides: list[str] | None, as_json: bool) -> None:
-    """Print what each architecture costs under a configuration; raises UserError if that does not fit its data set."""
+    """Print the cost of each architecture under a configuration; raises UserError if it does not fit its data set."""
     from dlrm_mtl.config.load import load_config
     from dlrm_mtl.data.dataset import open_dataset
     from dlrm_mtl.run.costs import count_costs, one_line
 
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # remarks that no user can act on
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # remarks that users cannot act on
     config = load_config(path, overrides)
     costs = count_costs(config, open_dataset(config.data.path).spec)
     if as_json:

@@ -1,4 +1,4 @@
-"""Where a run's files lie while it works: in its folder, or, if that is on an object store, in a folder of each host."""
+"""Working folder of a run: its own folder, or a staging folder on each host for a run on an object store."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dlrm_mtl.storage.run_store import LocalStore
 
 @contextmanager
 def run_folder(place: str | Path) -> Iterator[RunFolder]:
-    """The run's folder at ``place``, path or URI; to be entered on every process, within a process group.
+    """Open the run's folder at ``place``, path or URI. Every process must enter this context, within a process group.
 
-    With the URI of remote storage every host works in a staging folder, which is removed at the end.
+    For a URI of remote storage every host works in a staging folder, which is removed at the end.
 
     Raises:
-        UserError: nothing can be stored at ``place``, or there is no room for a staging folder.
+        UserError: nothing can be stored at ``place``, or there is no space for a staging folder.
     """
     filesystem, root = locate(place)
     if is_local(filesystem):
@@ -50,8 +50,8 @@ def run_folder(place: str | Path) -> Iterator[RunFolder]:
 def _staging_folder() -> Iterator[Path]:
     """A new folder for the processes of this host, made and removed by the first of them.
 
-    It is in the folder for temporary files, which ``TMPDIR`` names, and locked as long as it is in use, which also keeps
-    systemd from cleaning it up. What processes that were killed have left is unlocked, and removed.
+    It is in the folder for temporary files (``TMPDIR``) and locked while in use, which also keeps systemd from removing it.
+    Folders left by killed processes are unlocked, and removed.
     """
     host = dist.get_rank() - local_rank()
     made = on_every_process(lambda: (host, _new_folder() if local_rank() == 0 else None))

@@ -1,4 +1,4 @@
-"""A run from its configuration to its results: set up, train, evaluate the best checkpoint."""
+"""A run from its configuration to its results: set-up, training, evaluation of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ def run_training(
     fallback: bool = False,
     changed: Sequence[str] = (),
 ) -> dict[str, float] | None:
-    """Train ``config`` and evaluate its best checkpoint on the test split; to be called on every process.
+    """Train ``config`` and evaluate its best checkpoint on the test split. Every process must call this.
 
     Args:
-        config: what to do.
+        config: configuration of the run.
         output: the run's folder, path or URI.
-        resume: go on from the latest checkpoint in it, if there is one.
-        fallback: where the latest checkpoint is damaged, go on from the newest good one.
+        resume: True to continue from the latest checkpoint in it, if there is one.
+        fallback: True to continue from the newest good checkpoint if the latest one is damaged.
         changed: ``key=value`` in ``config`` that a resumed run changes on purpose.
-        listeners: hear of what happens, besides those that write metrics.jsonl, TensorBoard's files and a trace.
+        listeners: listeners in addition to those that write metrics.jsonl, TensorBoard's files and a trace.
 
     Returns:
         The metrics on the test split, if there is one.
 
     Raises:
-        UserError: a user's mistake, before training starts where that is possible.
-        Interrupted: a signal came.
+        UserError: a user's mistake, found before training starts if possible.
+        Interrupted: a signal arrived.
     """
     if changed and not resume:
         raise UserError("--set-on-resume: goes with --resume; set keys of a new run with --set.")
@@ -133,7 +133,7 @@ def go_on(found: Resumption, checkpoints: Checkpoints, tensors: RunTensors, fall
 
 
 def own_listeners(config: RunConfig, folder: RunFolder, process: Process) -> list[Listener]:
-    """The listeners that write files into the run's folder, and those that the configuration names."""
+    """Listeners that write files into the run's folder, and those named in the configuration."""
     result: list[Listener] = [MetricsFile(folder.metrics), TensorBoard(folder.tensorboard)]
     if config.training.profile is not None:
         result.append(Profiler(config.training.profile, folder.profile, process.rank))
@@ -144,7 +144,7 @@ def own_listeners(config: RunConfig, folder: RunFolder, process: Process) -> lis
 
 @contextmanager
 def start_and_end(listeners: Listeners, start: Start, progress: RunState) -> Iterator[dict[str, float]]:
-    """Tell of the start of a run and, whatever happens, of its end, with the metrics that are put into the yielded value."""
+    """Send the start event of a run and, in any case, its end event, with the metrics put into the yielded mapping."""
     metrics: dict[str, float] = {}
     error: BaseException | None = None
     try:
@@ -183,7 +183,7 @@ def prepare_folder(
     changes: Sequence[Difference],
     resumed: bool,
 ) -> None:
-    """Write configuration, contract, plan and history; a run that starts at step 0 drops what an earlier attempt left."""
+    """Write configuration, contract, plan and history; a run that starts at step 0 removes an earlier attempt's files."""
     if progress.step == 0:
         folder.clear()
     folder.create(config)
@@ -206,7 +206,7 @@ def conclude(
     folder: RunFolder,
     listeners: Listeners,
 ) -> dict[str, float] | None:
-    """Evaluate a checkpoint on the test split: the best one; the latest without a validation split, or if data are growing."""
+    """Evaluate a checkpoint on the test split: the best one; the latest without a validation split, or for growing data."""
     name = "best" if checkpoints.has_best() and not config.data.growing else "latest"
     progress = checkpoints.load(name, RunTensors(model))
     last = checkpoints.state("latest").step
@@ -233,7 +233,7 @@ def evaluate_split(
     listeners: Listeners,
     step: int,
 ) -> dict[str, float]:
-    """Evaluate the model as it is after ``step`` steps on one split; ``listeners`` hear of it."""
+    """Evaluate the model after ``step`` steps on one split, with events for ``listeners``."""
     loader = make_loader(config, dataset, split, process)
     total = loader.steps_per_epoch
 
@@ -248,7 +248,7 @@ def evaluate_split(
 
 
 def report_unknown_ids(process: Process, counts: dict[str, int]) -> None:
-    """Say how many ids outside their vocabularies all processes have read as unknown; to be called on every process."""
+    """Log the number of ids outside their vocabularies that were read as unknown. Every process must call this."""
     total = Counter[str]()
     for part in gather_objects(counts):
         total.update(part)

@@ -29,6 +29,8 @@ from dlrm_mtl.tasks.targets import predictions
 
 BLOCK = 64
 """Number of rows that pass the layers at a time, padded at the end: the order of a product's sums depends on it.
+
+It may also depend on a row's position in the block: MKL treats rows that are not aligned in memory differently.
 """
 LOOKED_UP = 128 * BLOCK
 """Number of rows that are looked up at a time."""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Window:
-    """Averages over the steps since the last entry.
+    """Averages over the steps since the last log entry.
 
     Args:
-        names: the tasks.
-        device: where losses are computed.
+        names: names of the tasks.
+        device: device of the losses.
     """
 
     def __init__(self, names: list[str], device: torch.device) -> None:
@@ -24,7 +24,7 @@ class Window:
         self.restart(0.0)
 
     def restart(self, wait_seconds: float) -> None:
-        """Begin anew, without the time that went into something else than training."""
+        """Start a new window now, excluding time that was not spent on training."""
         self.parts: list[Tensor] = []
         self.figures: list[dict[str, float]] = []
         self.rows = 0
@@ -32,20 +32,20 @@ class Window:
         self.start = time.monotonic()
 
     def add(self, parts: Tensor | None, rows: int, figures: dict[str, float]) -> None:
-        """Add one step: this process's parts of the tasks' losses [T], or None if it was skipped; and figures to average."""
+        """Add one step: this process's parts of the tasks' losses [T], or None if it was skipped; and scalars to average."""
         if parts is not None:
             self.parts.append(parts)
             self.figures.append(figures)
         self.rows += rows
 
     def close(self, wait_seconds: float) -> dict[str, float]:
-        """Average over the window and begin the next one; to be called on every process.
+        """Average over the window and start the next one. Every process must call this.
 
         Args:
-            wait_seconds: time this process has waited for data since the run began.
+            wait_seconds: total seconds that this process has waited for data.
 
         Returns:
-            What to log; nan for losses if all steps were skipped.
+            Scalars to log; losses are nan if all steps were skipped.
         """
         nothing = torch.full((len(self.names),), float("nan"), device=self.device)
         mean = torch.stack(self.parts).mean(dim=0) if self.parts else nothing

@@ -1,7 +1,7 @@
 """A training step with gradient balancing: one backward pass per task over each forward pass, then one combined gradient.
 
-Tables and dense parameters are treated alike: each task's gradient is that of the global batch, inner products are the same
-on every process, and so are the coefficients that come of them.
+Tables and dense parameters are treated alike: each task's gradient is that of the global batch. Inner products, and the
+coefficients computed from them, are the same on every process.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dlrm_mtl.training.step import MicroBatch, TrainingStep
 
 
 class BalancedStep(TrainingStep):
-    """Compares the tasks' gradients, and leaves their combination where the optimizers expect the ordinary gradients.
+    """Training step that sets the balanced combination of the tasks' gradients as ordinary gradients for the optimizers.
 
     Args:
-        config: of the run.
-        process: the one that calls.
+        config: configuration of the run.
+        process: this process.
         model: the sharded model, with ``balancing``.
-        optimizers: of all its parameters.
+        optimizers: optimizers of all its parameters.
     """
 
     def __init__(self, config: RunConfig, process: Process, model: ShardedModel, optimizers: Optimizers) -> None:
@@ -55,7 +55,7 @@ class BalancedStep(TrainingStep):
         model.ranker.lookup.register_forward_hook(self._keep)
 
     def differentiate(self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Compute each task's gradients and combine them; otherwise like the plain step's."""
+        """Compute each task's gradients and combine them; otherwise like the plain step."""
         parts = torch.zeros_like(totals)
         with self._gradients_apart():
             for number, piece in enumerate(pieces):
@@ -63,7 +63,7 @@ class BalancedStep(TrainingStep):
                 with record_function("## forward ##"):
                     logits = self.model.ranker(
                         piece.batch
-                    )  # DDP is passed by: gradients are reduced before they are compared
+                    )  # bypasses DDP: gradients are reduced before they are compared
                 terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
                 penalty = self.penalty(logits, piece, rows)
                 with record_function("## backward ##"):
@@ -73,7 +73,7 @@ class BalancedStep(TrainingStep):
         return parts
 
     def after_update(self, pieces: Sequence[MicroBatch], parts: Tensor, totals: Tensor, step: int) -> None:
-        """Tell methods that ask for it the tasks' losses on the same rows after the update, too."""
+        """Update task weights, and pass the tasks' losses after the update to methods that need them."""
         super().after_update(pieces, parts, totals, step)
         if self.balancing.methods.needs_losses_after:
             losses = self._losses(pieces, totals, step).double()
@@ -84,12 +84,12 @@ class BalancedStep(TrainingStep):
         """Do nothing: gradients are not reduced by DDP here."""
 
     def figures(self) -> dict[str, float]:
-        """What the log should say of the last step besides its losses."""
+        """Scalars of the last step for the log, besides its losses."""
         return {**super().figures(), **self._figures}
 
     @contextmanager
     def _gradients_apart(self) -> Iterator[None]:
-        """Keep the tasks' gradients apart until they are combined."""
+        """Context in which the tasks' gradients are kept separate until they are combined."""
         try:
             with self._tables.per_task() if self._tables else nullcontext():
                 yield
@@ -98,7 +98,7 @@ class BalancedStep(TrainingStep):
 
     @torch.no_grad()
     def _losses(self, pieces: Sequence[MicroBatch], totals: Tensor, step: int) -> Tensor:
-        """This process's parts of the tasks' losses [T] with the weights as they are now."""
+        """This process's parts of the tasks' losses [T] with the current weights."""
         parts = torch.zeros_like(totals)
         for number, (batch, labels, weights) in enumerate(pieces):
             self.set_clock(step, number)
@@ -106,7 +106,7 @@ class BalancedStep(TrainingStep):
         return parts
 
     def _backward(self, losses: list[Tensor]) -> None:
-        """Add a micro-batch's gradients to those of each of the tasks' ``losses``; the penalty, if any, stands last."""
+        """Add a micro-batch's gradients to those of each of the tasks' ``losses``; the penalty, if any, is the last loss."""
         cotangents, features = self._gradients(losses), self._features
         assert features is not None
         if self._tables:
@@ -123,7 +123,7 @@ class BalancedStep(TrainingStep):
             grams = sum((self._feature_grams(cotangents) for _, cotangents in self._cotangents), torch.zeros(()))
         report = self._balance(dense, grams, parts, step)
         coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), count)
-        rest = len(dense[0]) - count  # the penalty's gradient, if there is one, is added as it is
+        rest = len(dense[0]) - count  # the penalty's gradient, if any, is added unchanged
         coefficients = torch.cat([coefficients, coefficients.new_ones(len(coefficients), rest)], dim=1)
         own, of_tables = coefficients.split([len(dense), len(self.balancing.tables)])
         if self._tables:
@@ -137,7 +137,7 @@ class BalancedStep(TrainingStep):
         self._features = output if output.requires_grad else None
 
     def _gradients(self, losses: list[Tensor]) -> list[Tensor]:
-        """For each loss the gradient of the features [B, W]; those of dense parameters are added to what there is of them."""
+        """Gradient of the features [B, W] for each loss; gradients of dense parameters are accumulated."""
         assert self._features is not None
         parameters = list(self.parameters.values())
         sizes = [parameter.numel() for parameter in parameters]
@@ -157,7 +157,7 @@ class BalancedStep(TrainingStep):
         return cotangents
 
     def _dense_gradients(self) -> list[Tensor]:
-        """For each dense parameter the losses' gradients [K, n, m], of the global batch."""
+        """Gradients [K, n, m] of the losses for each dense parameter, over the global batch."""
         assert self._flat is not None
         if dist.get_world_size() > 1:
             dist.all_reduce(self._flat)
@@ -168,7 +168,7 @@ class BalancedStep(TrainingStep):
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _balance(self, dense: list[Tensor], tables: Tensor, parts: Tensor, step: int) -> BalanceReport | None:
-        """Ask the methods for coefficients; None if a task's gradient is not finite, which ``not_finite`` then names."""
+        """Compute the coefficients by the methods; None if a task's gradient is not finite, with its name in ``not_finite``."""
         count = len(self.tasks)
         exchanged = torch.cat([tables.flatten(), parts.double().cpu()]).to(self._device)
         dist.all_reduce(exchanged)
@@ -176,7 +176,7 @@ class BalancedStep(TrainingStep):
         masks = [self._shared_slices(index, gradients) for index, gradients in enumerate(dense)]
         own = [gram_of(gradients[:count, mask]).cpu() for gradients, mask in zip(dense, masks, strict=True)]
         grams = torch.cat([torch.stack(own), sums.view(-1, count, count)])
-        # A loss that is not finite spoils the gradients of tasks that are computed together with it.
+        # A loss that is not finite spoils the gradients of tasks computed together with it.
         lost = [task for task, loss in zip(self.tasks, losses.tolist(), strict=True) if not math.isfinite(loss)]
         self.not_finite, self._figures = lost or not_finite_tasks(grams, self.tasks), {}
         if self.not_finite:
@@ -188,12 +188,12 @@ class BalancedStep(TrainingStep):
         return report
 
     def _shared_slices(self, index: int, gradients: Tensor) -> Tensor:
-        """The slices of a dense parameter that are shared, with this step's gradients [K, n, m]."""
+        """Mask of the shared slices of a dense parameter, given this step's gradients [K, n, m]."""
         used = (gradients[: len(self.tasks)] != 0).any(dim=2)
         return self.balancing.shared(index) | (used.sum(dim=0) >= 2)
 
     def _combined(self, index: int, gradients: Tensor, coefficients: Tensor) -> Tensor:
-        """The combined gradient of a dense parameter [n, m]; slices of single tasks get the plain sum."""
+        """Combined gradient of a dense parameter [n, m]; slices of single tasks get the plain sum."""
         weights = coefficients.to(gradients)
         balanced = torch.einsum("knm,k->nm", gradients, weights)
         mask = self.balancing.shared(index)
@@ -202,7 +202,7 @@ class BalancedStep(TrainingStep):
         return torch.where(mask.unsqueeze(1), balanced, gradients.sum(dim=0))
 
     def _columns_by_table(self) -> list[list[slice]]:
-        """The columns of the features that come from each table, in the order of the methods' tables."""
+        """Columns of the features from each table, in the order of the methods' tables."""
         lookup = self.model.ranker.lookup
         result: dict[str, list[slice]] = {}
         start, widths = 0, iter(lookup.widths)
@@ -217,7 +217,7 @@ class BalancedStep(TrainingStep):
         """[tables, T, T] float64: this process's parts of the inner products at the features."""
         stacked = torch.stack(cotangents[: len(self.tasks)]).detach()
         grams = [torch.stack([gram_of(stacked[:, :, part]) for part in parts]).sum(dim=0) for parts in self._columns]
-        # Losses are multiplied by the number of processes, which averages the gradients of everything else.
+        # Losses are multiplied by the number of processes, since gradients of dense parameters are averaged.
         return torch.stack(grams).cpu() / dist.get_world_size() ** 2
 
     def _combined_cotangent(self, cotangents: list[Tensor], coefficients: Tensor) -> Tensor:

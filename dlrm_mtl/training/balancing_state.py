@@ -1,4 +1,4 @@
-"""What a run keeps for gradient balancing from step to step."""
+"""State of gradient balancing in a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dlrm_mtl.balancing.sequence import Balancing
 
 
 class GradientBalancing(nn.Module):
-    """What a run keeps for gradient balancing; a part of the model, so that checkpoints hold it.
+    """State of gradient balancing in a run; a part of the model, so that checkpoints hold it.
 
     Args:
-        methods: made for the tensors named in ``dense`` and then ``tables``, in this order.
-        dense: the dense parameters by name.
-        tables: the full names of the tables, in ascending order.
-        level: where the tables' gradients are compared.
+        methods: methods for the tensors in ``dense`` followed by ``tables``, in this order.
+        dense: dense parameters by name.
+        tables: full names of the tables, ascending.
+        level: level at which the tables' gradients are compared.
     """
 
     def __init__(self, methods: Balancing, dense: dict[str, nn.Parameter], tables: list[str], level: Level) -> None:
@@ -32,10 +32,10 @@ class GradientBalancing(nn.Module):
             )
 
     def shared(self, index: int) -> Tensor:
-        """Which slices of a dense parameter are shared, [size of the first dimension] bool.
+        """Mask of the shared slices of a dense parameter, [size of the first dimension] bool.
 
-        A slice is shared from the step on in which a second task has a gradient in it. Towers, logits and the gates of single
-        tasks, which the package stores side by side, never are: their gradients are left as they are.
+        A slice is shared from the step on in which a second task has a gradient in it. Towers, logits and the gates of
+        single tasks, which the package concatenates, never are: their gradients are left unchanged.
         """
         mask = getattr(self, f"shared_{index}")
         assert isinstance(mask, Tensor)
@@ -43,14 +43,14 @@ class GradientBalancing(nn.Module):
 
 
 def slices(parameter: Tensor) -> int:
-    """The size of the first dimension; 1 for a single number."""
+    """Size of the first dimension; 1 for a scalar."""
     return parameter.shape[0] if parameter.dim() else 1
 
 
 def build_gradient_balancing(
     config: AnyBalancingConfig, tasks: list[str], dense: dict[str, nn.Parameter], tables: list[str]
 ) -> GradientBalancing | None:
-    """What ``config`` asks for, if it does ask for balancing.
+    """Build the gradient balancing of ``config``; None without balancing.
 
     Raises:
         UserError: a target is not one of the tasks.

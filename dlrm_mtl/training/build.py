@@ -1,4 +1,4 @@
-"""From a configuration to the distributed model and its optimizers."""
+"""Building the distributed model and its optimizers from a configuration."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
 
 
 def build_ranker(config: RunConfig, spec: DatasetSpec) -> tuple[RankingModel, DatasetSpec]:
-    """The model before it is sharded, its tables without memory; and the data set's description with the rows of all tables.
+    """Build the model before sharding, with tables that take no memory.
+
+    Returns:
+        The model, and the data set's description with the rows of all tables.
 
     Raises:
         UserError: the configuration does not fit the data set.
@@ -88,7 +91,7 @@ def build_ranker(config: RunConfig, spec: DatasetSpec) -> tuple[RankingModel, Da
 
 
 def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -> Optimizers:
-    """The optimizers of all parameters of ``model``."""
+    """Build the optimizers of all parameters of ``model``."""
     optimizers = Optimizers(
         config.optimizer,
         model.dense_parameters(),
@@ -100,17 +103,17 @@ def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -
 
 
 def build_step(config: RunConfig, process: Process, model: ShardedModel, optimizers: Optimizers) -> TrainingStep:
-    """The training step that the configuration asks for: with gradient balancing, or plain."""
+    """Build the training step of the configuration: with gradient balancing, or plain."""
     kind = TrainingStep if model.balancing is None else BalancedStep
     return kind(config, process, model, optimizers)
 
 
 def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dict[str, Vocabulary]:
-    """The unbounded vocabularies of a run, with their features and tables."""
+    """Unbounded vocabularies of a run, with their features and tables."""
     result = {name: Vocabulary(each.rows, each.eviction) for name, each in config.data.unbounded.items()}
     known = {feature.name for feature in spec.features}
     for table in tables.configs:
-        for feature in known.intersection(table.feature_names):  # a model may draw more of its own
+        for feature in known.intersection(table.feature_names):  # a model may draw features of its own
             vocabulary = result.get(spec.vocabulary_owner(feature))
             if vocabulary is not None:
                 vocabulary.features.add(feature)
@@ -119,9 +122,9 @@ def _vocabularies(config: RunConfig, spec: DatasetSpec, tables: TableSet) -> dic
 
 
 def quieten() -> None:
-    """Keep remarks that no user can act on out of a run's output."""
+    """Suppress remarks that users cannot act on."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
-    logging.getLogger().addFilter(_not_about_specs)  # the same function is added once only
+    logging.getLogger().addFilter(_not_about_specs)  # the same function is added only once
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for module in (r"torchrec\.", r"torch\.distributed\."):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)

@@ -1,4 +1,4 @@
-"""A watch over runs that fail quietly: losses that explode, tasks without rows, metrics that say nothing."""
+"""A watch for silent failures: exploding losses, tasks without rows, uninformative metrics."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 from dlrm_mtl.core.errors import UserError
 
 FACTOR = 10.0
-"""A loss so many times that of the first entry counts as far above it."""
+"""Ratio of a loss to its first entry above which it counts as diverging."""
 ENTRIES = 3
-"""Entries in a row before something is said."""
+"""Number of consecutive entries before a warning."""
 CHANCE = 0.5
-"""AUC of predictions that are all alike."""
+"""AUC of constant predictions."""
 
 logger = logging.getLogger(__name__)
 
 
 class DivergenceWatch:
-    """Warns once about each thing that goes wrong. All processes see the same numbers and come to the same end.
+    """Watch that warns once about each failure. All processes see the same numbers and reach the same decision.
 
     Args:
-        tasks: their names.
-        stop: end the run where the loss of a task diverges.
+        tasks: names of the tasks.
+        stop: True to end the run if the loss of a task diverges.
     """
 
     def __init__(self, tasks: Sequence[str], stop: bool) -> None:
@@ -35,14 +35,14 @@ class DivergenceWatch:
         self._said: set[str] = set()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Look at an entry of the log.
+        """Check an entry of the log.
 
         Raises:
-            UserError: the loss of a task diverges, and the run is to stop then.
+            UserError: the loss of a task diverges, and the run must stop.
         """
         for task in self.tasks:
             loss = values[f"loss/{task}"]
-            if math.isnan(loss):  # all steps were skipped, which is reported as such
+            if math.isnan(loss):  # all steps were skipped, which is reported separately
                 continue
             if loss != 0.0:
                 self._first.setdefault(task, loss)
@@ -64,7 +64,7 @@ class DivergenceWatch:
                 self._warn(f"{task} diverges", f"{sentence} training.stop_on_divergence: true ends such a run.")
 
     def evaluation(self, step: int, watched: str, value: float) -> None:
-        """Look at the watched metric of an evaluation."""
+        """Check the watched metric of an evaluation."""
         if math.isnan(value):
             self._warn(
                 "nan",

@@ -23,19 +23,19 @@ def evaluate(
     device: torch.device,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Compute every metric of every task's kind; to be called on every process, which all get the same result.
+    """Compute every metric of every task's kind. Every process must call this, and all get the same result.
 
-    The first process holds 12 bytes per row and task meanwhile: ranking metrics are computed from all scores.
+    The first process temporarily holds 12 bytes per row and task: ranking metrics are computed from all scores.
 
     Args:
         model: the sharded model.
-        loader: reads this process's part of the split.
-        tasks: the tasks of the model.
-        device: of the model.
-        on_progress: called with the number of batches that are done, of ``loader.steps_per_epoch``.
+        loader: loader of this process's part of the split.
+        tasks: tasks of the model.
+        device: device of the model.
+        on_progress: called with the number of finished batches, of ``loader.steps_per_epoch``.
 
     Returns:
-        ``TASK/METRIC``, and ``mean/METRIC`` for the mean over the tasks where it is defined; nan where undefined.
+        ``TASK/METRIC``, and ``mean/METRIC`` for the mean over the tasks that define it; nan if undefined.
     """
     model.module.eval()
     targets = Targets(tasks)
@@ -61,14 +61,14 @@ def evaluate(
 
 
 def _gathered(local: torch.Tensor) -> np.ndarray | None:
-    """On the first process the parts of all, side by side in the second dimension."""
+    """Parts of all processes on the first one, concatenated in the second dimension."""
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
     dist.gather(local, parts)
     return None if parts is None else torch.cat(parts, dim=1).numpy()
 
 
 def _observed(everything: np.ndarray, tasks: list[TaskConfig]) -> dict[str, np.ndarray]:
-    """By ranking task, the rows whose user and item belong together."""
+    """Mask of the rows whose user and item belong together, by ranking task."""
     _, labels, weights = everything
     return {
         task.name: (labels[:, column] > 0) & (weights[:, column] > 0)
@@ -78,7 +78,7 @@ def _observed(everything: np.ndarray, tasks: list[TaskConfig]) -> dict[str, np.n
 
 
 def _metrics(everything: np.ndarray, tasks: list[TaskConfig], more: dict[str, float]) -> dict[str, float]:
-    """The metrics of all tasks; ``more`` has those that are not of single rows."""
+    """Metrics of all tasks; ``more`` holds those that are not of single rows."""
     result: dict[str, float] = {}
     for column, task in enumerate(tasks):
         logits, labels, weights = everything[:, :, column]

@@ -1,6 +1,6 @@
-"""What the training loop tells those who listen: progress bars, logs, trackers of experiments, profilers.
+"""Events of the training loop for listeners: progress bars, logs, experiment trackers, profilers.
 
-A listener is a subclass of :class:`Listener` that overrides what it wants to hear::
+A listener is a subclass of :class:`Listener` that overrides the methods of its events::
 
     class Print(Listener):
         def on_evaluation(self, event: Evaluation) -> None:
@@ -8,9 +8,10 @@ A listener is a subclass of :class:`Listener` that overrides what it wants to he
 
     dlrm_mtl.train(config, listeners=[Print()])
 
-They are called in this order: ``on_start``; for each round ``on_round_start``, then ``on_step``, ``on_skip``, ``on_log``,
-``on_progress``, ``on_evaluation``, ``on_checkpoint_start`` and ``on_checkpoint`` as they come, and ``on_round_end``;
-``on_evaluation`` of the test split; ``on_end``. A run has one round; on growing data one for each lot of new files.
+The order of calls is: ``on_start``; for each round ``on_round_start``, then ``on_step``, ``on_skip``, ``on_log``,
+``on_progress``, ``on_evaluation``, ``on_checkpoint_start`` and ``on_checkpoint`` in the order of events, and
+``on_round_end``; ``on_evaluation`` of the test split; ``on_end``. A run has one round; growing data has one for each group
+of new files.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from dlrm_mtl.training.sharded_model import ShardedModel
 
 @dataclass(frozen=True)
 class Start:
-    """A run is set up: model, optimizers and folder are there, and no step of this attempt is taken yet."""
+    """A run is set up: model, optimizers and folder exist, and no step of this attempt is taken yet."""
 
     config: RunConfig
     process: Process
     model: ShardedModel
     step: int
-    """Steps that are behind it: more than 0 if it resumes."""
+    """Number of steps already taken: more than 0 for a resumed run."""
     folder: str
     """The run's folder, path or URI."""
     data_name: str
     """Name of the data set."""
     data_rows: int | None
-    """Rows of the training split; None if data are growing."""
+    """Rows of the training split; None for growing data."""
     total_steps: int | None
-    """Steps of the whole run; None if data are growing."""
+    """Steps of the whole run; None for growing data."""
 
 
 @dataclass(frozen=True)
 class RoundStart:
-    """Training on a data set, or on a lot of new files of a growing one, begins or goes on."""
+    """Training on a data set, or on a group of new files of a growing one, starts or continues."""
 
     step: int
-    """Steps of the run that are behind it."""
+    """Number of steps of the run already taken."""
     total_steps: int
     """Steps of the run after which the round ends."""
 
@@ -62,13 +63,13 @@ class Step:
     """A step was taken. Reading its tensors makes the host wait for the device."""
 
     step: int
-    """Steps taken so far, this one included."""
+    """Number of steps taken, including this one."""
     epoch: int
-    """Passes over the data before it."""
+    """Number of earlier passes over the data."""
     losses: Tensor
     """This process's parts of the tasks' losses [T]; over all processes they sum to the losses of the global batch."""
     report: StepReport
-    """What the update did: was it skipped, was it clipped."""
+    """Result of the update, such as whether it was skipped or clipped."""
 
 
 @dataclass(frozen=True)
@@ -77,33 +78,33 @@ class Skip:
 
     step: int
     in_a_row: int
-    """Steps that were skipped one after the other, this one included; ``training.max_skipped_steps`` end the run."""
+    """Number of consecutive skipped steps, including this one; ``training.max_skipped_steps`` of them end the run."""
     reason: str
-    """Where the gradient was not finite: tables, dense part, tasks."""
+    """Place of the gradient that was not finite: tables, dense part, tasks."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """Averages since the entry before, every ``training.log_every`` steps."""
+    """Averages since the previous entry, every ``training.log_every`` steps."""
 
     step: int
     epoch: int
-    """Passes over the data before it."""
+    """Number of earlier passes over the data."""
     values: dict[str, float]
     """``loss/TASK``, ``rows_per_second``, ``data_wait_share``, ``skipped_steps`` ...: an entry of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Work besides training steps goes on: an evaluation, a prediction."""
+    """Progress of work other than training steps, such as an evaluation or a prediction."""
 
     work: str
-    """Such as ``validate``."""
+    """Name of the work, such as ``validate``."""
     done: int
-    """Units of work that are done; 0 when it begins."""
+    """Number of finished units of work; 0 at the start."""
     total: int
     brief: bool = True
-    """Whether nobody needs to see it unless it takes long."""
+    """True if the work needs to be shown only when it takes long."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,12 @@ class Evaluation:
     metrics: dict[str, float]
     """``TASK/METRIC``, and ``mean/METRIC``; nan where undefined."""
     is_best: bool = False
-    """Whether the watched metric, ``training.early_stopping.metric``, is the best so far."""
+    """True if the watched metric, ``training.early_stopping.metric``, is the best so far."""
 
 
 @dataclass(frozen=True)
 class CheckpointStart:
-    """A checkpoint is about to be written: what was logged until now should be on the disk, and is published with it."""
+    """A checkpoint is about to be written: log entries up to now must be flushed to the disk, and are published with it."""
 
     step: int
 
@@ -131,12 +132,12 @@ class CheckpointSaved:
     """A checkpoint is complete."""
 
     step: int
-    """Steps taken; ``checkpoints/step_N`` in the run's folder has this number."""
+    """Number of steps taken, as in ``checkpoints/step_N`` in the run's folder."""
 
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """Training on the data of a round has ended: all steps are taken, early stopping, a signal or an error."""
+    """Training on the data of a round has ended: after all steps, by early stopping, by a signal or an error."""
 
     step: int
 
@@ -146,28 +147,28 @@ class End:
     """The run has ended."""
 
     step: int
-    """Steps taken."""
+    """Number of steps taken."""
     metrics: dict[str, float] | None = None
-    """Of the test split, if there is one and the run came to its end."""
+    """Metrics of the test split, if there is one and the run was completed."""
     error: BaseException | None = None
-    """What ended it otherwise: :class:`~dlrm_mtl.training.interruption.Interrupted` after a signal, or an error."""
+    """Reason of a premature end: :class:`~dlrm_mtl.training.interruption.Interrupted` after a signal, or an error."""
 
 
 class Listener:
-    """Base of everything that listens to a run; each method does nothing until it is overridden.
+    """Base of all listeners to a run; each method does nothing unless it is overridden.
 
-    What a listener raises ends the run, as an error in the loop does. Methods are called while all processes wait, so that
-    they should be quick, and must not call collective operations unless :attr:`every_process` is true.
+    An exception in a listener ends the run, like an error in the loop. Methods are called while all processes wait, so they
+    should be quick. They must not call collective operations unless :attr:`every_process` is true.
     """
 
     every_process = False
-    """Whether it listens on every process; otherwise on the first one only."""
+    """True to listen on every process, False for the first one only."""
 
     def on_start(self, event: Start) -> None:
         """A run is set up."""
 
     def on_round_start(self, event: RoundStart) -> None:
-        """Training begins or goes on."""
+        """Training starts or continues."""
 
     def on_step(self, event: Step) -> None:
         """A step was taken."""
@@ -176,10 +177,10 @@ class Listener:
         """The step changed nothing."""
 
     def on_log(self, event: Log) -> None:
-        """Averages over the last steps are there."""
+        """Averages over the last steps are available."""
 
     def on_progress(self, event: Progress) -> None:
-        """Work besides training steps goes on."""
+        """Work other than training steps makes progress."""
 
     def on_evaluation(self, event: Evaluation) -> None:
         """A split was evaluated."""
@@ -217,18 +218,18 @@ _METHODS: dict[type[Any], str] = {
 
 
 class Listeners:
-    """Tells events to several listeners.
+    """Sender of events to several listeners.
 
     Args:
-        listeners: those of a run.
-        is_main: whether this is the first process; on others only those hear something that listen on every process.
+        listeners: listeners of a run.
+        is_main: True on the first process; other processes only keep listeners of every process.
     """
 
     def __init__(self, listeners: Iterable[Listener] = (), is_main: bool = True) -> None:
         self.listeners = [listener for listener in listeners if is_main or listener.every_process]
 
     def tell(self, event: Event) -> None:
-        """Call the method of ``event`` of every listener in turn; at an end in the opposite order, whatever one raises."""
+        """Call the method of ``event`` on all listeners in turn; at an end in reverse order, even if one raises."""
         name = _METHODS[type(event)]
         with ExitStack() as at_end:
             for listener in self.listeners:

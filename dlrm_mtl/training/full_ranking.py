@@ -1,4 +1,4 @@
-"""Evaluation in which all items are ranked for every user, for models that score a user and an item by a product."""
+"""Evaluation that ranks all items for every user, for models that score a user and an item by a product."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Ids = NDArray[np.int64]
 
 
 class FullRanking:
-    """Ranks, for every user with targets in a split, all items but id 0 and those in the user's rows of the training split.
+    """Ranking of all items, except id 0 and those in the user's training rows, for every user with targets in a split.
 
-    Vectors of users and items are looked up by all processes and ranked by the first one, which keeps them all in memory.
+    All processes look up the vectors of users and items. The first one ranks them, and holds them all in memory.
 
     Args:
-        ranker: the model, sharded.
-        path: of the data set.
-        rows: pairs that a process looks up at a time.
-        device: of the model.
+        ranker: the sharded model.
+        path: path of the data set.
+        rows: number of pairs that a process looks up at a time.
+        device: device of the model.
     """
 
     def __init__(self, ranker: PairScores, path: str, rows: int, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class FullRanking:
         self.device = device
 
     def pairs(self, batch: Batch) -> Tensor:
-        """The user and the item of every row, [2, B] int64; -1 where a row has none."""
+        """User and item of every row, [2, B] int64; -1 if a row has none."""
         result = []
         for name in (self.ranker.user, self.ranker.item):
             ids = batch.sparse[name]
@@ -56,11 +56,11 @@ class FullRanking:
 
     @torch.no_grad()
     def metrics(self, pairs: Ids | None, observed: dict[str, NDArray[np.bool_]]) -> dict[str, float]:
-        """`TASK/METRIC` of every task; to be called on every process, the first one gets the result.
+        """`TASK/METRIC` of every task. Every process must call this; the first one gets the result.
 
         Args:
             pairs: [2, N] of all rows of the split, on the first process.
-            observed: by task, whether the item of each row is a target, [N].
+            observed: mask [N] of the rows whose item is a target, by task.
         """
         users = [np.unique(pairs[0][pairs[0] >= 0]) if pairs is not None else np.empty(0, np.int64)]
         dist.broadcast_object_list(users)
@@ -79,7 +79,7 @@ class FullRanking:
         return result
 
     def _vectors(self, users: Ids) -> tuple[Tensor, Tensor, Tensor]:
-        """On the first process [users, d], [items, d] and [items], elsewhere parts that mean nothing."""
+        """Vectors [users, d], [items, d] and biases [items] on the first process, meaningless parts elsewhere."""
         world_size, rank = dist.get_world_size(), dist.get_rank()
         items = self.ranker.items
         count = max(len(users), items)
@@ -115,7 +115,7 @@ class FullRanking:
 
     @cached_property
     def _seen(self) -> _Grouped:
-        """The pairs in the training split."""
+        """Pairs in the training split."""
         dataset = open_dataset(self.path)
         columns = [dataset.spec.feature(name).source for name in (self.ranker.user, self.ranker.item)]
         parts = []
@@ -129,7 +129,7 @@ class FullRanking:
 
 
 class _Grouped:
-    """Pairs [2, N] of users and items, by user."""
+    """Pairs [2, N] of users and items, grouped by user."""
 
     def __init__(self, pairs: Ids) -> None:
         order = np.argsort(pairs[0], kind="stable")
@@ -145,7 +145,7 @@ class _Grouped:
 
 
 def _integers(column: pa.ChunkedArray) -> Ids:
-    """The ids [N] of a column, the first one of lists; -1 where there is none."""
+    """Ids [N] of a column, the first one of lists; -1 for a row without ids."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = pa.chunked_array(pc.list_element(pc.list_slice(column, 0, 1, return_fixed_size_list=True), 0))
     ids: Ids = np.asarray(pc.fill_null(column, -1).cast(pa.int64()))

@@ -1,4 +1,4 @@
-"""Leaving cleanly after Ctrl-C or SIGTERM: finish the step, save a checkpoint, say how to go on."""
+"""Clean exit after Ctrl-C or SIGTERM: finish the step, save a checkpoint, say how to continue."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from types import FrameType, TracebackType
 
 GRACE_SECONDS = 5.0
-"""One Ctrl-C reaches a worker twice, from the terminal and from its launcher; only a later signal counts as a second one."""
+"""Seconds in which a repeated signal is ignored: one Ctrl-C reaches a worker twice, from the terminal and from its launcher."""
 
 
 class Interrupted(Exception):
-    """Training stopped after a signal and a checkpoint; the command line leaves with 128 + the signal's number."""
+    """Training stopped after a signal and a checkpoint; the command line exits with 128 + the signal's number."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -20,9 +20,9 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """While active, notes the first SIGINT or SIGTERM instead of dying from it; a second one ends the process at once.
+    """Context that records the first SIGINT or SIGTERM instead of dying from it; a second one ends the process at once.
 
-    In another thread than the main one, where Python lets nobody handle signals, it notes none.
+    It records nothing outside the main thread, where Python allows no signal handlers.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The readers of a run, one for every split and process."""
+"""Loaders of a run, one for every split and process."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dlrm_mtl.tasks.targets import label_columns
 
 
 def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:
-    """The reader of one split for this process: shuffled for training, in file order otherwise."""
+    """Loader of one split for this process: shuffled for training, in file order otherwise."""
     return split_loader(config, dataset.split(split), process)
 
 
 def training_loader(config: RunConfig, split: Split, process: Process) -> BatchLoader:
-    """The reader of rows to train on, with negatives if the configuration wants some; to be called on every process.
+    """Loader of training rows, with negatives if the configuration has any. Every process must call this.
 
-    What negatives are drawn from comes out of ``split``: every process reads a share of it.
+    The statistics for negatives come from ``split``: every process reads a part of it.
     """
     if config.data.negatives is None:
         return split_loader(config, split, process)
-    own_lanes(config.data.lanes, process.rank, process.world_size)  # a mistake is told before the split is read
+    own_lanes(config.data.lanes, process.rank, process.world_size)  # a mistake is reported before the split is read
     labels = label_columns(config.tasks)
     own: list[ItemStatistics] = []
     on_every_process(lambda: own.append(read_statistics(split, config.data, labels, process.rank, process.world_size)))
@@ -34,7 +34,7 @@ def training_loader(config: RunConfig, split: Split, process: Process) -> BatchL
 
 
 def split_loader(config: RunConfig, split: Split, process: Process, negatives: Negatives | None = None) -> BatchLoader:
-    """The same of a split that is open, with ``negatives`` if there are any."""
+    """Loader of an open split for this process, with ``negatives`` if there are any."""
     training = split.name == "train"
     size = config.data.batch_size // config.training.micro_batches if training else config.data.evaluation_batch_size
     return BatchLoader(

@@ -1,4 +1,4 @@
-"""The training loop. Read this file to know what a run does."""
+"""The training loop. Read this file to see what a run does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dlrm_mtl.training.tensors import RunTensors
 
 @dataclass
 class RunParts:
-    """What a :class:`Trainer` works with, on one process."""
+    """The objects of a :class:`Trainer` on one process."""
 
     config: RunConfig
     process: Process
@@ -41,25 +41,25 @@ class RunParts:
     train_data: BatchLoader
     checkpoints: Checkpoints
     progress: RunState
-    """Where the run stands; the trainer moves it on."""
+    """State of the run; the trainer updates it."""
     validation_data: BatchLoader | None = None
     listeners: events.Listeners = field(default_factory=events.Listeners)
     first_step: int = 0
-    """Growing data: the step at which the round of ``train_data`` began."""
+    """Growing data: the step at which the round of ``train_data`` started."""
     first_epoch: int = 0
-    """Growing data: rounds before it, which stand for epochs in the order of rows."""
+    """Growing data: number of earlier rounds, which takes the place of the epoch in the order of rows."""
     growing: bool = False
-    """Whether more data may come: then nothing stops early."""
+    """True if more data may arrive: then nothing stops early."""
 
 
 class Trainer:
-    """Trains a model from where ``progress`` stands to the end of the run, or to a signal.
+    """Training from the state in ``progress`` to the end of the run, or to a signal.
 
-    Every process runs the same loop on its own lanes, and tells its listeners what happens. A round of growing data is trained
-    like a run that begins where the last round ended.
+    Every process runs the same loop on its own lanes, and sends events to its listeners. A round of growing data is trained
+    like a run that starts at the end of the last round.
 
     Args:
-        parts: see :class:`RunParts`; each is an attribute of the trainer, too.
+        parts: see :class:`RunParts`; each is also an attribute of the trainer.
     """
 
     def __init__(self, parts: RunParts) -> None:
@@ -87,7 +87,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done, or early stopping says so."""
+        """True if the last step is done, or early stopping applies."""
         patience = self.config.training.early_stopping.patience
         impatient = 0 < patience <= self.progress.evaluations_without_improvement
         return (impatient and not self.growing) or self.progress.step >= self.total_steps
@@ -96,9 +96,9 @@ class Trainer:
         """Take the remaining steps.
 
         Raises:
-            Interrupted: a signal came; the checkpoint ``latest`` holds the state.
-            UserError: a row of the data cannot be used, too many gradients are not finite, or the run is to stop on divergence
-                and diverges.
+            Interrupted: a signal arrived; the checkpoint ``latest`` holds the state.
+            UserError: a row of the data cannot be used, too many gradients are not finite, or the loss diverges with
+                ``training.stop_on_divergence``.
         """
         with self.interruption:
             try:
@@ -120,7 +120,7 @@ class Trainer:
             logged = step % self.config.training.log_every == 0 or last
             signal = self.interruption.signal
             parts, report = self.step(batches, self.progress.step, epoch, measure=logged, signal=signal)
-            stop = signal or report.flag  # all processes stop after the same step, wherever the signal came
+            stop = signal or report.flag  # all processes stop after the same step, whichever got the signal
             self.progress.step, self.progress.steps_applied = step, self.optimizers.sparse.steps
             self.tell(events.Step(step, epoch, parts, report))
             self.window.add(self.check(parts, report), self.config.data.batch_size, self.step.figures())
@@ -138,14 +138,14 @@ class Trainer:
                 return
 
     def steps_of(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
-        """What each step of an epoch learns from, in micro-batches, on this process's device."""
+        """Rows of each step of an epoch, in micro-batches, on this process's device."""
         pieces = self.config.training.micro_batches
         batches = self.train_data.epoch(epoch, start_step * pieces)
         for _ in range(start_step, self.steps_per_epoch):
             yield [batch.to(self.process.device, non_blocking=True) for batch in islice(batches, pieces)]
 
     def check(self, parts: Tensor, report: StepReport) -> Tensor | None:
-        """Count and name a step that was skipped, and give up after too many in a row; return ``parts`` if it was not."""
+        """Count and report a skipped step, and fail after too many in a row; return ``parts`` if it was not skipped."""
         self.progress.clipped_steps += report.clipped
         if not report.skipped:
             self.progress.skipped_in_a_row = 0
@@ -168,7 +168,7 @@ class Trainer:
         return None
 
     def log(self, epoch: int, values: dict[str, float], report: StepReport) -> None:
-        """Tell what happened since the last time."""
+        """Send a log entry of the steps since the last one."""
         self.progress.seconds += values["seconds"]
         counts = {"skipped_steps": self.progress.skipped_steps, "clipped_steps": self.progress.clipped_steps}
         more = {"epoch": epoch + 1, "rate_factor": self.optimizers.factor, **counts, **report.scalars()}
@@ -176,7 +176,7 @@ class Trainer:
         self.watch.log(self.progress.step, values)
 
     def validate(self) -> None:
-        """Evaluate on the validation split and note whether it is the best so far."""
+        """Evaluate on the validation split and record whether the result is the best so far."""
         data = self.validation_data
         if data is None:
             return
@@ -211,5 +211,5 @@ class Trainer:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of ``TASK/METRIC`` is the better one."""
+    """Return True if a smaller value of ``TASK/METRIC`` is better."""
     return ALL_METRICS[metric.rpartition("/")[2]].lower_is_better

@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class Profiler(Listener):
-    """Writes ``rank_R.json.gz``, a trace of the phases, operators and kernels of the steps that ``config`` names.
+    """Writer of ``rank_R.json.gz``, a trace of the phases, operators and kernels of the steps in ``config``.
 
     Args:
-        config: which steps, counted from the first one that this start of the run takes.
-        folder: where to write.
-        rank: of this process.
+        config: steps to trace, counted from the first one of this start of the run.
+        folder: output folder.
+        rank: rank of this process.
     """
 
     every_process = True
@@ -36,7 +36,7 @@ class Profiler(Listener):
         self.file.parent.mkdir(parents=True, exist_ok=True)
 
     def on_round_start(self, event: RoundStart) -> None:
-        """Start to count steps; the first round only."""
+        """Start counting steps, only in the first round."""
         if self._profile is not None:
             return
         start, steps = self.config.start, self.config.steps
@@ -45,7 +45,7 @@ class Profiler(Listener):
             activities.append(ProfilerActivity.CUDA)
         self._profile = profile(
             activities=activities,
-            # One step before the first one is traced and dropped: starting a trace slows it down.
+            # One earlier step is traced and dropped: starting a trace slows it down.
             schedule=schedule(wait=max(start - 1, 0), warmup=min(start, 1), active=steps, repeat=1),
             on_trace_ready=self._write,
         )
@@ -57,7 +57,7 @@ class Profiler(Listener):
             self._profile.step()
 
     def on_round_end(self, event: RoundEnd) -> None:
-        """Write what there is if training ends amid the steps."""
+        """Write the trace so far if training ends during the traced steps."""
         if self._profile is not None:
             self._profile.stop()
 

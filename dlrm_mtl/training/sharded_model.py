@@ -1,4 +1,4 @@
-"""The model of a run, spread over its processes."""
+"""The model of a run, distributed over its processes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from dlrm_mtl.training.full_ranking import FullRanking
 
 @dataclass
 class ShardedModel:
-    """A model spread over the processes of a run."""
+    """A model distributed over the processes of a run."""
 
     module: DistributedModelParallel
-    """Call it with a batch: logits [B, T]."""
+    """Model to call with a batch; returns logits [B, T]."""
     plan: ShardingPlan
-    """Where each table lives."""
+    """Placement of each table."""
     table_set: TableSet
-    """The tables, and what features become."""
+    """Tables, and the pooling of their features."""
     random: BatchRandom
-    """The clock of all draws (dropout, negatives, samples of tasks): its ``step`` is set before every micro-batch."""
+    """Source of all random draws (dropout, negatives, sampled tasks): its ``step`` is set before every micro-batch."""
     ids: UnboundedIds
-    """Turns unbounded ids into rows; gives rows to new ids during training steps."""
+    """Map of unbounded ids to rows; gives rows to new ids in training steps."""
     weighting: TaskWeighting
-    """How the tasks' losses become one. A part of the model: DDP reduces its gradients and checkpoints hold its state."""
+    """Combination of the tasks' losses. A part of the model: DDP reduces its gradients and checkpoints hold its state."""
     full_ranking: FullRanking | None = None
-    """Ranks all items in evaluation, with models that score users and items by a product."""
+    """Ranking of all items in evaluation, for models that score users and items by a product."""
     balancing: GradientBalancing | None = None
-    """What gradient balancing keeps, if there is any. A part of the model, too."""
+    """State of gradient balancing, if there is any. Also a part of the model."""
 
     @property
     def tables(self) -> Sequence[Table]:
@@ -53,7 +53,7 @@ class ShardedModel:
         return ranker
 
     def table_weights(self) -> dict[str, Any]:
-        """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor if every process holds it all."""
+        """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor for a replicated table."""
         return table_weights(self.module)
 
     def dense_weights(self) -> dict[str, Tensor]:
@@ -61,13 +61,13 @@ class ShardedModel:
         return {key: value for key, value in self.module.state_dict().items() if not is_table(key)}
 
     def dense_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters outside the tables by name."""
+        """Parameters outside the tables by name."""
         return {name: parameter for name, parameter in self.module.named_parameters() if not is_table(name)}
 
     def penalty(self, logits: Tensor) -> Tensor | None:
-        """What the architecture adds to the loss of every row, [B], given logits [B, T]; None for nothing."""
+        """Term that the architecture adds to the loss of every row, [B], given logits [B, T]; None for no term."""
         return self.ranker.penalty(logits)
 
     def parameter_count(self) -> tuple[int, int]:
-        """Parameters in the tables, without columns that only fill them up, and outside them."""
+        """Number of parameters in the tables, without padding columns, and outside them."""
         return self.table_set.parameters, sum(parameter.numel() for parameter in self.dense_parameters().values())

@@ -21,26 +21,26 @@ from dlrm_mtl.training.sharded_model import ShardedModel
 
 
 class MicroBatch(NamedTuple):
-    """Rows of this process with what the tasks make of them."""
+    """Rows of this process, with labels and weights of the tasks."""
 
     batch: Batch
     labels: Tensor  # [B, T]
-    weights: Tensor  # [B, T], 0 where a row does not count for a task
+    weights: Tensor  # [B, T], 0 for a row that a task ignores
 
     @property
     def row_weights(self) -> Tensor:
-        """The weight of each row where no task is in question, [B]: its largest."""
+        """Weight of each row independent of tasks, [B]: its largest one."""
         return self.weights.amax(dim=1)
 
 
 class TrainingStep:
-    """Takes training steps; every process calls it with its part of the same global batch.
+    """Training step; every process calls it with its part of the same global batch.
 
     Args:
-        config: of the run.
-        process: the one that calls.
+        config: configuration of the run.
+        process: this process.
         model: the sharded model.
-        optimizers: of all its parameters.
+        optimizers: optimizers of all its parameters.
     """
 
     def __init__(self, config: RunConfig, process: Process, model: ShardedModel, optimizers: Optimizers) -> None:
@@ -51,19 +51,19 @@ class TrainingStep:
         self.targets = Targets(config.tasks, process.device)
         self.losses = TaskLosses(config.tasks, process.device, model.weighting)
         self.not_finite: list[str] = []
-        """Tasks whose gradient was not finite in the last step; known only where tasks have gradients of their own."""
+        """Tasks whose gradient was not finite in the last step; known only if gradients are computed per task."""
 
     def __call__(
         self, batches: Sequence[Batch], step: int, epoch: int, measure: bool = False, signal: int = 0
     ) -> tuple[Tensor, StepReport]:
-        """Take step number ``step``; return this process's parts of the tasks' losses [T], and what the update did.
+        """Take step number ``step``; return this process's parts of the tasks' losses [T], and the report of the update.
 
         Args:
             batches: this process's rows, in micro-batches.
-            step: steps taken so far.
-            epoch: passes over the data so far.
-            measure: whether the report should also say how far coordinates moved.
-            signal: the signal that this process has got, or 0; the report's flag is the one that any process has got.
+            step: number of steps taken so far.
+            epoch: number of passes over the data so far.
+            measure: True to report the largest moves of coordinates.
+            signal: signal that this process has received, or 0; the report's flag is one that any process has received.
         """
         self.model.ids.begin(step)
         self.losses.weighting.start(epoch)
@@ -84,9 +84,9 @@ class TrainingStep:
 
         Args:
             pieces: this process's rows.
-            totals: the weights of the global batch's rows for each task, summed [T].
-            rows: the weights of its rows, summed.
-            step: steps taken so far.
+            totals: sums of the weights of the global batch's rows, for each task [T].
+            rows: sum of the weights of its rows, independent of tasks.
+            step: number of steps taken so far.
         """
         parts = torch.zeros_like(totals)
         for number, piece in enumerate(pieces):
@@ -102,7 +102,7 @@ class TrainingStep:
         return parts
 
     def pieces(self, batches: Sequence[Batch], step: int) -> list[MicroBatch]:
-        """Labels and weights for each of ``batches``, after tasks have drawn the rows that they learn from."""
+        """Labels and weights for each of ``batches``, after sampling rows for the tasks."""
         result = []
         for number, batch in enumerate(batches):
             self.set_clock(step, number)
@@ -110,28 +110,28 @@ class TrainingStep:
         return result
 
     def total_weights(self, pieces: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """The weights of the global batch's rows: summed for each task [T], and without regard to tasks []."""
+        """Sums of the weights of the global batch's rows: for each task [T], and independent of tasks []."""
         own = [torch.cat([piece.weights.sum(dim=0), piece.row_weights.sum().unsqueeze(0)]) for piece in pieces]
         sums = torch.stack(own).sum(dim=0)  # [T + 1]
         dist.all_reduce(sums)
         return sums[:-1], sums[-1]
 
     def penalty(self, logits: Tensor, piece: MicroBatch, rows: Tensor) -> Tensor | None:
-        """A penalty that the model asks for, averaged over the global batch; multiplied as DDP divides."""
+        """Penalty of the model, averaged over the global batch; multiplied by the number of processes, by which DDP divides."""
         penalty = self.model.penalty(logits)  # [B]
         if penalty is None:
             return None
         return (penalty * piece.row_weights).sum() / rows.clamp(min=1e-30) * self.process.world_size
 
     def after_update(self, pieces: Sequence[MicroBatch], parts: Tensor, totals: Tensor, step: int) -> None:
-        """Let the task weights learn from the losses of a step that was applied; arguments as in :meth:`differentiate`."""
+        """Update the task weights by the losses of an applied step; arguments as in :meth:`differentiate`."""
         self.losses.weighting.observe(parts, totals)
 
     def rehearse(self, batch: Batch) -> None:
-        """Differentiate a batch that counts for nothing, so that sums over processes do not depend on where a run begins.
+        """Differentiate a batch of weight 0, so that sums over processes do not depend on the first step of a run.
 
-        After two backward passes DDP puts the parameters into another order. With more than two processes that is another
-        order of summation, in which the first steps after a resume would differ from the same steps of an uninterrupted run.
+        After two backward passes DDP reorders the parameters. With more than two processes that changes the order of
+        summation, and the first steps after a resume would differ from the same steps of an uninterrupted run.
         """
         if self.process.world_size <= 2:
             return
@@ -145,9 +145,9 @@ class TrainingStep:
                 buffer.copy_(before)
 
     def set_clock(self, step: int, number: int) -> None:
-        """Let what is drawn for rows be that of a step's micro-batch ``number``."""
+        """Set the random draws to a step's micro-batch ``number``."""
         self.model.random.step = step * self.micro_batches + number
 
     def figures(self) -> dict[str, float]:
-        """What the log should say of the last step besides its losses."""
+        """Scalars of the last step for the log, besides its losses."""
         return {**self.model.ids.figures}

@@ -13,8 +13,8 @@ class RunTensors:
     """All tensors of a run; see :class:`~dlrm_mtl.checkpoint.tensors.Checkpointed`.
 
     Args:
-        model: whose weights, buffers and ids they are.
-        optimizers: whose state they are; None to leave it out, as for predictions.
+        model: model with the weights, buffers and ids.
+        optimizers: optimizers with state; None to omit it, as for predictions.
     """
 
     def __init__(self, model: ShardedModel, optimizers: Optimizers | None = None) -> None:
@@ -27,7 +27,7 @@ class RunTensors:
             self.optimizers.allocate()
 
     def tensors(self) -> dict[str, Any]:
-        """The live tensors: ``tables``, ``dense``, ``ids`` where there are unbounded ones, ``table_state``, ``dense_state``."""
+        """Live tensors: ``tables``, ``dense``, ``ids`` if there are unbounded ones, ``table_state``, ``dense_state``."""
         tree: dict[str, Any] = {"tables": self.model.table_weights(), "dense": self.model.dense_weights()}
         if self.model.ids.vocabularies:
             tree["ids"] = self.model.ids.state()
@@ -37,6 +37,6 @@ class RunTensors:
         return tree
 
     def loaded(self, state: RunState) -> None:
-        """Let the optimizers go on counting from ``state``."""
+        """Set the optimizers' step count from ``state``."""
         if self.optimizers is not None:
             self.optimizers.sparse.loaded(state.steps_applied)

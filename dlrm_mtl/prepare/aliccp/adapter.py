@@ -1,7 +1,7 @@
 """Ali-CCP: impressions of Taobao's recommender with clicks and conversions, joined out of core with the users' features.
 
-The common features are turned into ids once and laid out in files; the impressions, many for each, stream by in their order
-and pick theirs. A conversion is null where there was no click, as it could not happen there.
+The common features become ids once and are stored in files; the impressions, many for each, stream by in their order and
+look theirs up. A conversion is null without a click, since it is impossible there.
 """
 
 from __future__ import annotations

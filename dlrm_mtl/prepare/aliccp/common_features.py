@@ -1,4 +1,4 @@
-"""Ali-CCP's common features, those of users, as ids on disk: many impressions have the same."""
+"""Ali-CCP's common features, those of users, as ids on disk: many impressions share them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlrm_mtl.prepare.common.vocabularies import Vocabularies
 
 
 class CommonFeatures:
-    """The users' features as lists of ids, laid out in files that are mapped, not read: [rows + 1] offsets and ids."""
+    """Features of users as lists of ids in memory-mapped files: [rows + 1] offsets and ids."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class CommonFeatures:
     ) -> None:
         place.mkdir()
         self.missing = 0
-        """Impressions met so far whose index has no common features."""
+        """Number of impressions so far whose index has no common features."""
         indices: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         lengths: dict[str, list[np.ndarray]] = {name: [np.zeros(1, dtype=np.int64)] for name in names}
         with ExitStack() as stack:
@@ -47,7 +47,7 @@ class CommonFeatures:
         }
 
     def find(self, indices: np.ndarray) -> np.ndarray:
-        """Row of each index, [n] int64; -1 for one that has no common features."""
+        """Row of each index, [n] int64; -1 for an index without common features."""
         if len(self._indices) == 0:
             rows = np.full(len(indices), -1)
         else:
@@ -57,7 +57,7 @@ class CommonFeatures:
         return rows
 
     def take(self, name: str, rows: np.ndarray) -> pa.ListArray:
-        """The lists of the feature ``name`` for ``rows`` of :meth:`find`."""
+        """Lists of the feature ``name`` for ``rows`` from :meth:`find`."""
         known = np.maximum(rows, 0)
         first = self._offsets[name][known]
         lengths = np.where(

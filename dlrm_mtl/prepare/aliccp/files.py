@@ -1,9 +1,10 @@
-"""The files of Ali-CCP to tables with a list of raw ids per field.
+"""Ali-CCP's files, loaded as tables with a list of raw ids per field.
 
-Four files without a header, fields separated by commas: ``sample_skeleton_train.csv`` and ``..._test.csv`` (sample id, click,
-conversion, index of common features, number of features, features) and ``common_features_train.csv`` and ``..._test.csv``
-(index, number of features, features). Features are entries of field, id and value, separated by the characters 2 and 3, with
-the character 1 between entries; a field may have several. The values, which are weights, are left out.
+Four files without a header, with comma-separated fields: ``sample_skeleton_train.csv`` and ``..._test.csv`` (sample id,
+click, conversion, index of common features, number of features, features) and ``common_features_train.csv`` and
+``..._test.csv`` (index, number of features, features). Features are entries of field, id and value, separated by the
+characters 2 and 3, with the character 1 between entries; a field may occur several times. The values, which are weights,
+are dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dlrm_mtl.prepare.common.duck import find_files, insert_csv, one_row
 from dlrm_mtl.prepare.common.preparation import refuse_rows
 
 COMMON = ("101", "109_14", "110_14", "127_14", "150_14", "121", "122", "124", "125", "126", "127", "128", "129")
-"""Fields of the common features: the user, what they clicked and bought before, and who they are."""
+"""Fields of the common features: the user, their earlier clicks and purchases, and their attributes."""
 OWN = ("205", "206", "207", "210", "216", "301", "508", "509", "702", "853")
 """Fields of an impression: item, category, shop, intentions, brand, place, and the user's history with them."""
 
@@ -50,7 +51,7 @@ def load(
 
 
 def _number(text: str) -> str:
-    """SQL for 63 bits of the md5 sum of an index, which is a text of 16 or more hexadecimal digits."""
+    """SQL of 63 bits of the md5 sum of an index, which is a text of 16 or more hexadecimal digits."""
     return f"CAST(md5_number_lower({text}) >> 1 AS BIGINT)"
 
 
@@ -60,7 +61,7 @@ def _ids_of(field: str, max_list: int) -> str:
 
 
 def longest(connection: duckdb.DuckDBPyConnection, field: str, own: bool) -> int:
-    """Most values that ``field`` has in a row, of an impression (``own``) or of common features."""
+    """Largest number of values of ``field`` in a row, of an impression (``own``) or of common features."""
     table = "skeleton" if own else "common"
     parts = [f'SELECT max(len("{field}")) AS n FROM {table}_{part}' for part in ("train", "test")]
     return one_row(connection, f"SELECT max(n) FROM ({' UNION ALL '.join(parts)})")[0]

@@ -1,4 +1,4 @@
-"""Ali-CCP's impressions, each with its user's common features, to splits on disk."""
+"""Writing Ali-CCP's impressions, each with its user's common features, as splits on disk."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def write_impressions(
     common: list[str],
     many: set[str],
 ) -> int:
-    """Write every split and the vocabularies; returns how many impressions have no common features.
+    """Write every split and the vocabularies; returns the number of impressions without common features.
 
     Args:
-        preparation: its database has the tables that :func:`~dlrm_mtl.prepare.aliccp.files.load` makes.
-        vocabularies: those of all fields.
-        conditions: which rows of its file a split has, in SQL.
+        preparation: preparation whose database has the tables of :func:`~dlrm_mtl.prepare.aliccp.files.load`.
+        vocabularies: vocabularies of all fields.
+        conditions: SQL condition of each split's rows in its file.
         own: fields of impressions.
         common: fields of the users.
         many: fields that have several ids in some row.

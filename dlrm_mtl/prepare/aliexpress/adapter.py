@@ -1,7 +1,7 @@
 """AliExpress search logs: impressions with clicks and purchases from several countries.
 
-The test file is the published later part of the log. There is no published validation split: it is cut from the training file,
-so that no choice is made on test rows.
+The test file is the published later part of the log. There is no published validation split. It is cut from the training
+file, so that no choice depends on test rows.
 """
 
 from __future__ import annotations

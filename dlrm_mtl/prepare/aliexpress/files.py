@@ -1,6 +1,6 @@
-"""AliExpress in the layout of MTReclib: a folder for each country, to the table ``rows``.
+"""AliExpress in the layout of MTReclib, one folder per country, loaded as the table ``rows``.
 
-A folder ``AliExpress_NL`` (and so on) has ``train.csv`` and ``test.csv``, comma separated with a header: search_id,
+A folder ``AliExpress_NL`` (and so on) has ``train.csv`` and ``test.csv``, comma-separated with a header: search_id,
 categorical_1..16 (integers), numerical_1..63, click, conversion.
 """
 
@@ -21,7 +21,7 @@ LABELS = ["click", "conversion"]
 
 
 def load(connection: duckdb.DuckDBPyConnection, folder: Path, country: int, validation_share: float) -> tuple[int, int]:
-    """Append a country's files to the table rows; returns from and to which row the last training rows are validation."""
+    """Append a country's files to the table rows; returns the first and the end of the rows for validation."""
     ends = []
     for part in ("train", "test"):
         paths = find_files(folder, [f"*{part}*.csv"], f"one AliExpress {part}ing file")
@@ -45,7 +45,7 @@ def load(connection: duckdb.DuckDBPyConnection, folder: Path, country: int, vali
 
 
 def _columns(path: Path) -> dict[str, str]:
-    """The columns of a file, in its order, and their types; raises :class:`UserError` if one is missing."""
+    """Columns of a file, in its order, and their types; raises :class:`UserError` if one is missing."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8", newline="") as file:

@@ -1,1 +1,1 @@
-"""What data adapters share."""
+"""Common parts of data adapters."""

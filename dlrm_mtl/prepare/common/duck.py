@@ -1,8 +1,8 @@
 """Preparing data sets that are larger than memory: a DuckDB database on disk, and Parquet written as a stream.
 
-What holds: for one input, one set of options and one version of DuckDB and pyarrow the files are the same byte for byte,
-whatever the memory limit and the number of threads, because every stream of rows comes either in a total order or in the order
-of the raw file, and every random number is a pure function of the seed and the row (:mod:`dlrm_mtl.core.randomness`).
+For one input, one set of options and one version of DuckDB and pyarrow, the files are the same byte for byte, for any
+memory limit and number of threads. Every stream of rows is in a total order or in the order of the raw file, and every
+random number is a pure function of the seed and the row (:mod:`dlrm_mtl.core.randomness`).
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ Memory = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of DuckDB; default: all.", show_default=False)]
 
 SPLITS = ("train", "validation", "test")
-"""Split number -> name."""
+"""Names of the splits, by their numbers."""
 
 ROW_GROUP_ROWS = 65536
 FILE_ROWS = 16 * ROW_GROUP_ROWS
 BATCH_ROWS = 2 * ROW_GROUP_ROWS
-"""Rows of a stream that are in memory at a time."""
+"""Number of rows of a stream in memory at a time."""
 
 
 @contextmanager
 def workspace(folder: Path, memory: str | None, threads: int | None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Give a connection to a database on disk in ``folder/.work``, which is removed at the end.
+    """Open a database on disk in ``folder/.work``, which is removed at the end.
 
-    It keeps to ``memory`` (such as ``8GB``) and keeps rows in the order of their files. Tables are what is larger than memory;
-    other temporary files may be written to :func:`scratch`. Raises :class:`UserError` if ``memory`` is no amount of memory or
-    too little.
+    It keeps within ``memory`` (such as ``8GB``) and keeps rows in the order of their files. Tables hold what is larger than
+    memory; other temporary files may be written to :func:`scratch`. Raises :class:`UserError` if ``memory`` is not an
+    amount of memory or too small.
     """
     place = folder / ".work"
     place.mkdir(parents=True)
@@ -58,7 +58,7 @@ def workspace(folder: Path, memory: str | None, threads: int | None) -> Iterator
             yield connection
     except duckdb.OutOfMemoryException as error:
         if "max_temp_directory_size" in str(error):
-            raise  # the disk is full, which output_folder says
+            raise  # the disk is full, which output_folder reports
         problem = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"--memory {memory}: is too little for this data set; name more ({problem}).") from None
     finally:
@@ -71,16 +71,16 @@ def scratch(folder: Path, name: str) -> Path:
 
 
 def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
-    """The rows of ``query``, a batch at a time.
+    """Rows of ``query``, a batch at a time.
 
-    The connection may be used meanwhile: the query runs on a cursor of its own.
+    The query has its own cursor, so the connection may be used meanwhile.
     """
     with connection.cursor() as cursor:
         yield from cursor.sql(query).to_arrow_reader(BATCH_ROWS)
 
 
 def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
-    """The single row that ``query`` gives, as integers; null is 0."""
+    """The single row of the result of ``query``, as integers; null is 0."""
     row = connection.execute(query).fetchone()
     assert row is not None
     return tuple(int(value or 0) for value in row)
@@ -97,8 +97,8 @@ def insert_csv(
 ) -> None:
     """Append ``selected`` (SQL over ``columns``, name to type) of the CSV files ``paths`` to ``table``, in their order.
 
-    The table is made if it is not there. ``options`` are further ones of DuckDB's ``read_csv``. Raises :class:`UserError` with
-    the file, line and value if one does not convert or a line has another number of fields.
+    The table is created if it does not exist. ``options`` are further options of DuckDB's ``read_csv``. Raises
+    :class:`UserError` with the file, line and value if a value does not convert or a line has a wrong number of fields.
     """
     types = ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items())
     for path in paths:
@@ -111,7 +111,7 @@ def insert_csv(
             connection.execute(f"INSERT INTO {table} SELECT {selected} FROM {source}")
         except duckdb.Error as error:
             if isinstance(error, (duckdb.OutOfMemoryException, duckdb.IOException)) and not _about(path, error):
-                raise  # not the file's fault
+                raise  # not caused by the file
             problem = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[:2] if line.strip())
             raise UserError(
                 f"{path}: cannot be read as expected ({problem}); correct the line or download the file again."
@@ -119,12 +119,12 @@ def insert_csv(
 
 
 def _about(path: Path, error: Exception) -> bool:
-    """Return whether DuckDB's error names the file, whose name it may have got as :func:`file_literal`."""
+    """Return True if DuckDB's error names the file, possibly in the form of :func:`file_literal`."""
     return any(name in str(error) for name in (path.name, file_literal(path.name)[1:-1].rpartition("/")[2]))
 
 
 def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
-    """The files in ``folder`` that match one of ``patterns``, plain or with ``.gz``, by name; :class:`UserError` if none."""
+    """Files in ``folder`` that match one of ``patterns``, plain or with ``.gz``, by name; :class:`UserError` without any."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name the one that holds {what}.")
     found = {
@@ -140,10 +140,10 @@ def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
 
 
 class SplitWriter:
-    """Writes batches to ``folder/part-00000.parquet`` and on, in row groups and files of equal size but for the last.
+    """Writer of batches to ``folder/part-00000.parquet`` and on, in row groups and files of equal size except the last.
 
-    Use it as a context manager. At most one row group and one batch are in memory. Columns in ``plain`` are written without a
-    dictionary, which is smaller and faster where most values of a row group differ.
+    Use it as a context manager. At most one row group and one batch are in memory. Columns in ``plain`` are written without
+    a dictionary, which is smaller and faster if most values of a row group differ.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SplitWriter:
         self.folder, self.schema, self.file_rows = folder, schema, file_rows
         self.dictionaries = [name for name in schema.names if name not in plain]
         self.rows = 0
-        """Rows handed over so far."""
+        """Number of rows written so far."""
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
         self._written = 0

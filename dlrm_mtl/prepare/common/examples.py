@@ -1,4 +1,4 @@
-"""A table of examples, one a row, to splits on disk: ids for categorical columns, the rest as it is, in the order of rows."""
+"""A table of examples, one per row, to splits on disk: ids for categorical columns, other columns unchanged, in row order."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dlrm_mtl.prepare.common.vocabularies import Categorical, Numbering, Vocabul
 
 @dataclass(frozen=True)
 class Examples:
-    """What becomes of the rows of the table ``rows``."""
+    """Output of the rows of the table ``rows``."""
 
     splits: Mapping[str, str]
-    """Name of each split -> SQL condition."""
+    """SQL conditions of the splits, by name."""
     others: Mapping[str, tuple[str, pa.DataType]]
-    """Columns that are no ids: name -> (SQL, type). They come first."""
+    """Columns that are not ids: name -> (SQL, type). They come first."""
     categorical: Sequence[Categorical]
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns on disk."""
+        """Columns on disk."""
         ids = {column.name: pa.list_(pa.int32()) if column.many else pa.int32() for column in self.categorical}
         return pa.schema([*((name, type_) for name, (_, type_) in self.others.items()), *ids.items()])
 
@@ -36,10 +36,10 @@ def write_examples(
 
     Args:
         preparation: its database has the table ``rows``.
-        examples: what is written.
-        numbering: how values become ids.
-        begin: the share of the whole that was done before; 0.9 is done after.
-        remedy: what to do where a split would be empty.
+        examples: output of the rows.
+        numbering: assignment of ids to values.
+        begin: fraction of the whole that was done before; 0.9 is done after.
+        remedy: end of the error sentence about an empty split.
 
     Raises:
         UserError: a split would be empty.

@@ -1,8 +1,8 @@
 """Values to ids: by frequency over the training rows, or by a fixed hash. Id 0 is unknown and null.
 
-The hash is the same wherever it is computed: the first 15 hexadecimal digits of an md5 sum, 60 bits, as an integer. Every
-database has it, and 60 bits fit its signed 64-bit integers. The sum is that of the text ``SEED:FEATURE:VALUE`` in UTF-8, so
-that two features, or two seeds, collide in different places::
+The hash is the same everywhere: the first 15 hexadecimal digits of an md5 sum, 60 bits, as an integer. Every database has
+md5, and 60 bits fit signed 64-bit integers. The text is ``SEED:FEATURE:VALUE`` in UTF-8, so that two features, or two
+seeds, have different collisions::
 
     id = 1 + (first 15 hex digits of md5("0:user:ann")) mod (size - 1)        from 1 to size - 1
     DuckDB     1 + ('0x' || left(md5('0:user:' || value), 15))::BIGINT % (size - 1)
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from dlrm_mtl.core.sql import quote
 
 HASH_BITS = 60
-"""Bits of the hash."""
+"""Number of bits of the hash."""
 
 
 def hash_text(text: str) -> int:
@@ -43,7 +43,7 @@ def hash_text_sql(text: str) -> str:
 def hash_ids(
     values: Sequence[str | int | None] | pa.Array, size: int, *, feature: str, seed: int = 0
 ) -> NDArray[np.int64]:
-    """The ids of ``values``, [number of values] int64 from 0 to ``size`` - 1; null becomes 0.
+    """Ids of ``values``, [number of values] int64 from 0 to ``size`` - 1; null becomes 0.
 
     Integers count as their decimal digits. Each distinct value is hashed once.
 
@@ -51,7 +51,7 @@ def hash_ids(
         values: texts, integers or nulls.
         size: the vocabulary size, 2 or more.
         feature: name of the feature; features that share a vocabulary use one name.
-        seed: another seed gives another hash.
+        seed: seed of the hash.
 
     Raises:
         TypeError: if the values are neither texts nor integers: other types have no text that all systems agree on.
@@ -72,7 +72,7 @@ def hash_ids(
 
 
 def hash_sql(value: str, size: int, *, feature: str, seed: int = 0) -> str:
-    """SQL for the id of the expression ``value`` (text or integer), as :func:`hash_ids` gives it."""
+    """SQL of the id of the expression ``value`` (text or integer), equal to that of :func:`hash_ids`."""
     _check_size(size)
     start = quote(f"{seed}:{feature}:")
     return f"coalesce(1 + {hash_text_sql(f'{start} || {value}')} % {size - 1}, 0)"
@@ -83,8 +83,8 @@ def frequency_vocabulary(
 ) -> int:
     """Number the values of the query ``values`` (one column) in ``table`` (id, value, count) and return the vocabulary size.
 
-    Ids go by descending frequency, then by value, from 1 to the vocabulary size - 1. Values that come fewer than ``min_count``
-    times get none, nor those beyond ``max_size`` ids, 0 included.
+    Ids are in the order of descending frequency, then of value, from 1 to the vocabulary size - 1. Values that occur fewer
+    than ``min_count`` times get no id, nor do those beyond ``max_size`` ids (including 0).
     """
     limit = "" if max_size is None else f"LIMIT {max_size - 1}"
     connection.execute(

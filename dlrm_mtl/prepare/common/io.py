@@ -1,4 +1,4 @@
-"""What every adapter needs: finding inputs, loading CSV files, vocabularies, repeatable Parquet, all or nothing."""
+"""Common tools of adapters: finding inputs, loading CSV files, vocabularies, reproducible Parquet, atomic output."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.sql import file_literal, quote
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of the whole that is done, 0 to 1."""
+"""Called with the name of the current work and the fraction of the whole that is done, 0 to 1."""
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """Open an in-memory DuckDB database that gives the same bytes every time: one thread, so that sums keep their order."""
+    """Open an in-memory DuckDB database with reproducible results: one thread, so that sums keep their order."""
     return duckdb.connect(config={"threads": 1, "preserve_insertion_order": True})
 
 
 def connect_on_disk(work: Path, memory: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB database in the folder ``work``, so that no table has to fit into memory; rows keep their order.
+    """Open a DuckDB database in the folder ``work``, so that tables need not fit into memory; rows keep their order.
 
     Args:
-        work: where the database and what is spilled are.
-        memory: how much DuckDB may use, such as 4GB; default: 80% of the machine's.
+        work: folder of the database and of spilled data.
+        memory: memory limit of DuckDB, such as 4GB; default: 80% of the machine's.
         threads: default: all cores.
     """
     if "?" in str(work):
@@ -56,7 +56,7 @@ def connect_on_disk(work: Path, memory: str | None = None, threads: int | None =
 def work_beside(
     output: Path, memory: str | None = None, threads: int | None = None
 ) -> Iterator[tuple[Path, duckdb.DuckDBPyConnection]]:
-    """Give a folder for temporary files beside ``output``, which is removed at the end, and a database in it."""
+    """Open a folder for temporary files beside ``output``, which is removed at the end, and a database in it."""
     prefix = f".{plain_name(output)}.work-"
     with (
         tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as work,
@@ -66,7 +66,7 @@ def work_beside(
 
 
 def find_inputs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Find each of ``names`` in ``folder``, as it is or with ``.gz`` appended; raises :class:`UserError`."""
+    """Find each of ``names`` in ``folder``, plain or with ``.gz`` appended; raises :class:`UserError`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name the folder that holds {', '.join(names)}.")
     found = {name: path for name in names for path in (folder / f"{name}.gz", folder / name) if path.is_file()}
@@ -79,15 +79,15 @@ def find_inputs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def plain_name(output: Path) -> str:
-    """The name of ``output`` for a folder beside it: short, and without what DuckDB does not take in a database's path."""
+    """Name of ``output`` for a folder beside it: short, and without characters that DuckDB refuses in a database's path."""
     return output.name.replace("?", "_")[:40]
 
 
 @contextmanager
 def output_folder(output: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``output`` when the block ends well, and is removed when it does not.
+    """Open a temporary folder that becomes ``output`` when the block ends without an error, and is removed otherwise.
 
-    Raises :class:`UserError` if ``output`` already holds something, cannot be written, or the disk becomes full meanwhile.
+    Raises :class:`UserError` if ``output`` is not empty, cannot be written, or the disk becomes full.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: already exists and is not an empty folder; name another one or remove it.")
@@ -132,7 +132,7 @@ def load_csv(connection: duckdb.DuckDBPyConnection, table: str, path: Path, colu
 
 
 def vocabularies_table(connection: duckdb.DuckDBPyConnection, features: Sequence[str]) -> pa.Table:
-    """The tables ``vocabulary_FEATURE`` in one: feature, id, value, count."""
+    """The tables ``vocabulary_FEATURE`` as one: feature, id, value, count."""
     parts = [
         connection.sql(
             f"SELECT {quote(feature)} AS feature, id, value, count FROM vocabulary_{feature} ORDER BY id"
@@ -145,8 +145,8 @@ def vocabularies_table(connection: duckdb.DuckDBPyConnection, features: Sequence
 def write_parquet(table: pa.Table, path: Path, *, row_group_rows: int, many_valued: Sequence[str] = ()) -> None:
     """Write ``table`` with fixed settings, so that equal tables give equal bytes (for one version of pyarrow).
 
-    Columns of integers (or lists of integers) in ``many_valued`` are written byte by byte instead of with a dictionary, which
-    is smaller where most values differ, or where whole lists repeat from row to row.
+    Columns of integers (or lists of integers) in ``many_valued`` are byte-stream split instead of dictionary-encoded, which
+    is smaller if most values differ, or if whole lists repeat from row to row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     leaves = {
@@ -169,7 +169,7 @@ def write_parquet(table: pa.Table, path: Path, *, row_group_rows: int, many_valu
 
 
 def _is_full(error: BaseException) -> bool:
-    """Whether a disk, a quota or a limit on the size of files stands behind ``error``."""
+    """Return True if ``error`` comes from a full disk, a quota or a limit on file sizes."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return isinstance(error, duckdb.Error) and any(text in str(error) for text in _FULL)

@@ -1,4 +1,4 @@
-"""Filters on interaction logs in DuckDB: the k-core of a table of pairs, and the parts that hold-out pairs go to."""
+"""Filters of interaction logs in DuckDB: the k-core of a table of pairs, and the splits of held-out pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlrm_mtl.prepare.common.duck import one_row
 
 @dataclass(frozen=True)
 class CoreRound:
-    """What is left after a round of k-core filtering; round 0 is before the first."""
+    """Counts after a round of k-core filtering; round 0 is before the first."""
 
     users: int
     items: int
@@ -31,9 +31,9 @@ def k_core(
 ) -> list[CoreRound]:
     """Shrink ``table`` (user, item; distinct) until every user has ``user_items`` items and every item ``item_users`` users.
 
-    A round drops users, then items; dropping one makes others fall short, so rounds go on until one drops nothing. What is left
-    is the largest such set, whatever the order of dropping. Returns what was left after each round, the first entry being
-    before; ``told`` hears of each.
+    A round drops users, then items. Dropping one may leave others with too few, so rounds continue until one drops nothing.
+    The result is the largest such set, for any order of dropping. Returns the counts after each round, beginning with those
+    before; ``told`` is called with each.
     """
     rounds = [_count(connection, table)]
     told(0, rounds[0])
@@ -55,9 +55,8 @@ def k_core(
 def part_of_event(target: str, leakage_filter: bool) -> str:
     """SQL for the part (0 training, 1 validation, 2 test) of an event ``e`` left-joined with the held-out target pairs ``h``.
 
-    A held-out pair's target events go to its part. The leakage filter takes its auxiliary events out of training as well:
-    that a user put an item into the cart all but gives away that it was bought. ``target`` is SQL that says whether the event
-    is of the target behaviour.
+    A held-out pair's target events go to its part. The leakage filter also removes its auxiliary events from training: an
+    item in the cart almost reveals the purchase. ``target`` is an SQL condition for events of the target behaviour.
     """
     held = "h.part IS NOT NULL" if leakage_filter else f"h.part IS NOT NULL AND {target}"
     return f"CASE WHEN {held} THEN h.part ELSE 0 END"

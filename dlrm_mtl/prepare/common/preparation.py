@@ -1,4 +1,4 @@
-"""The frame of an adapter that works out of core: all or nothing, a database on disk, the description at the end."""
+"""The frame of an adapter that works out of core: atomic output, a database on disk, the description at the end."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dlrm_mtl.prepare.common.io import Progress, output_folder
 
 @dataclass(frozen=True)
 class Preparation:
-    """A data set in the making."""
+    """A data set being prepared."""
 
     folder: Path
-    """Where its files are written."""
+    """Folder of its files."""
     connection: duckdb.DuckDBPyConnection
     """A database on disk, see :func:`~dlrm_mtl.prepare.common.duck.workspace`."""
     progress: Progress
 
     def describe(self, spec: DatasetSpec, done: float) -> None:
-        """Write dataset.yaml when all else is written and ``done`` of the whole; the database closes."""
+        """Write dataset.yaml after all other files, at the fraction ``done`` of the whole, and close the database."""
         self.connection.close()
         self.progress("describing", done)
         describe(self.folder, spec)
@@ -35,9 +35,9 @@ class Preparation:
 
 @contextmanager
 def preparing(output: Path, progress: Progress, memory: str | None, threads: int | None) -> Iterator[Preparation]:
-    """Give what an adapter needs to make the data set ``output``, which is there when the block has ended well.
+    """Open the folder, database and progress for making the data set ``output``, which appears when the block ends.
 
-    Raises :class:`UserError` if ``output`` holds something or cannot be written, or ``memory`` does not suffice.
+    Raises :class:`UserError` if ``output`` is not empty or cannot be written, or ``memory`` is too small.
     """
     with output_folder(output) as folder, workspace(folder, memory, threads) as connection:
         yield Preparation(folder, connection, progress)
@@ -45,12 +45,12 @@ def preparing(output: Path, progress: Progress, memory: str | None, threads: int
 
 
 def comma_separated(text: str) -> list[str]:
-    """The names in the value of an option such as ``--countries NL,ES``."""
+    """Names in the value of an option such as ``--countries NL,ES``."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def require_training(adapter: str, **shares: float) -> None:
-    """Raise :class:`UserError` if ``shares``, by option, leave no share for training."""
+    """Raise :class:`UserError` if ``shares``, by option, leave no rows for training."""
     if sum(shares.values()) < 1:
         return
     exact = len(shares) > 1
@@ -62,21 +62,21 @@ def require_training(adapter: str, **shares: float) -> None:
 
 
 def refuse_rows(connection: duckdb.DuckDBPyConnection, table: str, condition: str, place: Path, what: str) -> None:
-    """Raise :class:`UserError` if a row of ``table`` meets ``condition``; ``what`` those rows have ends the sentence."""
+    """Raise :class:`UserError` if any row of ``table`` meets ``condition``; ``what`` ends the sentence."""
     (wrong,) = one_row(connection, f"SELECT count(*) FROM {table} WHERE {condition}")
     if wrong:
         raise UserError(f"{place}: {wrong:,} rows have {what}")
 
 
 def refuse_empty(rows: Mapping[str, int], remedy: str) -> None:
-    """Raise :class:`UserError` if a split (name -> rows) has none."""
+    """Raise :class:`UserError` if a split (name -> rows) is empty."""
     for split, count in rows.items():
         if count == 0:
             raise UserError(f"prepare: the split {split!r} would hold no rows; {remedy}.")
 
 
 def splits_in_folders(about: Mapping[str, str] | None = None) -> dict[str, SplitSpec]:
-    """The three splits, in folders of their names, with what there is to say ``about`` each."""
+    """The three splits, in folders of their names, with descriptions ``about`` each."""
     return {name: SplitSpec(folder=name, description=(about or {}).get(name)) for name in SPLITS}
 
 

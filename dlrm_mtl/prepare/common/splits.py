@@ -1,4 +1,4 @@
-"""Splits as SQL expressions that give the name of each row's split: the same on any machine and with any number of threads."""
+"""Splits as SQL expressions for the name of each row's split, independent of machine and number of threads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dlrm_mtl.prepare.common.ids import HASH_BITS, hash_text_sql, one_row
 
 
 def random_split(key: str, shares: Mapping[str, float], *, seed: int = 0) -> str:
-    """SQL for the split of a row, drawn by a hash of ``key``: rows with equal keys come into one split.
+    """SQL of a row's split, drawn by a hash of ``key``: rows with equal keys are in one split.
 
     Args:
-        key: SQL whose text tells rows apart: the number of the row, or the user for splits by whole users.
-        shares: the share of each split; they add up to 1. Splits differ from their share by chance.
-        seed: another seed gives other splits.
+        key: SQL of a text that identifies rows: the number of the row, or the user to keep users together.
+        shares: fraction of each split; they add up to 1. The actual fractions differ by chance.
+        seed: seed of the draws.
     """
     drawn = hash_text_sql(f"{quote(f'{seed}:split:')} || {key}")
     names = list(shares)
@@ -30,12 +30,12 @@ def random_split(key: str, shares: Mapping[str, float], *, seed: int = 0) -> str
 
 
 def time_split(time: str, cuts: Mapping[str, str], first: str = "train") -> str:
-    """SQL for the split of a row by time: ``first`` before all cuts, then each split of ``cuts`` from its cut on.
+    """SQL of a row's split by time: ``first`` before all cuts, then each split of ``cuts`` from its cut on.
 
     Args:
-        time: SQL for the time of a row.
-        cuts: for each later split, in the order of time, SQL for the time it begins with, of the type of ``time``.
-        first: name of the split before.
+        time: SQL of the time of a row.
+        cuts: SQL of the start of each later split, in the order of time, of the type of ``time``.
+        first: name of the split before all cuts.
     """
     names = [first, *cuts]
     cases = [f"WHEN {time} < {cut} THEN {quote(name)}" for name, cut in zip(names, cuts.values(), strict=False)]
@@ -45,9 +45,9 @@ def time_split(time: str, cuts: Mapping[str, str], first: str = "train") -> str:
 def time_cuts(
     connection: duckdb.DuckDBPyConnection, source: str, time: str, shares: Mapping[str, float]
 ) -> dict[str, str]:
-    """The cuts, for :func:`time_split`, that give each split its share of the rows of ``source``, in the order of time.
+    """Cuts for :func:`time_split` that give each split its fraction of the rows of ``source``, in the order of time.
 
-    A time is never divided: all its rows come into the later split. Sorts out of core.
+    Rows of the same time are never divided: all go to the later split. Sorts out of core.
     """
     row = one_row(connection, f"SELECT count(*), typeof(any_value({time})) FROM {source}")
     rows, type_ = int(row[0]), str(row[1])
@@ -65,9 +65,9 @@ def time_cuts(
 
 
 def range_split(row: str, ranges: Sequence[tuple[str, int]]) -> str:
-    """SQL for the split of a row by its number: each entry is a split and the number of the first row after it.
+    """SQL of a row's split by its number: each entry is a split and the number of the first row after it.
 
-    Entries stand in the order of rows; a split may come more than once.
+    Entries are in the order of rows; a split may occur more than once.
     """
     cases = [f"WHEN {row} < {end} THEN {quote(name)}" for name, end in ranges[:-1]]
     return _case(cases, ranges[-1][0])

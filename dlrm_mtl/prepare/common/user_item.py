@@ -1,4 +1,4 @@
-"""From grouped interactions in DuckDB to rows on disk: ids, labels, negatives, shuffling, all as a stream.
+"""From grouped interactions in DuckDB to rows on disk, as a stream: ids, labels, negatives, shuffling.
 
 The table rows has columns user, item, part (0 training, 1 validation, 2 test), category, time, seen (bit b: behaviour b
 occurred) and held (the pair is a held-out one).
@@ -30,23 +30,23 @@ MANY_VALUED = ["user", "item", "user_id", "item_id", "time"]
 """Columns that are smaller without a dictionary."""
 
 NEGATIVES, ORDER = 1, 2
-"""Different uses of one seed."""
+"""Numbers of the two uses of one seed."""
 
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How rows are made."""
+    """Options of the rows."""
 
     behaviours: Sequence[int]
-    """Bits of `seen` that become labels,"""
+    """Bits of `seen` that become labels."""
     names: Sequence[str]
-    """and the labels' names."""
+    """Names of the labels."""
     target: int
-    """The bit of the behaviour whose pairs are held out."""
+    """Bit of the behaviour whose pairs are held out."""
     masked: bool
-    """Whether a held-out pair may be a training row as well: then each label counts in only one of the two."""
+    """True if a held-out pair may also be a training row: then each label counts in only one of the two."""
     negatives: tuple[int, int, int]
-    """Sampled negatives per row of each part."""
+    """Number of sampled negatives per row of each part."""
     exponent: float
     known_negatives: bool
     seed: int
@@ -56,7 +56,7 @@ class RowOptions:
 def number(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """Make the tables ids_user, ids_item, ids_category (value, id, count): 1 for the most frequent in training, ties by value.
 
-    Returns the vocabulary sizes, with id 0 for what training does not have.
+    Returns the vocabulary sizes, with id 0 for values that do not occur in training.
     """
     sizes = {}
     for name in ("user", "item", "category"):
@@ -67,7 +67,7 @@ def number(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
             ORDER BY id"""
         )
         sizes[name] = one_row(connection, f"SELECT count(*) + 1 FROM ids_{name}")[0]
-    # An item's category is the one in its rows; were there several, the smallest, so that every row says the same.
+    # An item's category is the one in its rows; among several, the smallest, so that all rows agree.
     connection.execute(
         """CREATE TABLE items AS
         SELECT r.item, coalesce(any_value(i.id), 0) AS id, coalesce(any_value(c.id), 0) AS category
@@ -78,7 +78,7 @@ def number(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 class RowFactory:
-    """Turns batches of whole users into output rows, with labels and negatives."""
+    """Factory of output rows, with labels and negatives, from batches of whole users."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, options: RowOptions) -> None:
         self.options = options
@@ -89,7 +89,7 @@ class RowFactory:
         self._categories = np.concatenate([[0], known["category"]]).astype(np.int64)  # [id]
         self._sampler = NegativeSampler(known["count"], options.exponent, options.seed + NEGATIVES)
         self.exhausted = 0
-        """Negatives that could not be drawn."""
+        """Number of negatives that could not be drawn."""
         self.schema = pa.schema(
             [
                 *(pa.field(name, pa.int32()) for name in ("user", "item")),
@@ -102,16 +102,16 @@ class RowFactory:
         )
 
     def make(self, rows: Columns, part: int) -> pa.RecordBatch:
-        """The output rows of one part for the ``rows`` of whole users, each followed by its negatives.
+        """Output rows of one part for the ``rows`` of whole users, each followed by its negatives.
 
-        ``rows`` are those of :func:`_query`, of all parts: a negative is unknown in every part. The result has the column
-        `order` besides the schema's: 64 random bits.
+        ``rows`` are those of :func:`_query`, of all parts: a negative must be unknown in every part. The result has the
+        schema's columns and the column `order`: 64 random bits.
         """
         mine = {name: column[rows["part"] == part] for name, column in rows.items()}
         count, each = len(mine["user"]), self.options.negatives[part]
         key = bits(part, *(mine[name] for name in ("user", "raw_item", "time", "seen"))).view(np.int64)
         drawn = self._draw(rows, mine, key, each)  # [rows, each]
-        # [rows, 1 + each]: the row itself, then its negatives
+        # [rows, 1 + each]: the row, then its negatives
         width = 1 + each
         item = np.concatenate([mine["item"][:, None], drawn], axis=1)
         raw_item = np.concatenate([mine["raw_item"][:, None], self._raw_items[drawn]], axis=1)
@@ -134,7 +134,7 @@ class RowFactory:
             value = np.zeros((count, width), dtype=np.int8)
             value[:, 0] = (mine["seen"] >> bit) & 1
             null = np.zeros((count, width), dtype=np.bool_)
-            if self.options.masked:  # a held-out pair's target counts where it is held out, the rest in training
+            if self.options.masked:  # a held-out pair's target counts in its part, other labels in training
                 null[:, 0] = (mine["held"] > 0) & ((bit == self.options.target) == (part == 0))
             columns[name] = pa.array(value[keep], mask=null[keep])
         order = bits(self.options.seed + ORDER, key[:, None], np.arange(width)[None, :])
@@ -153,7 +153,8 @@ def write_rows(
 ) -> list[int]:
     """Write all splits below ``folder`` and ``vocabularies.parquet`` (feature, id, value, count); returns rows per split.
 
-    Training rows are shuffled, by way of a temporary file and a sort on disk; validation and test rows go by user and item.
+    Training rows are shuffled, with a temporary file and a sort on disk; validation and test rows are ordered by user and
+    item.
     """
     progress("joining", 0.6)
     total = max(one_row(connection, "SELECT count(*) FROM rows")[0], 1)
@@ -190,7 +191,7 @@ def _query() -> str:
 
 
 def _whole_users(batches: Iterator[pa.RecordBatch]) -> Iterator[Columns]:
-    """Regroup rows that are ordered by user so that no user is cut in two."""
+    """Regroup rows that are ordered by user so that no user is divided."""
     waiting: Columns | None = None
     for batch in batches:
         columns = {

@@ -1,6 +1,7 @@
-"""Ids of categorical columns of a DuckDB table, 64-bit integers or lists of them: by frequency in training, or hashed.
+"""Ids of categorical columns of a DuckDB table (64-bit integers or lists of them): by frequency in training, or hashed.
 
-Ids are looked up in sorted arrays while rows stream by, so no join disturbs their order; memory is 12 bytes per distinct value.
+Ids are looked up in sorted arrays while rows stream by, so no join changes their order; memory is 12 bytes per distinct
+value.
 """
 
 from __future__ import annotations
@@ -34,32 +35,32 @@ class Categorical:
 
     name: str
     values: str
-    """SQL for its value, a BIGINT or a list of them; null stays null."""
+    """SQL of its value, a BIGINT or a list of them; null stays null."""
     text: Callable[[str], str] = "CAST({} AS VARCHAR)".format
-    """SQL for a value to SQL for its published form."""
+    """Function from the SQL of a value to the SQL of its published form."""
     many: bool = False
-    """Whether values are lists."""
+    """True if values are lists."""
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """How values become ids."""
+    """Assignment of ids to values."""
 
     min_count: int = 1
-    """Values that training has fewer times are unknown: id 0."""
+    """Smallest frequency in training for an id of its own; rarer values are unknown, id 0."""
     hash_size: int | None = None
-    """Vocabulary size of hashed ids, in place of ids by frequency."""
+    """Vocabulary size of hashed ids, which replace ids by frequency."""
 
 
 class Encoder:
-    """Values to ids, 0 for what it does not know."""
+    """Map from values to ids, 0 for unknown values."""
 
     def __init__(self, values: np.ndarray, ids: np.ndarray) -> None:
         order = np.argsort(values)
         self._values, self._ids = values[order].astype(np.int64), ids[order].astype(np.int32)
 
     def encode(self, column: pa.Array) -> pa.Array:
-        """The ids, int32 or lists of int32, for int64 values or lists of them; null stays null."""
+        """Ids, int32 or lists of int32, of int64 values or lists of them; null stays null."""
         if pa.types.is_list(column.type):
             lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -76,7 +77,7 @@ class Encoder:
 
 
 class Vocabularies:
-    """Encoders for categorical columns, numbered on the training rows, and their way to ``vocabularies.parquet``."""
+    """Encoders of categorical columns, numbered on the training rows, and the writer of ``vocabularies.parquet``."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, numbering: Numbering) -> None:
         self.connection, self.numbering = connection, numbering
@@ -106,7 +107,7 @@ class Vocabularies:
         self.sizes[column.name] = one_row(self.connection, f"SELECT count(*) + 1 FROM {name}")[0]
 
     def select(self, column: Categorical) -> str:
-        """SQL for what :meth:`encode` needs of ``column``."""
+        """SQL of the values of ``column`` for :meth:`encode`."""
         if self.numbering.hash_size is None:
             return f'{column.values} AS "{column.name}"'
         size = self.numbering.hash_size
@@ -117,7 +118,7 @@ class Vocabularies:
         return f'CASE WHEN {column.values} IS NOT NULL THEN {hashed} END AS "{column.name}"'
 
     def encode(self, name: str, values: pa.Array) -> pa.Array:
-        """The ids of the feature ``name`` for the values that :meth:`select` gave."""
+        """Ids of the feature ``name`` from the values of :meth:`select`."""
         return self._encoders[name].encode(values) if self.numbering.hash_size is None else values
 
     def write(self, path: Path) -> None:
@@ -134,7 +135,7 @@ class Vocabularies:
 
 
 def single(lists: pa.ListArray) -> pa.Array:
-    """Lists of at most one id as ids; an empty list is null."""
+    """Convert lists of at most one id to ids; an empty list becomes null."""
     offsets = lists.offsets.to_numpy(zero_copy_only=False)
     empty = np.diff(offsets) == 0
     values = lists.values.to_numpy(zero_copy_only=False)

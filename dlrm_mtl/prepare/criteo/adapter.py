@@ -80,7 +80,7 @@ def prepare(
 
 
 def _columns(layout: str) -> tuple[dict[str, tuple[str, pa.DataType]], list[Categorical]]:
-    """The columns that are no ids, and the others."""
+    """Columns that are not ids, and the categorical columns."""
     others: dict[str, tuple[str, pa.DataType]] = {"click": ("click", pa.int8())}
     if layout == "indexed":
         return others, [Categorical(name, name) for name in (*COUNTS, *CATEGORIES)]

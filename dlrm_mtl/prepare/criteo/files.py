@@ -1,11 +1,11 @@
-"""Criteo's files, in two layouts, to the table ``rows``.
+"""Criteo's files, in two layouts, loaded as the table ``rows``.
 
-The raw layout is the Kaggle challenge's ``train.txt`` and the terabyte's ``day_0`` to ``day_23``: label, I1..I13, C1..C26, tab
-separated, any field but the label may be empty, and empty fields at the end of a line may be missing. Counts become
-sign(x) ln(1 + abs(x)); an empty one stays null (the reader reads the mean), an empty category too (no id).
+The raw layout is the Kaggle challenge's ``train.txt`` and the terabyte's ``day_0`` to ``day_23``: label, I1..I13, C1..C26,
+tab separated, any field but the label may be empty, and empty fields at the end of a line may be missing. Counts become
+sign(x) ln(1 + abs(x)); an empty count stays null (read as the mean), and so does an empty category (no id).
 
-The indexed layout is the small set of the DeepLight code: a training and a test file of label and 39 comma separated indices;
-the 13 counts are there as categories, so all 39 become categories.
+The indexed layout is the small set of the DeepLight code: a training and a test file of label and 39 comma separated
+indices; it holds the 13 counts as categories, so all 39 become categories.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def load_raw(
 
 
 def load_indexed(connection: duckdb.DuckDBPyConnection, input: Path, validation_share: float) -> dict[str, str]:
-    """The same for the indexed files, of which validation is the end of the training file."""
+    """Make the table rows from the indexed files; returns the condition of each split.
+
+    Validation is the end of the training file.
+    """
     names = [*COUNTS, *CATEGORIES]
     columns = dict.fromkeys(["click", *names], "INTEGER")
     selected = ", ".join(["CAST(click AS TINYINT) AS click", *(f"CAST({name} AS BIGINT) AS {name}" for name in names)])
@@ -78,7 +81,7 @@ def load_indexed(connection: duckdb.DuckDBPyConnection, input: Path, validation_
 
 
 def _no_label(path: Path) -> tuple[str, Path, str]:
-    """What rows of the training file ``path`` must not be, for :func:`refuse_rows`."""
+    """Arguments of :func:`refuse_rows` for rows without a label in the training file ``path``."""
     what = "a label other than 0 and 1 (first column); is this the training file?"
     return "click IS NULL OR click NOT IN (0, 1)", path, what
 

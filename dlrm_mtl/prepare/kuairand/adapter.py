@@ -1,7 +1,7 @@
 """KuaiRand-Pure: raw CSV files to a data set split by day.
 
-Nothing in a row's features comes from that row's day or later, except what is known when the video is shown (who, what, when,
-where). :mod:`dlrm_mtl.prepare.kuairand.rates` says how label rates keep to this.
+A row's features contain nothing from that row's day or later, except facts known when the video is shown (who, what, when,
+where). :mod:`dlrm_mtl.prepare.kuairand.rates` explains how label rates satisfy this.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dlrm_mtl.prepare.kuairand import rates
 from dlrm_mtl.prepare.kuairand.rates import LAST_TRAINING_DAY
 
 HISTORY_LENGTH = 15
-"""The raw file has up to 50 entries; the most recent ones are kept in the rows, which repeat them for every exposure."""
+"""Number of entries kept in a history, the most recent of up to 50; every exposure's row repeats them."""
 
 SIGNALS = ["is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"]
 AMOUNTS = ["play_time_ms", "profile_stay_time", "comment_stay_time"]
@@ -23,7 +23,7 @@ COUNTS = ["follow_user_num", "fans_user_num", "friend_user_num", "register_days"
 USER_CATEGORIES = ["user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author", *RANGES, *ONEHOT]
 
 CATEGORIES = {
-    # feature: (the value in the row, the query whose values make the vocabulary)
+    # feature: (value in the row, query of the vocabulary's values)
     "author": ("v.author", "SELECT author FROM videos"),
     "music": ("v.music", "SELECT music FROM videos"),
     "tab": ("e.tab", f"SELECT tab FROM exposures WHERE date <= {LAST_TRAINING_DAY}"),
@@ -37,8 +37,8 @@ CATEGORIES = {
     "music_type": ("v.music_type", "SELECT music_type FROM videos"),
     **{name: (f"u.{name}", f"SELECT {name} FROM users") for name in USER_CATEGORIES},
 }
-"""Categorical columns that become ids by frequency; vocabularies come from the feature tables, which are known beforehand, or
-from the training days."""
+"""Categorical columns that become ids by frequency; vocabularies come from the feature tables, which are known in advance,
+or from the training days."""
 
 DENSE = {
     **{f"{name}_log": f"round(ln(1 + u.{name}), 2)" for name in COUNTS},
@@ -56,7 +56,7 @@ MANY_VALUED = ["time_ms", *AMOUNTS, "user_id", "onehot_feat3", "onehot_feat7", "
 
 
 def join() -> str:
-    """The query that gives the final columns of every row, in their final order."""
+    """Query of the final columns of every row, in their final order."""
     selected = ["e.date", "e.time_ms", *(f"e.{name}" for name in [*SIGNALS, *AMOUNTS])]
     selected += ["e.user_id + 1 AS user_id", "e.video_id + 1 AS video_id"]
     joins = [
@@ -82,7 +82,7 @@ def join() -> str:
 
 
 def schema() -> pa.Schema:
-    """The types of the columns that :func:`join` gives."""
+    """Types of the columns of :func:`join`."""
     fields = [("date", pa.int32()), ("time_ms", pa.int64())]
     fields += [(name, pa.int8()) for name in SIGNALS]
     fields += [(name, pa.int32()) for name in [*AMOUNTS, "user_id", "video_id", *CATEGORIES]]

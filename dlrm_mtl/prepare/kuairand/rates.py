@@ -1,10 +1,10 @@
 """KuaiRand-Pure: label rates of strictly earlier days, as dense features.
 
-How leaks are kept out. A row of day d gets counts of rows of days before d only, never of its own day; rows of validation and
-test days get counts of the training days only. A rate is not the mean label but the mean excess over what the page (`tab`)
-gives, sum(label - rate of the tab up to that day) / (n + strength), so that it is 0 for what was never seen and
-shrinks towards 0 for what was seen little. The histories before 2022-04-25 give further rates that are the same for all days:
-each watched video is a row, with a long view or a like if the video is in the user's other two lists.
+To prevent leaks, a row of day d gets counts of rows of days before d only, never of its own day; rows of validation and
+test days get counts of the training days only. A rate is not the mean label but the mean excess over that of the page
+(`tab`), sum(label - rate of the tab up to that day) / (n + strength). So it is 0 for unseen values and shrinks towards 0
+for rare ones. The histories before 2022-04-25 give further rates that are the same for all days: each watched video is a
+row, with a long view or a like if the video is in the user's other two lists.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ TARGETS = ["is_click", "long_view", "is_like", "is_profile_enter"]
 HISTORY_TARGETS = ["long_view", "is_like"]
 DURATION_EDGES_S = [7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300]
 STEPS = {"is_click": 0.02, "long_view": 0.02, "is_like": 0.002, "is_profile_enter": 0.002}
-"""Rates are rounded to multiples of this: less is far below their spread, and costs disk space."""
+"""Rounding steps of the rates, far below their spread: a smaller step costs disk space."""
 
 
 @dataclass(frozen=True)
 class RateGroup:
-    """Rows that share the values of ``keys``; ``strength`` is the number of average rows that a rate is mixed with."""
+    """Rows that share the values of ``keys``; ``strength`` is the number of average rows that are mixed into a rate."""
 
     name: str
     keys: tuple[str, ...]
@@ -31,7 +31,7 @@ class RateGroup:
     targets: tuple[str, ...] = ()
     """Labels whose rates over earlier days become features."""
     history: bool = False
-    """Whether the rates over the histories become features."""
+    """True if the rates over the histories become features."""
 
 
 GROUPS = [
@@ -42,13 +42,13 @@ GROUPS = [
 
 
 def duration_bucket(milliseconds: str) -> str:
-    """SQL for the bucket, 0 to 12, of the duration in the column ``milliseconds``; null stays null."""
+    """SQL of the bucket, 0 to 12, of the duration in the column ``milliseconds``; null stays null."""
     steps = " + ".join(f"CAST({milliseconds} >= {edge}000 AS INTEGER)" for edge in DURATION_EDGES_S)
     return f"({steps})"
 
 
 def columns() -> dict[str, list[str]]:
-    """The feature columns in each table that :func:`create` makes; every table also has the column ``row``."""
+    """Feature columns of each table of :func:`create`; every table also has the column ``row``."""
     return {f"rates_{group.name}": list(_describe(group)) for group in GROUPS}
 
 
@@ -58,7 +58,7 @@ def names() -> list[str]:
 
 
 def descriptions() -> dict[str, str]:
-    """What each feature column is, by name."""
+    """Description of each feature column, by name."""
     return {name: text for group in GROUPS for name, text in _describe(group).items()}
 
 
@@ -87,7 +87,7 @@ def _describe(group: RateGroup) -> dict[str, str]:
 
 
 def _create_excess(connection: duckdb.DuckDBPyConnection) -> None:
-    """Each training row's label minus the rate of its tab up to and including its day: what later days may count."""
+    """Create the table of each training row's label minus the rate of its tab up to and including its day, for later days."""
     sums = ", ".join(f"sum({target}) AS {target}" for target in TARGETS)
     totals = ", ".join(f"sum({target}) OVER days AS {target}" for target in TARGETS)
     overall = ", ".join(
@@ -107,7 +107,7 @@ def _create_excess(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _create_past(connection: duckdb.DuckDBPyConnection) -> None:
-    """One row per watched video of the histories, with its two labels' excess over their means."""
+    """Create the table of the histories' watched videos, one per row, with the two labels' excess over their means."""
     connection.execute(
         f"""CREATE TABLE past AS
         WITH watched AS (SELECT user_id, unnest(watch_seq) AS video_id, like_seq, long_watch_seq FROM history),
@@ -136,7 +136,7 @@ def _create_rates(connection: duckdb.DuckDBPyConnection, group: RateGroup) -> No
             f"""cumulative AS (SELECT {keys}, date, sum(n) OVER days AS n, {totals} FROM daily
             WINDOW days AS (PARTITION BY {keys} ORDER BY date))""",
         ]
-        # The sums up to the latest day before the row's own; rows after the training days find the last training day.
+        # Sums up to the latest day before the row's own; rows after the training days use the last training day.
         joins.append(f"ASOF LEFT JOIN cumulative c ON {_same(group, 'c')} AND e.date > c.date")
         selected.append(f"round(4 * ln(1 + coalesce(c.n, 0))) / 4 AS {group.name}_exposures_log")
         selected += [_rate("c", target, group, f"{target}_rate") for target in group.targets]

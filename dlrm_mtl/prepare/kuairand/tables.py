@@ -1,4 +1,4 @@
-"""KuaiRand-Pure: the CSV files to tables."""
+"""KuaiRand-Pure's CSV files, loaded as tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAGS = "CAST(string_split(tag, ',') AS INTEGER[])"
 
 
 def load(connection: duckdb.DuckDBPyConnection, inputs: dict[str, Path]) -> None:
-    """Make the tables log, users, videos, history and exposures (the log with what its videos say) of the files ``inputs``.
+    """Make the tables log, users, videos, history and exposures (the log with columns of its videos) from ``inputs``.
 
     Raises :class:`UserError` if a file is malformed.
     """

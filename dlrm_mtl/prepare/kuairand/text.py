@@ -1,4 +1,4 @@
-"""KuaiRand-Pure: the texts that go with the data."""
+"""KuaiRand-Pure: the texts of its data set."""
 
 LICENCE = "CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/"
 

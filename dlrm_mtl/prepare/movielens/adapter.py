@@ -1,4 +1,4 @@
-"""MovieLens: film ratings to a data set with the tasks liked (binary) and rating (a number)."""
+"""MovieLens: film ratings as a data set with the tasks liked (binary) and rating (a number)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def prepare(
 ) -> None:
     """MovieLens 100K to 32M: film ratings, with the tasks liked and rating.
 
-    Ids of users and items are those of the files; other categories go by frequency. Rows stand in a fixed random order. Raises
+    Ids of users and items are those of the files; other ids are by frequency. Rows are in a fixed random order. Raises
     :class:`UserError` for missing or malformed files, or if ``output`` cannot be written.
     """
     if training_share + validation_share >= 1:

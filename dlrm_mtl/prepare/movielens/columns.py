@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def rows(attributes: list[str], categories: dict[str, str], like_from: float) -> str:
-    """The query that gives the final columns of the table divided, from the vocabularies of ``categories``."""
+    """Query of the final columns of the table divided, with the vocabularies of ``categories``."""
     selected = ["r.user", "r.item", "g.genres"]
     joins = [
         "LEFT JOIN movies m USING (item)",

@@ -1,4 +1,4 @@
-"""How MovieLens' ratings are divided into splits."""
+"""Division of MovieLens' ratings into splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CS330_ROWS, CS330_TRAINING_ROWS, CS330_SEED = 100_000, 95_000, 123
 
 
 class RatingSplit(str, Enum):
-    """How ratings are divided."""
+    """Methods of dividing ratings."""
 
     random = "random"
     time = "time"
@@ -33,9 +33,9 @@ def cs330_training_rows() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def divide(
     connection: duckdb.DuckDBPyConnection, split: RatingSplit, shares: dict[str, float], seed: int, path: Path
 ) -> dict[str, int]:
-    """Add the column split to ratings; returns the rows of each split.
+    """Add the column split to ratings; returns the number of rows of each split.
 
-    Raises :class:`UserError`, naming the file ``path``, if a split gets none, or does not fit.
+    Raises :class:`UserError`, which names the file ``path``, if a split is empty, or does not fit.
     """
     row = one_row(connection, "SELECT count(*) FROM ratings")
     rows = int(row[0])

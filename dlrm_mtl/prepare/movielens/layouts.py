@@ -24,7 +24,7 @@ class FileLayout:
     users: str | None
     ratings_source: SourceConfig
     other_source: SourceConfig
-    """How movies and users are read, but for the names of their columns."""
+    """Format of movies and users, except the names of their columns."""
     movie_columns: tuple[str, ...]
     user_columns: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ LAYOUTS = [
 
 
 def find_layout(folder: Path) -> tuple[FileLayout, dict[str, Path]]:
-    """The layout of the files in ``folder``, and their paths by name; raises :class:`UserError`."""
+    """Layout of the files in ``folder``, and their paths by name; raises :class:`UserError`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name the one that holds MovieLens, such as ml-100k.")
     for layout in LAYOUTS:

@@ -1,4 +1,4 @@
-"""MovieLens: the files of every layout to DuckDB tables of one form. Texts are UTF-8 or latin-1, whichever fits."""
+"""MovieLens' files of every layout, loaded as DuckDB tables of one form. Texts are UTF-8 or latin-1, whichever fits."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dlrm_mtl.prepare.table.values import Check, number, verify
 
 GENRES = ["Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"]
 GENRES += ["Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]
-"""The genres of MovieLens 100K, in the order of its columns after `unknown`."""
+"""Genres of MovieLens 100K, in the order of its columns after `unknown`."""
 
 NO_GENRES = "(no genres listed)"
 
 
 def load(connection: duckdb.DuckDBPyConnection, work: Path, layout: FileLayout, paths: dict[str, Path]) -> list[str]:
-    """Create the tables ratings, movies and users; returns the attributes of users that there are.
+    """Create the tables ratings, movies and users; returns the available attributes of users.
 
     - ratings: row (from 0, in the order of the file), user, item, rating, time (seconds since 1970)
     - movies: item, genres (list of texts, null without one), year (null where unknown)
     - users: user, and the attributes
 
-    Raises :class:`UserError` for a file that cannot be read, or a number that is none.
+    Raises :class:`UserError` for a file that cannot be read, or a malformed number.
     """
     table = _load(connection, work, paths[layout.ratings], layout.ratings_source, RATING)
     for name in RATING:
@@ -97,7 +97,7 @@ def _encoding(path: Path) -> str:
     except UnicodeDecodeError:
         return "latin-1"
     except (OSError, EOFError):
-        return "utf-8"  # what is wrong is said when the file is read
+        return "utf-8"  # the mistake is reported when the file is read
     return "utf-8"
 
 

@@ -78,8 +78,8 @@ def prepare(
 ) -> str:
     """Synthetic rows at any scale: Zipf ids and tasks whose best possible AUC is known.
 
-    Every process has one row group in memory. ``output`` gets the splits, dataset.yaml and truth.json, or nothing. Returns what
-    there is to say. Raises :class:`UserError` if options do not fit or ``output`` cannot be written.
+    Every process has one row group in memory. ``output`` gets the splits, dataset.yaml and truth.json, or nothing. Returns
+    the text to print. Raises :class:`UserError` if options do not fit or ``output`` cannot be written.
     """
     processes = processes or len(os.sched_getaffinity(0))
     counts = split_rows(splits, rows)
@@ -138,7 +138,7 @@ def _correlation(value: float, tasks: int) -> float:
 
 
 def _parts(folder: Path, counts: dict[str, int], rows_per_file: int) -> list[Part]:
-    """The files of all splits."""
+    """Files of all splits."""
     groups = -(-rows_per_file // ROW_GROUP_ROWS)
     parts = []
     for stream, (split, rows) in enumerate(counts.items()):

@@ -1,4 +1,4 @@
-"""Synthetic data: reading the options' small notations."""
+"""Synthetic data: parsing the options' notations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_BAG = 10_000
 
 
 def vocabulary_sizes(text: str, tables: int) -> tuple[int, ...]:
-    """``1000``, ``1000..1000000`` (evenly spread on a log scale) or ``1000,500`` (taken in turn), for every table."""
+    """Vocabulary size of every table from ``1000``, ``1000..1000000`` (even on a log scale) or ``1000,500`` (in turn)."""
     if ".." in text:
         low, high = (_size(part, text) for part in _ends(text, "--vocab"))
         if low > high:
@@ -27,12 +27,12 @@ def vocabulary_sizes(text: str, tables: int) -> tuple[int, ...]:
 
 
 def bags(text: str, tables: int) -> tuple[Bag, ...]:
-    """``1``, ``0..5`` (uniform) or ``poisson:3``, or several of these with commas, taken in turn, for every table."""
+    """Bags of every table from ``1``, ``0..5`` (uniform) or ``poisson:3``, or several of these with commas, in turn."""
     return _in_turn([_bag(part.strip(), text) for part in text.split(",")], tables)
 
 
 def per_task(option: str, text: str, tasks: int, low: float, high: float) -> tuple[float, ...]:
-    """Numbers between ``low`` and ``high`` (both excluded), with commas, taken in turn, for every task."""
+    """Comma-separated numbers between ``low`` and ``high`` (both excluded), in turn, for every task."""
     values = [_number(part, option, text) for part in text.split(",")]
     for value in values:
         if not low < value < high:
@@ -41,7 +41,7 @@ def per_task(option: str, text: str, tasks: int, low: float, high: float) -> tup
 
 
 def split_rows(text: str, rows: int) -> dict[str, int]:
-    """``train=0.8,test=0.2`` as rows of each split; they add up to ``rows``."""
+    """Number of rows of each split from ``train=0.8,test=0.2``; they add up to ``rows``."""
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = part.strip().partition("=")

@@ -1,7 +1,7 @@
-"""Synthetic data: true logits with wanted rates, correlations and Bayes AUCs, and what these are exactly.
+"""Synthetic data: true logits with wanted rates, correlations and Bayes AUCs, and the exact values of these.
 
-A label is 1 with probability sigmoid(logit), independently given the row. No model can have a higher expected AUC than the true
-logit itself; that is the Bayes AUC. Wanted values are met on one sample of rows, and stated from another.
+A label is 1 with probability sigmoid(logit), independently given the row. No model can have a higher expected AUC than the
+true logit itself; that is the Bayes AUC. Wanted values are fitted on one sample of rows, and measured on another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 BLOCK_ROWS = 65536
 BLOCKS = 16
-"""Blocks of rows that Bayes values are estimated from; their spread gives the standard error."""
+"""Number of blocks of rows for estimating Bayes values; their spread gives the standard error."""
 
 CALIBRATION_STREAM, TRUTH_STREAM = 1 << 16, (1 << 16) + 1
 _QUANTILES = 8192
@@ -30,23 +30,23 @@ _STEEPEST = 200.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for."""
+    """Requested properties of the labels."""
 
     rates: tuple[float, ...]
-    """Share of positives of each task."""
+    """Fraction of positives of each task."""
     aucs: tuple[float, ...]
     """Bayes AUC of each task."""
     correlation: float
     """Correlation between the true logits of every two tasks."""
     interactions: float
-    """Share of the interactions in the variance of a score."""
+    """Fraction of the interactions in the variance of a score."""
     dense: float
-    """Share of the dense features in it; main effects have the rest."""
+    """Fraction of the dense features in it; main effects have the rest."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """How true logits come from the parts of :class:`World`'s rows.
+    """Map from the parts of :class:`World`'s rows to true logits.
 
     raw = sum over parts of weight * (part - mean); score = raw @ mixing.T; logit = intercept + slope * score.
     """
@@ -69,12 +69,12 @@ class Truth:
         return np.einsum("prt,pt->rt", centred, np.asarray(self.weight)) @ np.asarray(self.mixing).T
 
     def as_json(self) -> dict[str, Any]:
-        """For truth.json."""
+        """Content for truth.json."""
         return {"parts": list(PARTS), **asdict(self)}
 
 
 def fit_truth(world: World, wanted: Wanted, rows: int = 2 * BLOCK_ROWS) -> Truth:
-    """Find the truth that has the wanted properties on ``rows`` rows of their own.
+    """Find the truth with the wanted properties, on ``rows`` rows drawn for this.
 
     Raises:
         UserError: the features cannot give them.
@@ -104,7 +104,7 @@ def fit_truth(world: World, wanted: Wanted, rows: int = 2 * BLOCK_ROWS) -> Truth
         )
     correlation = np.full((world.tasks, world.tasks), wanted.correlation)
     np.fill_diagonal(correlation, 1.0)
-    # Decorrelate what was drawn, then correlate as wanted (both by Cholesky factors).
+    # Decorrelate the drawn scores, then correlate them as wanted (both by Cholesky factors).
     mixing = np.linalg.cholesky(correlation + 1e-9 * np.eye(world.tasks)) @ np.linalg.inv(
         np.linalg.cholesky(covariance)
     )
@@ -152,7 +152,7 @@ def summarise(blocks: Sequence[dict[str, Any]], names: Sequence[str], wanted: Wa
 
 
 def expected_auc(logits: Floats) -> float:
-    """AUC of ``logits`` [n] over all labels they may have: each row counts as positive and as negative, by its chances."""
+    """Expected AUC of ``logits`` [n] over their random labels: each row counts as positive and as negative, by its chances."""
     chances = sigmoid(logits)
     weights = np.concatenate([chances, 1.0 - chances])
     labels = np.concatenate([np.ones_like(logits), np.zeros_like(logits)])

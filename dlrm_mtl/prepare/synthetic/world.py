@@ -1,8 +1,8 @@
-"""Synthetic data: where rows and their true scores come from.
+"""Synthetic data: the source of rows and their true scores.
 
-Everything is a function of the seed and a counter: row group ``g`` of stream ``s`` has a Philox generator of its own, and the
-effect of an id is a hash of (seed, table, id). So the rows do not depend on who draws them, and no table of effects is kept,
-whatever the size of the vocabularies.
+Everything is a function of the seed and a counter: row group ``g`` of stream ``s`` has its own Philox generator, and the
+effect of an id is a hash of (seed, table, id). So the rows do not depend on the drawing process, and no table of effects is
+kept, for any vocabulary size.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dlrm_mtl.prepare.synthetic.zipf import Zipf
 Floats = NDArray[np.float64]
 
 PARTS = ("main effects", "interactions", "dense")
-"""What a score is the sum of."""
+"""Parts whose sum is a score."""
 
 _EFFECTS_STREAM = 1 << 20
 _DENSE_STREAM = _EFFECTS_STREAM + 1
-_PER_HASH = 4  # effects of 16 bits each in a hash of 64
+_PER_HASH = 4  # effects of 16 bits each in a 64-bit hash
 
 
 @dataclass(frozen=True)
 class Bag:
-    """How many ids a row has: ``low`` to ``high``, all equally likely, or Poisson with mean ``poisson``."""
+    """Number of ids of a row: ``low`` to ``high``, all equally likely, or Poisson with mean ``poisson``."""
 
     low: int = 1
     high: int = 1
@@ -36,7 +36,7 @@ class Bag:
 
     @property
     def single(self) -> bool:
-        """Whether every row has exactly one id."""
+        """True if every row has exactly one id."""
         return self.poisson is None and self.low == self.high == 1
 
     def sample(self, generator: np.random.Generator, rows: int) -> NDArray[np.int64]:
@@ -48,27 +48,27 @@ class Bag:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as drawn, before labels."""
+    """Drawn rows, before labels."""
 
     lengths: list[NDArray[np.int64] | None]
-    """Ids per row [rows] of each table; None where every row has one."""
+    """Number of ids per row [rows] of each table; None if every row has one."""
     ids: list[NDArray[np.int64]]
     """All ids of each table, row after row."""
     dense: NDArray[np.float32]  # [rows, dense]
     parts: Floats
-    """The parts of the tasks' raw scores [parts, rows, tasks], in the order of ``PARTS``."""
+    """Parts of the tasks' raw scores [parts, rows, tasks], in the order of ``PARTS``."""
     uniform: Floats
-    """Numbers in [0, 1) that decide the labels [rows, tasks]."""
+    """Numbers in [0, 1) that determine the labels [rows, tasks]."""
 
 
 @dataclass(frozen=True)
 class World:
     """The distribution of features, and the effects of features on every task's raw score.
 
-    An id has one effect per task, uniform with variance 1 and independent of all others. A bag's effect is the mean over its
-    ids, 0 if it is empty: what a table with mean pooling can represent. Main effects are the sum of the bags' effects;
-    interactions the sum of the products of the bags' effects of neighbouring tables (0 and 1, 2 and 3, ...); the dense part is
-    linear in the dense features, which are standard normal.
+    An id has one effect per task, uniform with variance 1 and independent of all others. A bag's effect is the mean over
+    its ids, 0 if it is empty, as a table with mean pooling can represent. Main effects are the sum of the bags' effects;
+    interactions the sum of the products of the bags' effects of neighbouring tables (0 and 1, 2 and 3, ...); the dense part
+    is linear in the dense features, which are standard normal.
     """
 
     seed: int

@@ -31,14 +31,14 @@ class Part:
 
     path: Path
     stream: int
-    """The split's number: row group ``g`` of a split is drawn from (stream, g)."""
+    """Number of the split: row group ``g`` of a split is drawn from (stream, g)."""
     first_group: int
     rows: int
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What the statistics in dataset.yaml are made from, over the rows of one file."""
+    """Sums over the rows of one file, for the statistics in dataset.yaml."""
 
     rows: int
     positives: list[int]
@@ -90,7 +90,7 @@ def write_part(world: World, truth: Truth, part: Part) -> Sums:
             rows = world.draw(part.stream, part.first_group + group, count)
             table = make_table(world, rows, truth.logits(rows.parts))
             if writer is None:
-                # Numbers that hardly repeat are not worth a dictionary.
+                # A dictionary is useless for numbers that hardly repeat.
                 repeating = [name for name in table.column_names if not name.startswith(("dense_", "logit_"))]
                 writer = pq.ParquetWriter(
                     part.path, table.schema, compression="zstd", compression_level=1, use_dictionary=repeating
@@ -113,13 +113,13 @@ def write_part(world: World, truth: Truth, part: Part) -> Sums:
 def in_processes(
     function: Callable[..., Result], shared: Sequence[Any], items: Sequence[Item], processes: int
 ) -> Iterator[tuple[int, Result]]:
-    """Call ``function(*shared, item)`` for every item; yield its position and result, in the order in which they finish."""
+    """Call ``function(*shared, item)`` for every item; yield its position and result, in the order of completion."""
     workers = min(processes, len(items))
     if workers <= 1:
         for position, item in enumerate(items):
             yield position, function(*shared, item)
         return
-    # Spawned, not forked: the caller may have threads (of DuckDB or torch). Ctrl-C is the first process's to handle.
+    # Spawned, not forked: the caller may have threads (of DuckDB or torch). The first process handles Ctrl-C.
     context = multiprocessing.get_context("spawn")
     ignore = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:

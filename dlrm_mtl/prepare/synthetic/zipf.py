@@ -15,7 +15,7 @@ class Zipf:
     """Ids 1 to ``size`` with probability proportional to ``id ** -exponent``; exponent 0 is the uniform distribution.
 
     Rejection-inversion (Hörmann and Derflinger, "Rejection-inversion to generate variates from monotone discrete
-    distributions", ACM TOMACS 6(3), 1996): exact, and constant in memory and time however large ``size`` is.
+    distributions", ACM TOMACS 6(3), 1996): exact, and constant in memory and time for any ``size``.
     """
 
     size: int

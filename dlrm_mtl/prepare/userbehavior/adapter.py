@@ -1,17 +1,18 @@
 """Taobao UserBehavior: a log of views, carts, favourites and purchases, to rows with one label per behaviour.
 
-What an output row is. ``--rows pairs``: one row per user and item that occur together, with label 1 for every behaviour that
-occurred at least once. ``--rows events``: one row per distinct event, with label 1 for its own behaviour and 0 for the others.
-With ``--split time`` a pair is a row in every split in whose days it occurs. To every row ``--negatives`` (validation and test:
-``--evaluation-negatives``) rows are added with the same user, a drawn item and all labels 0.
+Output rows. ``--rows pairs``: one row per user and item that occur together, with label 1 for every behaviour that occurred
+at least once. ``--rows events``: one row per distinct event, with label 1 for its own behaviour and 0 for the others. With
+``--split time`` a pair is a row in every split in whose days it occurs. Every row is followed by ``--negatives``
+(validation and test: ``--evaluation-negatives``) rows with the same user, a drawn item and all labels 0.
 
-The random split holds out pairs of the target behaviour. Their other events go with them, as further labels of the held-out
-row (leakage filter). Without the filter these events stay in training, where the pair's target label is null, and the
-held-out row's other labels are null: a label never counts in two splits, nor a held-out purchase as a non-purchase.
+The random split holds out pairs of the target behaviour. With the leakage filter, their other events are held out, too, as
+further labels of the held-out row. Without it these events stay in training, where the pair's target label is null, and the
+held-out row's other labels are null. So a label never counts in two splits, and a held-out purchase never counts as a
+non-purchase.
 
-Training rows come in random order, validation and test rows by user; columns: user, item, category (ids by frequency in
-training, 0 for what training has not), user_id and item_id (as published), time (unix seconds, of the first event; null for a
-negative), sampled (1 for a negative), labels.
+Training rows are in random order, validation and test rows by user. Columns: user, item, category (ids by frequency in
+training, 0 for values that do not occur there), user_id and item_id (as published), time (unix seconds, of the first event;
+null for a negative), sampled (1 for a negative), labels.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def _behaviours(text: str, target: str, available: tuple[str, ...]) -> list[str]
 
 
 def _group(connection: duckdb.DuckDBPyConnection, wanted: str, division: Division, rows: str) -> None:
-    """Make the table rows, see :mod:`~dlrm_mtl.prepare.common.user_item`, in place of the table events."""
+    """Make the table rows, see :mod:`~dlrm_mtl.prepare.common.user_item`, from the table events."""
     key = f"e.user, e.item, {division.part}" + (", e.time, e.behaviour" if rows == "events" else "")
     held = "bool_or(h.part IS NOT NULL)" if division.join else "false"
     connection.execute(

@@ -1,4 +1,4 @@
-"""Which events come into which split: the target's k-core, held-out pairs or the last days."""
+"""Division of events into splits: the target's k-core, held-out pairs or the last days."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dlrm_mtl.prepare.userbehavior.log import BEHAVIOURS, DAY, DAYS, FIRST_SECON
 
 @dataclass(frozen=True)
 class Division:
-    """How events ``e`` are divided."""
+    """Division of the events ``e``."""
 
     part: str
-    """SQL for an event's part: 0 training, 1 validation, 2 test."""
+    """SQL of an event's part: 0 training, 1 validation, 2 test."""
     about: tuple[str, str, str]
-    """Which events each split has."""
+    """Descriptions of each split's events."""
     join: str = ""
     """SQL that joins the held-out pairs ``h`` to the events, if any are held out."""
 
 
 def by_time() -> Division:
-    """The last two days, one each."""
+    """Division by time: the last two days, one each."""
     last = FIRST_SECOND + (DAYS - 1) * DAY
     part = f"CASE WHEN e.time >= {last} THEN 2 WHEN e.time >= {last - DAY} THEN 1 ELSE 0 END"
     return Division(part, ("2017-11-25 to 2017-12-01 (China)", "2017-12-02 (China)", "2017-12-03 (China)"))
@@ -44,17 +44,17 @@ def by_pairs(
     given: bool,
     notes: list[str],
 ) -> Division:
-    """Random pairs of the target behaviour, which are held out.
+    """Division that holds out random pairs of the target behaviour.
 
     Args:
-        connection: its table events is divided.
-        wanted: SQL for the events to use.
-        target: the behaviour.
-        shares: of its pairs for validation and test.
-        seed: of the choice.
-        leakage_filter: whether the pairs' other events are held out, too.
-        given: whether the test pairs are those of the table given.
-        notes: hears how many events that were.
+        connection: connection to the database with the table events.
+        wanted: SQL condition of the events to use.
+        target: target behaviour.
+        shares: fractions of its pairs for validation and test.
+        seed: seed of the choice.
+        leakage_filter: True to hold out the pairs' other events, too.
+        given: True if the test pairs are those of the table given.
+        notes: list that gets a note with the number of these events.
     """
     validation_share, test_share = shares
     goal = BEHAVIOURS.index(target)
@@ -116,7 +116,7 @@ def _hold_out(
 ) -> None:
     """Make the table held (user, item, part): pairs of the target that are validation (1) or test (2).
 
-    With ``given`` test pairs in the table given, validation pairs are drawn from the rest.
+    With ``given``, test pairs are in the table given, and validation pairs are drawn from the rest.
     """
     shares = {"1": validation_share} if given else {"1": validation_share, "2": test_share}
     drawn = random_split("e.user || ':' || e.item", {**shares, "0": 1 - sum(shares.values())}, seed=seed)

@@ -1,7 +1,7 @@
-"""The files of the EHCF paper for Taobao: pairs of user and item per behaviour, with test purchases already apart.
+"""The files of the EHCF paper for Taobao: pairs of user and item per behaviour, with separate test purchases.
 
-``buy.train.txt`` and ``buy.test.txt`` and, for other behaviours, ``cart.csv`` and ``pv.csv``, tab separated with a header; any
-of them may begin with ``ehcf_`` and end in ``.gz``. There are no times and no categories.
+``buy.train.txt`` and ``buy.test.txt`` and, for other behaviours, ``cart.csv`` and ``pv.csv``, tab-separated with a header;
+any of them may begin with ``ehcf_`` and end in ``.gz``. There are no times and no categories.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ without Negative Sampling for Recommendation. AAAI 2020. https://doi.org/10.1609
 
 
 def present(folder: Path) -> tuple[str, ...]:
-    """The behaviours that ``folder`` has files of; raises :class:`UserError` if purchases are missing."""
+    """Behaviours with files in ``folder``; raises :class:`UserError` if purchases are missing."""
     for name in (FILES["buy"], TEST):
         _find(folder, name)
     others = [name for name, file in FILES.items() if name != "buy" and any(folder.glob(f"*{file}*"))]
@@ -32,7 +32,7 @@ def present(folder: Path) -> tuple[str, ...]:
 
 
 def load(connection: duckdb.DuckDBPyConnection, folder: Path, names: list[str]) -> None:
-    """Make the tables events (as of the raw log, category and time null) and given (user, item): the test pairs.
+    """Make the tables events (as from the raw log, with category and time null) and given (user, item): the test pairs.
 
     Raises :class:`UserError` if a file is malformed.
     """

@@ -1,4 +1,4 @@
-"""Taobao's raw log, UserBehavior.csv: user, item, category, behaviour and time, to the table ``events``."""
+"""Taobao's raw log, UserBehavior.csv (user, item, category, behaviour and time), loaded as the table ``events``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dlrm_mtl.core.sql import quote
 from dlrm_mtl.prepare.common.duck import insert_csv, one_row
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")
-"""Behaviour number -> name; the order of the labels."""
+"""Names of the behaviours, by their numbers; the order of the labels."""
 
 DAY = 86400
 FIRST_SECOND = 1511539200
-"""2017-11-25 00:00 in China (UTC+8)."""
+"""Start of the log: 2017-11-25 00:00 in China (UTC+8)."""
 DAYS = 9
-"""2017-11-25 to 2017-12-03."""
+"""Number of days, 2017-11-25 to 2017-12-03."""
 WITHIN = f"time >= {FIRST_SECOND} AND time < {FIRST_SECOND + DAYS * DAY}"
-"""SQL for the days that the log is about; a few rows lie outside."""
+"""SQL condition of the log's days; a few rows are outside."""
 
 
 def load(connection: duckdb.DuckDBPyConnection, paths: list[Path], notes: list[str]) -> None:
-    """Make the table events (user, item, category, behaviour, time) of the raw log; ``notes`` hears what is dropped.
+    """Make the table events (user, item, category, behaviour, time) from the raw log; ``notes`` gets a note on dropped rows.
 
     Raises :class:`UserError` if a file is malformed.
     """

@@ -14,7 +14,7 @@ KDD 2018. https://doi.org/10.1145/3219819.3219826. Data: User Behavior Data from
 
 
 def about(rows: str, layout: str, names: list[str], target: str, notes: list[str], options: RowOptions) -> str:
-    """What the data set is and how it was made."""
+    """Text about the data set and its preparation."""
     source = ehcf.SOURCE if layout == "ehcf" else "Taobao UserBehavior, 2017-11-25 to 2017-12-03"
     row = "user-item pair: 1 where the behaviour occurred" if rows == "pairs" else "event: 1 for its behaviour"
     kind = "uniformly" if options.exponent == 0 else f"by popularity to the power {options.exponent:g}"
@@ -29,7 +29,7 @@ def about(rows: str, layout: str, names: list[str], target: str, notes: list[str
 def specification(
     sizes: dict[str, int], names: list[str], splits: dict[str, str], about: str, categories: bool
 ) -> DatasetSpec:
-    """The content of dataset.yaml, but for statistics; ``splits`` says what each holds, ``about`` what the whole is."""
+    """Content of dataset.yaml, without statistics; ``splits`` describes each split, ``about`` the whole."""
     features = ["user", "item", "category"] if categories else ["user", "item"]
     return DatasetSpec(
         name="userbehavior",
