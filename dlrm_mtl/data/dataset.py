@@ -130,8 +130,8 @@ class Dataset:
         return f"{self.path}/{self.spec.splits[name].folder}"
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """Open the data set in the folder ``path`` (or URI): read ``dataset.yaml``.
+def open_dataset(path: str | Path, option: str = "data.path") -> Dataset:
+    """Open the data set in the folder ``path`` (or URI): read ``dataset.yaml``; ``option`` is where the user named it.
 
     Raises :class:`UserError` if the folder or dataset.yaml is missing or malformed.
     """
@@ -139,7 +139,7 @@ def open_dataset(path: str | Path) -> Dataset:
     if (kind := _kind(filesystem, folder)) != fs.FileType.Directory:
         problem = "is a file" if kind == fs.FileType.File else "there is no such folder"
         raise UserError(
-            f"{path}: {problem}; data.path must name a data set's folder, which holds {DATASET_FILE} and which `dlrm-mtl "
+            f"{path}: {problem}; {option} must name a data set's folder, which holds {DATASET_FILE} and which `dlrm-mtl "
             "prepare` makes."
         )
     place = f"{folder}/{DATASET_FILE}"

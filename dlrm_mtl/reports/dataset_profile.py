@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.sql import file_literal, identifier, in_utc, quote
 from dlrm_mtl.core.suggest import suggest
-from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.dataset import Split, open_dataset
 from dlrm_mtl.data.leaks import Candidate, Leak, find_leaks
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec, LabelSpec
+from dlrm_mtl.storage.filesystems import is_local
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float], None]
@@ -126,7 +127,7 @@ def profile_dataset(
     """Profile the data set in the folder ``path``.
 
     Args:
-        path: a local folder with dataset.yaml.
+        path: a folder with dataset.yaml, path or URI.
         split: split over which features are described; default: train, or the first one.
         memory: memory limit of DuckDB, such as 2GB; the rest goes to temporary files.
         progress: see :data:`Progress`.
@@ -134,8 +135,6 @@ def profile_dataset(
     Raises:
         UserError: the data set or a column of it is missing or damaged, or an argument does not fit.
     """
-    if "://" in str(path):
-        raise UserError(f"{path}: only a local folder can be described; copy the data set or a part of it.")
     dataset = open_dataset(path)
     spec = dataset.spec
     split = split or ("train" if "train" in spec.splits else next(iter(spec.splits), "train"))
@@ -150,7 +149,7 @@ def profile_dataset(
         done += 1
 
     with _database(memory) as connection:
-        sources = {name: _source([file.path for file in found.files]) for name, found in opened.items()}
+        sources = {name: _source(connection, found) for name, found in opened.items()}
         types = {name: _types(connection, source) for name, source in sources.items()}
         _refuse_missing(path, spec, types)
         splits = []
@@ -384,8 +383,15 @@ def _each(source: str, column: str, listed: bool) -> str:
     return f"SELECT {f'unnest({column})' if listed else column} AS id FROM {source}"
 
 
-def _source(paths: list[str]) -> str:
-    return f"read_parquet([{', '.join(file_literal(path) for path in paths)}], hive_partitioning = false)"
+def _source(connection: duckdb.DuckDBPyConnection, split: Split) -> str:
+    """SQL of the rows of a split: read by DuckDB itself where they are local, through Arrow's file system where not."""
+    paths = [file.path for file in split.files]
+    if is_local(split.files[0].filesystem):
+        return f"read_parquet([{', '.join(file_literal(path) for path in paths)}], hive_partitioning = false)"
+    from pyarrow.dataset import dataset
+
+    connection.register(split.name, dataset(paths, filesystem=split.files[0].filesystem, format="parquet"))
+    return identifier(split.name)
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

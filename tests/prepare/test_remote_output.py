@@ -16,7 +16,7 @@ from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.prepare.commands import as_command
 from dlrm_mtl.prepare.common.io import Progress
 from dlrm_mtl.storage import staged_output
-from tests import s3
+from tests import s3, synthetic
 from tests.prepare import test_criteo
 from tests.prepare.published import differences
 
@@ -119,9 +119,14 @@ def test_an_error_explains_the_local_path(bucket: fs.S3FileSystem, call: Call, r
         raise UserError(f"{local}: cannot be written to the end (no space); free space.")
 
 
-def test_describe_wants_a_local_folder(call: Call) -> None:
+def test_a_data_set_on_a_store_is_described_as_the_local_one(
+    bucket: fs.S3FileSystem, call: Call, tmp_path: Path
+) -> None:
+    synthetic.write_dataset(tmp_path / "shop", rows=400)
+    s3.upload(tmp_path / "shop", bucket, "bucket/shop")
+    code, here = call("data", "describe", tmp_path / "shop")
+    assert (code, here.count("unseen test")) == (0, 1)
+    assert call("data", "describe", "s3://bucket/shop") == (0, here)
     code, said = call("data", "describe", "s3://bucket/ads")
-    assert (code, said.strip()) == (
-        2,
-        "error: s3://bucket/ads: only a local folder can be described; copy the data set or a part of it.",
-    )
+    assert (code, said.count("\n")) == (2, 1)
+    assert "s3://bucket/ads: there is no such folder" in said

@@ -197,7 +197,6 @@ def test_texts_of_numbers() -> None:
 def test_mistakes(dataset: Path, tmp_path: Path) -> None:
     for arguments, sentence in (
         ((tmp_path / "nowhere",), "there is no such folder"),
-        (("s3://bucket/data",), "only a local folder can be described"),
         ((dataset, "tset"), "there is no split 'tset'; did you mean 'test'"),
         ((dataset, "train", "much"), "--memory much: this is no amount"),
     ):

@@ -11,7 +11,7 @@ import typer
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.schema import read_yaml, validate
-from dlrm_mtl.data.dataset import read_yaml_file
+from dlrm_mtl.data.dataset import read_again, read_yaml_file, unreachable
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe, write_spec
 from dlrm_mtl.prepare import ready
@@ -114,7 +114,11 @@ def _names(columns: str) -> list[str]:
 def read_description(path: str | Path) -> TableDescription:
     """Read and validate a description file, path or URI; raises :class:`UserError`."""
     filesystem, inside = locate(path)
-    content = read_yaml(Path(inside)) if is_local(filesystem) else read_yaml_file(filesystem, inside)
+    if is_local(filesystem):
+        return validate(TableDescription, read_yaml(Path(inside)), str(path))
+    if not read_again(lambda: filesystem.get_file_info(inside).is_file, filesystem, str(path), unreachable):
+        raise UserError(f"{path}: there is no such file; check --description.")
+    content = read_yaml_file(filesystem, inside)
     return validate(TableDescription, content, str(path))
 
 

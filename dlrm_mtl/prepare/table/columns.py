@@ -82,7 +82,7 @@ def write_split(
 def skipped_lines(table: Table) -> list[str]:
     """What a user should know of malformed lines that were skipped."""
     return [
-        f"remark: {path}: {count} malformed {'line was' if count == 1 else 'lines were'} skipped, the first is line {first}"
+        f"remark: {path}: {count:,} malformed {'line was' if count == 1 else 'lines were'} skipped, the first is line {first}"
         + (f"; {table.behind[path]:,} of them lie behind a quote that is not closed" if table.behind.get(path) else "")
         for path, (count, first) in table.skipped.items()
     ]

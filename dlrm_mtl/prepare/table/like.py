@@ -61,7 +61,7 @@ def prepare_like(
     Raises:
         UserError: the data set or the files cannot be used.
     """
-    dataset = open_dataset(like)
+    dataset = open_dataset(like, "--like")
     recipe = read_recipe(dataset)
     source = recipe.description.source
     found = find_files(inputs, source)

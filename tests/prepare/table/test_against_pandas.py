@@ -265,7 +265,7 @@ def compare(frame: pd.DataFrame, content: dict[str, Any], folder: Path) -> None:
         )
 
 
-OTHER_TYPES = [pa.int16(), pa.int64(), pa.uint32(), pa.float64(), pa.decimal128(20, 4), pa.null()]
+OTHER_TYPES = [pa.int16(), pa.int64(), pa.uint32(), pa.float64(), pa.decimal128(24, 4), pa.null()]
 """What another writer may take for the same numbers, in this order as far as its values fit."""
 
 
@@ -297,9 +297,10 @@ def otherwise(column: pa.ChunkedArray, seed: int, exact: bool) -> pa.ChunkedArra
             continue
         try:
             changed = column.cast(pa.list_(type_) if listed else type_)
+            same = pa.types.is_null(type_) or changed.cast(column.type).equals(column)
         except pa.ArrowInvalid:
             continue
-        if pa.types.is_null(type_) or changed.cast(column.type).equals(column):
+        if same:
             return changed
     return column
 

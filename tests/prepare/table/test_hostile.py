@@ -239,7 +239,7 @@ def test_lines_behind_an_open_quote_are_counted(tmp_path: Path, after: int) -> N
     lines = ["user,price,click", *["u1,1,0", '"u\n\n2",2,1'] * 25, 'u1,"open,1', *["u3,3,1"] * after]
     (tmp_path / "log.csv").write_text("\n".join(lines))
     (remark,) = prepare_table([tmp_path / "log.csv"], tmp_path / "out", described(source={"malformed": "skip"}))
-    assert f" {after + 1} malformed" in remark
+    assert f" {after + 1:,} malformed" in remark
     assert sum(read_all(tmp_path / "out").values()) == 50
 
 

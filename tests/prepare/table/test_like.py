@@ -255,7 +255,7 @@ def test_mistakes_are_one_sentence(shop: tuple[Path, pd.DataFrame, pd.DataFrame]
     table = pq.read_table(folder / "vocabularies.parquet")
     pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), copy / "vocabularies.parquet")
     refused(r"feature 'item' has \d+ values here, and \d+ in dataset.yaml; it is not what `prepare table` wrote", copy)
-    refused("there is no such folder", tmp_path / "none")
+    refused("there is no such folder; --like must name", tmp_path / "none")
     new.drop(columns=["price"]).to_csv(tmp_path / "new.csv", index=False)
     refused("new.csv: there is no column 'price'")
     new.assign(price="cheap").to_csv(tmp_path / "new.csv", index=False)
@@ -285,7 +285,7 @@ def test_on_an_object_store(
         assert pq.read_table(stream).to_pylist() == rows_of(tmp_path / "here")
     code, said = call("prepare", "table", "--description", "s3://bucket/made/no.yaml", *options[:3], "s3://bucket/no")
     assert (code, said.count("\n")) == (2, 1)
-    assert "no.yaml" in said
+    assert "s3://bucket/made/no.yaml: there is no such file; check --description." in said
 
 
 TEXTS = st.text(min_size=1, max_size=8)
