@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, so that what is no table is called by its name."""
+"""Kind of a file by its first bytes, so that errors can name what a file is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
 
 LOOKED_AT = 512
-"""Bytes of a file that tell what it is."""
+"""Number of bytes that show the kind of a file."""
 
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (PARQUET, "Parquet", "name it .parquet, or set source.format to parquet"),
@@ -40,10 +40,10 @@ _EXCEL = b"[Content_Types].xml"
 
 
 def kind_of(start: bytes) -> tuple[str, str]:
-    """What a file is, and what to do to have a table of it; both empty for text of unknown meaning, and what is not known.
+    """Kind of a file, and how to make a table of it; both empty for text and for unknown kinds.
 
     Args:
-        start: its first bytes, :data:`LOOKED_AT` of them.
+        start: first bytes of the file, :data:`LOOKED_AT` of them.
     """
     if start.startswith(b"PK\x03\x04") and (_EXCEL in start or b"xl/" in start):
         return "an Excel workbook", "save the table as CSV"
@@ -67,12 +67,12 @@ def kind_of(start: bytes) -> tuple[str, str]:
 
 
 def is_text(start: bytes) -> bool:
-    """Return whether bytes are those of a text."""
+    """Return True if bytes are those of a text."""
     return b"\0" not in start and sum(byte < 9 or 13 < byte < 32 for byte in start) == 0
 
 
 def unpacked(start: bytes) -> bytes:
-    """The first bytes inside of a gzip file, from its own; none where it is damaged."""
+    """First bytes inside a gzip file, from its own first bytes; empty if it is damaged."""
     try:
         return zlib.decompressobj(31).decompress(start)[:LOOKED_AT]
     except zlib.error:

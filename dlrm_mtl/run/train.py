@@ -124,10 +124,10 @@ def run_training(
 
 
 def go_on(found: Resumption, checkpoints: Checkpoints, tensors: RunTensors, fallback: bool) -> RunState:
-    """Load the checkpoint that a run goes on from; returns its state, which follows changed settings."""
+    """Load the checkpoint that a run continues from; returns its state, updated for changed settings."""
     progress = checkpoints.load(step_name(found.state.step), tensors, fallback)
     apply_changes(found.changes, progress)
-    if not fallback:  # which keeps the damaged one
+    if not fallback:  # fallback keeps the damaged one
         checkpoints.settle(progress)
     return progress
 
@@ -160,7 +160,7 @@ def start_and_end(listeners: Listeners, start: Start, progress: RunState) -> Ite
 def passes(
     config: RunConfig, data: TrainingData, process: Process, progress: RunState, save: Callable[[], None]
 ) -> Iterator[tuple[BatchLoader, Round | None]]:
-    """What to train on: the one loader; or, of growing data, round after round until there is no new file."""
+    """Loaders to train on: the only one, or one per round of growing data until there is no new file."""
     if data.train is not None:
         yield data.train, None
         return

@@ -10,8 +10,8 @@ The grammar, from loosest to tightest::
     column      := name | `any name in backticks`
     value       := number | "text" | 'text'
 
-A comparison with a number reads the column as a number, one with a text as text. Nulls work as in SQL: a comparison with null
-is null. Nothing of the condition reaches SQL but through this grammar.
+A comparison with a number reads the column as a number, a comparison with a text as text. Nulls work as in SQL: a
+comparison with null is null. Only this grammar leads from a condition to SQL.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dlrm_mtl.core.sql import quote
 
 COMPARISONS = {"=": "=", "==": "=", "!=": "<>", "<>": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 DEEPEST = 50
-"""Parentheses and negations within each other."""
+"""Largest depth of parentheses and negations."""
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))
@@ -40,17 +40,17 @@ _WORDS = {"and", "or", "not", "in", "is", "null"}
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition whose columns are known."""
+    """A parsed condition, with its columns."""
 
     text: str
     sql: Callable[[Callable[[str], str], Callable[[str], str]], str]
-    """Gives the SQL, from two functions that give the SQL of a column as a number and as text."""
+    """Function that gives the SQL, from two functions for the SQL of a column as a number and as text."""
     numbers: frozenset[str]
     """Columns that are compared with numbers."""
     texts: frozenset[str]
-    """Columns that are compared with texts, or asked whether they are null."""
+    """Columns that are compared with texts, or tested for null."""
     literals: frozenset[tuple[str, str]]
-    """Columns, each with a text that it is compared with."""
+    """Columns, each with a text of a comparison."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -59,7 +59,7 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition:
-    """Parse a condition; raises ValueError with the place in it that is wrong."""
+    """Parse a condition; raises ValueError with the place of the mistake."""
     parser = _Parser(_tokens(text))
     tree = parser.condition(0)
     if parser.kind != "end":
@@ -109,7 +109,7 @@ class _Parser:
         return self.token if self.kind == "end" else repr(self.token)
 
     def take(self, *symbols: str) -> str | None:
-        """Go on over the next token and return it if it is one of ``symbols``."""
+        """Consume the next token and return it if it is one of ``symbols``."""
         if self.kind == "symbol" and self.token in symbols:
             self.position += 1
             return self.tokens[self.position - 1][1]
@@ -178,7 +178,7 @@ class _Parser:
         return lambda number, text: number(column) if is_number else text(column)
 
     def value(self, column: str) -> tuple[str, bool]:
-        """The SQL of a value that ``column`` is compared with, and whether it is a number."""
+        """SQL of a value that ``column`` is compared with, and True for a number."""
         kind, token = self.kind, self.token
         if kind == "number":
             self.position += 1

@@ -1,4 +1,4 @@
-"""What a user's table is, and what becomes of it: the content of the file behind ``prepare table --description``."""
+"""The description of a user's table and its preparation: the content of the file of ``prepare table --description``."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from dlrm_mtl.prepare.table.conditions import parse_condition
 
 
 class SourceConfig(Strict):
-    """How the files are read. Only `format`, `nulls`, `decimal` and `thousands` concern Parquet files, too."""
+    """Format of the files. Only `format`, `nulls`, `decimal` and `thousands` also apply to Parquet files."""
 
     format: Literal["csv", "parquet"] | None = None
-    """`csv` or `parquet`; default: as the names of the files say."""
+    """`csv` or `parquet`; default: according to the names of the files."""
     separator: str = Field(default=",", min_length=1, max_length=4)
-    """What stands between two fields: one to four bytes, such as a comma, "\\t" or "::"."""
+    """Separator of two fields: one to four bytes, such as a comma, "\\t" or "::"."""
     header: bool = True
-    """Whether the first line of every file names the columns."""
+    """True if the first line of every file names the columns."""
     columns: list[str] | None = None
     """Names of the columns, for files without a header."""
     quote: str | None = Field(default='"', min_length=1, max_length=1)
-    """What encloses fields that hold separators or line ends, doubled inside of them; null if nothing does."""
+    """Quotation mark around fields that hold separators or line ends, doubled inside of them; null for none."""
     encoding: str = "utf-8"
-    """The encoding of the text, such as utf-8, cp1252 (Western Windows), latin-1, utf-16 or gbk."""
+    """Encoding of the text, such as utf-8, cp1252 (Western Windows), latin-1, utf-16 or gbk."""
     malformed: Literal["error", "skip"] = "error"
-    """Lines that cannot be read, such as those with too few fields: stop with an error, or skip and count them."""
+    """Handling of lines that cannot be read, such as those with too few fields: stop with an error, or skip and count them."""
     nulls: list[str] = Field(default_factory=lambda: [""])
-    """Texts that stand for a missing value, such as "", NA or "?"."""
+    """Texts that mean a missing value, such as "", NA or "?"."""
     skip: int = Field(default=0, ge=0)
-    """Lines before the header, or before the first row, such as a title."""
+    """Number of lines before the header, or before the first row, such as a title."""
     strip: bool = False
-    """Whether blanks around a field are no part of it."""
+    """True if blanks around a field are not part of it."""
     decimal: Literal[".", ","] = "."
-    """What stands before the fraction of a number: 19.90 or 19,90."""
+    """Decimal point of numbers: 19.90 or 19,90."""
     thousands: Literal[",", ".", " ", "'"] | None = None
-    """What stands between the thousands of a number, as in 1,000; default: nothing."""
+    """Separator of thousands in numbers, as in 1,000; default: none."""
 
     @model_validator(mode="after")
     def _columns_and_header(self) -> SourceConfig:
@@ -77,7 +77,7 @@ class SourceConfig(Strict):
 
     @property
     def is_utf8(self) -> bool:
-        """Whether files can be read without decoding them first."""
+        """True if files can be read without decoding them first."""
         return codecs.lookup(self.encoding).name in ("utf-8", "ascii")
 
 
@@ -86,19 +86,19 @@ class FrequencyConfig(Strict):
 
     name: Literal["frequency"] = "frequency"
     min_count: int = Field(default=1, ge=1)
-    """Values that come fewer times in the training rows are unknown: id 0."""
+    """Smallest frequency in the training rows for an id; rarer values are unknown, id 0."""
     max_size: int | None = Field(default=None, ge=2, le=2**31)
-    """At most so many ids, 0 included: rarer values are unknown. Default: no limit."""
+    """Largest number of ids, including 0: rarer values are unknown. Default: no limit."""
 
 
 class HashConfig(Strict):
-    """Ids by a fixed hash: nothing to store, and values that training never saw have ids too."""
+    """Ids by a fixed hash: nothing to store, and values that do not occur in training have ids, too."""
 
     name: Literal["hash"] = "hash"
     size: int = Field(ge=2, le=2**62)
-    """Number of ids, 0 (unknown) included. With as many distinct values as ids, two of three values share their id."""
+    """Number of ids, including 0 (unknown). With as many distinct values as ids, two of three values share their id."""
     seed: int = 0
-    """Another seed lets other values share an id."""
+    """Seed of the hash, which determines the values that share an id."""
 
 
 def _from_name(value: Any) -> Any:
@@ -111,41 +111,41 @@ VocabularyConfig = Annotated[
 
 
 class FeatureConfig(Strict):
-    """One column of the table, and what becomes of it."""
+    """One column of the table, and its use."""
 
     name: str = Field(min_length=1)
     """Name of the feature."""
     kind: Literal["sparse", "sequence", "dense", "keep", "ignore"]
-    """`sparse`: a category, or an unordered list of them; `sequence`: a list of categories, oldest first; `dense`: a number;
-    `keep`: no feature, but written as it is, so that predictions can be joined to raw rows; `ignore`: nothing, so that the
-    file can list every column."""
+    """`sparse`: a category, or an unordered list of them; `sequence`: a list of categories, oldest first; `dense`: a
+    number; `keep`: not a feature, but copied unchanged, so that predictions can be joined to raw rows; `ignore`: unused, so
+    that the file can list every column."""
     column: str | None = None
     """Name of the table's column; default: the feature's name."""
     description: str | None = None
-    """Carried over to dataset.yaml."""
+    """Text for dataset.yaml."""
     vocabulary: VocabularyConfig | None = None
-    """How values become ids: `frequency` (the default) or `hash`, or either with options."""
+    """Assignment of ids to values: `frequency` (the default) or `hash`, or either with options."""
     vocabulary_of: str | None = None
     """Name of another feature whose ids this one uses, such as `item` for the last items."""
     separator: str | None = Field(default=None, min_length=1)
-    """What stands between the entries of a list in a text, such as "|". Columns of lists in Parquet need none."""
+    """Separator of the entries of a list in a text, such as "|". Columns of lists in Parquet need none."""
     brackets: bool = False
-    """Whether such lists stand in brackets, as Python and JSON write them: `[1, 2]`, `['a', 'b']`, numpy's `[1 2]`. Brackets,
-    and blanks and quotes around entries, are no part of them."""
+    """True for lists in brackets, as written by Python and JSON: `[1, 2]`, `['a', 'b']`, numpy's `[1 2]`. Brackets, and
+    blanks and quotes around entries, are removed."""
     max_length: int | None = Field(default=None, gt=0)
-    """Longer lists are cut: sequences keep their last entries, others their first. Default: no limit."""
+    """Length to which longer lists are cut: sequences keep their last entries, others their first. Default: no limit."""
     transform: Literal["log1p", "signed_log"] | None = None
     """`log1p`: log(1 + x), for numbers of at least 0; `signed_log`: sign(x) log(1 + |x|), for all."""
     clip: tuple[float, float] | None = None
-    """Smallest and largest value, before the transform; values beyond become these."""
+    """Smallest and largest value, before the transform; values beyond are clipped."""
     fill: float | None = Field(default=None, ge=-1e38, le=1e38)
-    """What a missing number becomes, before clip and transform; default: it stays missing, and the reader takes the mean."""
+    """Replacement of a missing number, before clip and transform; default: it stays missing, and the reader takes the mean."""
     standardise: bool = True
-    """Whether the reader subtracts the mean and divides by the standard deviation, both of the training rows."""
+    """True if the reader subtracts the mean and divides by the standard deviation, both of the training rows."""
 
     @property
     def source(self) -> str:
-        """The name of the table's column."""
+        """Name of the table's column."""
         return self.column or self.name
 
     @model_validator(mode="after")
@@ -184,18 +184,18 @@ class LabelConfig(Strict):
     column: str | None = None
     """Name of the table's column; default: the label's name."""
     where: str | None = None
-    """Instead of a column: the condition under which the label is 1, such as `rating >= 4` or `income == "50000+"`."""
+    """Condition under which the label is 1, instead of a column, such as `rating >= 4` or `income == "50000+"`."""
     description: str | None = None
-    """Carried over to dataset.yaml."""
+    """Text for dataset.yaml."""
 
     @property
     def source(self) -> str:
-        """The name of the table's column."""
+        """Name of the table's column."""
         return self.column or self.name
 
     @property
     def columns(self) -> frozenset[str]:
-        """The names of all columns of the table that the label is made from."""
+        """Names of all columns of the table that determine the label."""
         return frozenset([self.source]) if self.where is None else parse_condition(self.where).columns
 
     @model_validator(mode="after")
@@ -230,39 +230,39 @@ def _check_names(splits: dict[str, Any]) -> dict[str, Any]:
 
 
 class RandomSplit(Strict):
-    """Each row by chance."""
+    """Random split of rows."""
 
     name: Literal["random"]
     shares: Shares = Field(default_factory=lambda: dict(DEFAULT_SHARES))
-    """Share of each split; exact up to chance."""
+    """Fraction of each split; exact up to chance."""
     seed: int = 0
-    """Another seed draws other rows."""
+    """Seed of the draws."""
     _shares = field_validator("shares")(_check_shares)
 
 
 class UserSplit(Strict):
-    """All rows of a user into one split, to measure on users that training never saw."""
+    """Split of users: all rows of a user are in one split, to measure on users unseen in training."""
 
     name: Literal["user"]
     column: str
-    """The column that tells users apart."""
+    """Column that identifies users."""
     shares: Shares = Field(default_factory=lambda: dict(DEFAULT_SHARES))
-    """Share of each split in the users."""
+    """Fraction of the users in each split."""
     seed: int = 0
-    """Another seed draws other users."""
+    """Seed of the draws."""
     _shares = field_validator("shares")(_check_shares)
 
 
 class TimeSplit(Strict):
-    """The first rows for training, later ones for the other splits."""
+    """Split by time: the first rows for training, later ones for the other splits."""
 
     name: Literal["time"]
     column: str
-    """The column with the time: a number, or a date with or without a time of day."""
+    """Column with the time: a number, or a date with or without a time of day."""
     cuts: dict[str, str] | None = None
-    """For each split after `train`, in the order of time, the time it begins with."""
+    """Start time of each split after `train`, in the order of time."""
     shares: Shares | None = None
-    """Instead of cuts: the share of each split, in the order of time."""
+    """Fraction of each split, in the order of time, instead of cuts."""
 
     @field_validator("cuts", mode="before")
     @classmethod
@@ -281,16 +281,16 @@ class TimeSplit(Strict):
 
 
 class FileSplit(Strict):
-    """Files that are splits already."""
+    """Split by files that already are splits."""
 
     name: Literal["files"]
     files: dict[str, list[str]]
-    """For each split the names of its files, or patterns such as part-*.csv, relative to the folder that is --input."""
+    """Names of each split's files, or patterns such as part-*.csv, relative to the folder in --input."""
     divide: dict[str, Shares] = Field(default_factory=dict)
-    """Files that are divided by chance: for a name or pattern the share of each split, such as
-    `{test.csv: {validation: 0.5, test: 0.5}}`."""
+    """Files that are divided at random: the fraction of each split for a name or pattern, such as `{test.csv: {validation:
+    0.5, test: 0.5}}`."""
     seed: int = 0
-    """Another seed divides them otherwise."""
+    """Seed of the division."""
     _names = field_validator("files")(_check_names)
 
     @field_validator("divide")
@@ -312,36 +312,36 @@ class TableDescription(Strict):
     name: str = Field(min_length=1)
     """Name of the data set."""
     description: str = ""
-    """Carried over to dataset.yaml, as are licence and citation."""
+    """Text for dataset.yaml, like licence and citation."""
     licence: str = ""
     citation: str = ""
     source: SourceConfig = SourceConfig()
-    """How the files are read."""
+    """Format of the files."""
     features: list[FeatureConfig] = Field(min_length=1)
-    """What the model sees. Columns that are not named are not read."""
+    """Features of the model. Columns without an entry are not read."""
     labels: list[LabelConfig] = Field(min_length=1)
-    """What the model predicts."""
+    """Labels to predict."""
     split: SplitConfig = RandomSplit(name="random")
-    """How rows are divided into training and evaluation: `random`, `time`, `user` or `files`, with options."""
+    """Division of rows into training and evaluation: `random`, `time`, `user` or `files`, with options."""
 
     @property
     def used(self) -> list[FeatureConfig]:
-        """What the model sees: the features that are neither kept nor ignored."""
+        """Features of the model: those that are neither kept nor ignored."""
         return [feature for feature in self.features if feature.kind not in ("keep", "ignore")]
 
     @property
     def kept(self) -> list[FeatureConfig]:
-        """Columns that are written as they are."""
+        """Columns that are copied unchanged."""
         return [feature for feature in self.features if feature.kind == "keep"]
 
     @property
     def written(self) -> list[str]:
-        """The names of the columns on disk, in order."""
+        """Names of the columns on disk, in order."""
         return [*(one.name for one in (*self.used, *self.kept)), *(label.name for label in self.labels)]
 
     @property
     def split_names(self) -> list[str]:
-        """The names of the splits, in order."""
+        """Names of the splits, in order."""
         split = self.split
         if isinstance(split, FileSplit):
             return list(dict.fromkeys([*split.files, *(name for shares in split.divide.values() for name in shares)]))
@@ -361,7 +361,7 @@ class TableDescription(Strict):
                     f"feature {feature.name!r} uses the vocabulary of {feature.vocabulary_of!r}, which is no sparse or "
                     f"sequence feature with a vocabulary of its own; {suggest(feature.vocabulary_of, owners)}."
                 )
-        lower = [name.lower() for name in self.written]  # databases do not tell capitals apart
+        lower = [name.lower() for name in self.written]  # databases ignore case
         repeated = next((name for name in self.written if lower.count(name.lower()) > 1), None)
         if repeated is not None:
             raise ValueError(f"{repeated!r} names two features or labels (capitals do not count); rename one.")

@@ -1,4 +1,4 @@
-"""How a CSV file is written: its encoding, separator, header, and lines before it, from its first bytes."""
+"""Guessing the dialect of a CSV file: its encoding, separator, header, and lines before it, from its first bytes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.prepare.table.files import open_raw
 
 GUESSED_BYTES = 65536
-"""The dialect of a CSV file is guessed from so many bytes."""
+"""Number of bytes from which the dialect of a CSV file is guessed."""
 
 LINES = 200
 MOST_BEFORE = 20
-"""Lines before the header that may be a title."""
+"""Largest number of lines before the header, such as a title."""
 
 MISSING = {"", "?", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "\\n", "-", "--", ".", "inf", "-inf", "missing"}
-"""Texts, in lower case, that stand for a missing value in many files."""
+"""Common texts for a missing value, in lower case."""
 
 _NUMBER = re.compile(r"\s*[-+]?[\d.,:/eE-]+\s*")
 _DECIMAL = re.compile(r"\s*[-+]?[\d.]*\d,\d+\s*")
@@ -32,12 +32,12 @@ _DATE = re.compile(r"\s*\d{4}-\d\d-\d\d")
 
 @dataclass
 class Dialect:
-    """The ``source`` of a description, and what is unsure about it."""
+    """The ``source`` of a description, and remarks on its uncertain parts."""
 
     source: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     named: bool = True
-    """Whether columns have names of their own, not c0, c1 and on."""
+    """True if columns have names other than c0, c1 and so on."""
 
 
 def guess_dialect(path: Path, columns: Sequence[str] | None = None) -> Dialect:
@@ -45,7 +45,7 @@ def guess_dialect(path: Path, columns: Sequence[str] | None = None) -> Dialect:
 
     Args:
         path: the file.
-        columns: names of its columns, if it has no header.
+        columns: names of its columns, for a file without a header.
 
     Raises:
         UserError: the file cannot be read or is empty, or has another number of columns.
@@ -121,7 +121,7 @@ def _text(path: Path, source: dict[str, Any]) -> str:
     encodings = ["utf-16"] if content.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8-sig", "cp1252", "latin-1"]
     for encoding in encodings:
         try:
-            text = codecs.getincrementaldecoder(encoding)().decode(content)  # passes over half a character at the end
+            text = codecs.getincrementaldecoder(encoding)().decode(content)  # skips half a character at the end
         except UnicodeDecodeError:
             continue
         if encoding != "utf-8-sig":
@@ -151,7 +151,7 @@ def _usual(rows: Sequence[tuple[int, list[str]]]) -> int:
 
 
 def _fits(row: list[str], usual: int, position: int, rows: Sequence[tuple[int, list[str]]]) -> bool:
-    """Whether a line may be the header or the first row: it has as many fields as most, or is a header one short."""
+    """Return True if a line may be the header or the first row: it has the usual number of fields, or one less."""
     if len(row) == usual or usual == 1:
         return True
     following = rows[position + 1][1]
@@ -159,7 +159,7 @@ def _fits(row: list[str], usual: int, position: int, rows: Sequence[tuple[int, l
 
 
 def _guess_separator(lines: Sequence[str]) -> str:
-    """The one that cuts most lines into the same number of fields, the more the better."""
+    """Separator that cuts most lines into the same number of fields; among equals, the larger number wins."""
 
     def merit(separator: str) -> tuple[float, int]:
         counts = [len(_fields(line, separator)) - 1 for line in lines]
@@ -169,7 +169,7 @@ def _guess_separator(lines: Sequence[str]) -> str:
     merits = {separator: merit(separator) for separator in ("::", "\t", ",", ";", "|")}
     best = max(merits, key=lambda separator: (round(merits[separator][0], 1), merits[separator][1]))
     if best == ",":
-        # Commas that stand in numbers only separate nothing, where another separator cuts the lines alike.
+        # Commas that occur only in numbers are not separators if another separator cuts the lines equally.
         for other in ("\t", ";", "|"):
             fields = [part for line in lines for part in _fields(line, other) if "," in part]
             if merits[other][0] > 0.9 and all(_DECIMAL.fullmatch(part) for part in fields):
@@ -181,7 +181,7 @@ def _guess_separator(lines: Sequence[str]) -> str:
 
 
 def _is_header(first: Sequence[str], body: Sequence[list[str]]) -> bool:
-    """Whether the first line names the columns: its fields look like names, and do not come again below them."""
+    """Return True if the first line names the columns: its fields look like names, and do not occur again below."""
     known = [name for name in first if name]
     if not known or len(set(known)) != len(known):
         return False
@@ -196,7 +196,7 @@ def _is_header(first: Sequence[str], body: Sequence[list[str]]) -> bool:
     )
     counted = (
         known == [str(position) for position in range(len(known))] and len(known) > 2
-    )  # as pandas names an array's
+    )  # pandas' names for the columns of an array
     inside = list(first)
     while inside and not inside[0]:
         del inside[0]

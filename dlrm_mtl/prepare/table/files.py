@@ -1,4 +1,4 @@
-"""A user's CSV or Parquet files into a DuckDB table on disk, whose rows keep the order of the files."""
+"""Loading a user's CSV or Parquet files into a DuckDB table on disk, whose rows keep the order of the files."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from dlrm_mtl.prepare.table.kinds import refuse_other_kinds
 from dlrm_mtl.prepare.table.types import UNTYPED, common_type, loaded_type
 
 HEADER_BYTES = 4_000_000
-"""The first line is looked for in so many bytes."""
+"""Number of bytes in which the first line is searched."""
 
 DECODED_CHARACTERS = 1 << 20
-"""Characters that are decoded at a time."""
+"""Number of characters that are decoded at a time."""
 
 BLANKS = " \t\u00a0"
-"""What `strip` takes away."""
+"""Characters that `strip` removes."""
 
 LONGEST_NAME = 500
-"""Characters of a column's name."""
+"""Largest number of characters of a column's name."""
 
 
 @dataclass
@@ -44,24 +44,24 @@ class Table:
 
     connection: duckdb.DuckDBPyConnection
     work: Path
-    """A folder for files that are needed for a moment."""
+    """Folder for short-lived files."""
     types: dict[str, str] = field(default_factory=dict)
-    """The DuckDB type of each column that was loaded, by its name in the files."""
+    """DuckDB type of each loaded column, by its name in the files."""
     files: list[Path] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    """For each file, the number of the first row after it."""
+    """Number of the first row after each file."""
     untyped: set[str] = field(default_factory=set)
-    """Columns that are null in all files so far and have no type of their own: they take that of the next file."""
+    """Columns that are null and untyped in all files so far: they take the type of the next file."""
     single: set[str] = field(default_factory=set)
-    """Columns with a file whose numbers are FLOAT, whatever the type is that they are loaded as."""
+    """Columns with FLOAT numbers in some file, whatever their loaded type."""
     skipped: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """For each file with malformed lines that were skipped: how many, and the number of the first."""
+    """Number of skipped malformed lines, and number of the first one, by file."""
     behind: dict[Path, int] = field(default_factory=dict)
-    """How many of the skipped lines lie behind a quote that another malformed line opens."""
+    """Number of the skipped lines that are behind a quote opened by another malformed line, by file."""
     source: SourceConfig = field(default_factory=SourceConfig)
-    """How the files are read; numbers in texts may have a decimal comma, or separators of thousands."""
+    """Format of the files; numbers in texts may have a decimal comma, or separators of thousands."""
     whole: dict[tuple[str, str | None], bool] = field(default_factory=dict)
-    """For columns of texts, each with what separates its entries: whether all texts, or entries, are whole numbers."""
+    """True if all texts, or entries, are whole numbers; by column of texts and separator of its entries."""
 
     @property
     def rows(self) -> int:
@@ -69,11 +69,11 @@ class Table:
         return self.ends[-1] if self.ends else 0
 
     def column(self, name: str) -> str:
-        """The column ``name`` in SQL; names inside DuckDB are numbers, as it does not tell capitals apart."""
+        """SQL name of the column ``name``; names inside DuckDB are numbers, as it ignores case."""
         return f"c{list(self.types).index(name)}"
 
     def place(self, row: int) -> str:
-        """The file of a row and its number in it: the first row of data is row 1."""
+        """File of a row and the row's number in it, beginning with 1."""
         position = bisect.bisect_right(self.ends, row)
         return f"{self.files[position]}: row {row - (self.ends[position - 1] if position else 0) + 1}"
 
@@ -91,8 +91,8 @@ def load(
 ) -> Table:
     """Load the columns ``wanted`` (default: all) of ``files`` into the table ``rows`` of ``connection``.
 
-    Columns of CSV files are texts. Texts that stand for null become null. ``limit`` is the number of rows to stop at. Raises
-    :class:`UserError` for files that cannot be read, lack a column, have other types than the first, or hold no row.
+    Columns of CSV files are texts. Texts for null become null. ``limit`` is the largest number of rows. Raises
+    :class:`UserError` for files that cannot be read, lack a column, have types that do not fit, or hold no row.
     """
     table = Table(connection, work, source=source)
     names = None if wanted is None else list(dict.fromkeys(wanted))
@@ -115,7 +115,7 @@ def load(
 
 
 def read_header(path: Path, source: SourceConfig) -> list[str]:
-    """The names of the columns of a CSV file: its first line, or ``source.columns``; raises :class:`UserError`."""
+    """Names of the columns of a CSV file: its first line, or ``source.columns``; raises :class:`UserError`."""
     if not source.header:
         return list(source.columns or [])
     encoding = "utf-8-sig" if source.is_utf8 else source.encoding
@@ -163,7 +163,7 @@ def read_header(path: Path, source: SourceConfig) -> list[str]:
 
 
 def column_names(path: Path, source: SourceConfig, *, parquet: bool) -> list[str]:
-    """The names of the columns of a file; raises :class:`UserError` if it cannot be read."""
+    """Names of the columns of a file; raises :class:`UserError` if it cannot be read."""
     refuse_other_kinds(path, parquet=parquet)
     if not parquet:
         return read_header(path, source)
@@ -172,7 +172,7 @@ def column_names(path: Path, source: SourceConfig, *, parquet: bool) -> list[str
 
 
 def csv_options(source: SourceConfig, columns: Sequence[str], path: Path) -> str:
-    """The arguments of DuckDB's ``read_csv`` behind the path; nothing is guessed."""
+    """Arguments of DuckDB's ``read_csv`` after the path; nothing is guessed."""
     declared = ", ".join(f"{quote(column)}: 'VARCHAR'" for column in columns)
     mark = quote(source.quote or "")
     nulls = ", ".join(quote(text) for text in source.nulls)
@@ -225,7 +225,7 @@ def _load_csv(table: Table, path: Path, source: SourceConfig, wanted: list[str] 
 
 
 def _read(column: str, source: SourceConfig) -> str:
-    """SQL of a column of a CSV file: without blanks around it where those mean nothing."""
+    """SQL of a column of a CSV file, without surrounding blanks if ``source.strip`` is set."""
     if not source.strip:
         return column
     stripped = f"trim({column}, {quote(BLANKS)})"
@@ -234,7 +234,7 @@ def _read(column: str, source: SourceConfig) -> str:
 
 
 def _decoded(path: Path, source: SourceConfig, target: Path) -> Path:
-    """Write ``path`` in UTF-8, uncompressed, to ``target``: DuckDB knows few encodings."""
+    """Write ``path`` to ``target`` in UTF-8, uncompressed: DuckDB supports few encodings."""
     line = 1
     with open(target, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
         try:
@@ -289,10 +289,10 @@ def _load_parquet(table: Table, path: Path, source: SourceConfig, wanted: list[s
 
 
 def _unify(table: Table, path: Path, name: str, type_: str) -> None:
-    """Let a column of ``table`` hold values of ``type_``, too, which it has in the file ``path``.
+    """Let a column of ``table`` also hold values of ``type_``, its type in the file ``path``.
 
     Raises:
-        UserError: there is no type that holds these and those of the files before.
+        UserError: no type holds these values and those of the earlier files.
     """
     connection, column, before = table.connection, table.column(name), table.types[name]
     if type_.startswith("FLOAT"):
@@ -315,13 +315,13 @@ def _unify(table: Table, path: Path, name: str, type_: str) -> None:
 
 
 def _loaded(column: str, type_: str, nulls: Sequence[str]) -> str:
-    """SQL of a column as it is loaded: NaN and the texts ``nulls`` are null, and times are in UTC."""
+    """SQL of a loaded column: NaN and the texts ``nulls`` are null, and times are in UTC."""
     if UNTYPED in type_:
         return column
     if type_ == "VARCHAR" and nulls:
         return f"CASE WHEN {column} NOT IN ({', '.join(quote(text) for text in nulls)}) THEN {column} END"
     if type_ in ("FLOAT", "DOUBLE"):
-        # Not by isnan: DuckDB takes it for false where a footer's statistics, which leave NaN out, are finite.
+        # Not by isnan: DuckDB assumes false if a footer's statistics, which ignore NaN, are finite.
         return f"CASE WHEN isfinite({column}) OR isinf({column}) THEN {column} END"
     if type_ in ("FLOAT[]", "DOUBLE[]"):
         return f"list_filter({column}, lambda x: isfinite(x) OR isinf(x))"
@@ -329,12 +329,12 @@ def _loaded(column: str, type_: str, nulls: Sequence[str]) -> str:
 
 
 def about(path: Path, error: Exception) -> bool:
-    """Return whether DuckDB's error names the file ``path``, which it got as :func:`file_literal`."""
+    """Return True if DuckDB's error names the file ``path``, which it got as :func:`file_literal`."""
     return any(name in str(error) for name in (str(path), file_literal(path)[1:-1].replace("''", "'")))
 
 
 def _lost_lines(table: Table, path: Path, source: SourceConfig, scan: str, columns: Sequence[str]) -> int:
-    """How many lines of a CSV file are in no row: all that are not empty, less the header and those of the rows."""
+    """Number of lines of a CSV file that are in no row: all that are not empty, minus the header and those of the rows."""
     lines = 0
     with open_raw(path) as stream:
         for _ in range(source.skip):
@@ -393,7 +393,7 @@ def _first_line(error: Exception) -> str:
 
 
 def open_raw(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    """The bytes of a file, uncompressed."""
+    """Open the bytes of a file, uncompressed."""
     return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")
 
 

@@ -1,4 +1,4 @@
-"""Which files a user's table lies in, and which split each of them is."""
+"""Finding the files of a user's table, and the split of each."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from dlrm_mtl.prepare.table.description import Shares, SourceConfig
 from dlrm_mtl.prepare.table.kinds import starts_as_parquet
 
 TABLES = (".csv", ".tsv")
-"""Endings that say a text file is a table; beside such files of a folder, others are passed over."""
+"""Endings of text files that are tables; if a folder holds such files, others are skipped."""
 
 NO_TABLE = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|changes|citation|authors|md5sums?|sha\d+sums?|checksums?|index)(\..*)?"
     r"|.*\.(md|rst|pdf|html?|xml|json|ya?ml|toml|ini|cfg|py|ipynb|r|sql|sh|docx?|xlsx?|png|jpe?g|gif|svg|zip|tar|tgz|md5|sha\d+)",
     re.IGNORECASE,
 )
-"""Names of what lies beside tables and is none."""
+"""Names of files that are not tables."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a table."""
+    """Files of a table."""
 
     files: list[Path]
     parquet: bool
     passed_over: list[Path] = field(default_factory=list)
-    """Files of the folders that are not taken for data."""
+    """Skipped files in the folders."""
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the files that were passed over."""
+        """Remarks on skipped files."""
         if not self.passed_over:
             return []
         kind = "Parquet" if self.parquet else "CSV"
@@ -45,7 +45,7 @@ class Found:
         ]
 
     def without_split(self, chosen: Sequence[Path]) -> list[str]:
-        """What a user should know of files that are in no split, where splits are made of the files ``chosen``."""
+        """Remarks on files in no split, if splits consist of the files ``chosen``."""
         taken = set(chosen)
         others = [path for path in (*self.files, *self.passed_over) if path not in taken]
         if not others:
@@ -55,16 +55,16 @@ class Found:
 
 
 def _shown(paths: Sequence[Path]) -> str:
-    """The first names of ``paths``, and how many more there are."""
+    """First names of ``paths``, and the number of further ones."""
     names = ", ".join(repr(str(path)) for path in paths[:3])
     return names + (f" and {len(paths) - 3:,} more" if len(paths) > 3 else "")
 
 
 def find_files(inputs: Sequence[Path], source: SourceConfig, *, every: bool = False) -> Found:
-    """The data files that ``inputs`` name, files or folders, in order.
+    """Data files that ``inputs`` name, files or folders, in order.
 
-    In folders, names that begin with ``_`` or ``.`` are passed over; so are, unless ``every`` is set, files that are no tables
-    by their names, and beside .csv and .tsv files all others. A file that is named twice is there once.
+    In folders, names that begin with ``_`` or ``.`` are skipped. Unless ``every`` is set, so are files whose names are not
+    those of tables, and all others beside .csv and .tsv files. A file that is named twice is read once.
 
     Raises:
         UserError: there is no such file, or files of both formats.
@@ -97,25 +97,25 @@ def find_files(inputs: Sequence[Path], source: SourceConfig, *, every: bool = Fa
 
 
 def _tables(files: Sequence[Path]) -> list[Path]:
-    """Those of the text files of a folder that are tables: .csv and .tsv files if there are any, else what may be one."""
+    """Tables among the text files of a folder: .csv and .tsv files if there are any, else all files that may be tables."""
     surely = [file for file in files if _ending(file) in TABLES]
     return surely or [file for file in files if not NO_TABLE.fullmatch(file.name)] or list(files)
 
 
 def _ending(file: Path) -> str:
-    """The ending of a file's name, in lower case, without that of its compression."""
+    """Ending of a file's name, in lower case, without that of its compression."""
     name = file.name.lower()
     return Path(name.removesuffix(".gz")).suffix
 
 
 @dataclass(frozen=True)
 class FileSplits:
-    """What becomes of each file: a split, or several by chance."""
+    """Splits of files: one split for a file, or a random division into several."""
 
     whole: dict[Path, str]
-    """The split of each file that is one."""
+    """Split of each undivided file."""
     divided: dict[Path, Shares]
-    """The shares of the splits of each file that is divided."""
+    """Fractions of the splits of each divided file."""
 
     @property
     def files(self) -> list[Path]:
@@ -129,13 +129,13 @@ def files_of_splits(
     patterns: Mapping[str, Sequence[str]],
     divide: Mapping[str, Shares],
 ) -> FileSplits:
-    """What becomes of each file that a pattern matches, in the order of splits.
+    """Splits of each file that a pattern matches, in the order of splits.
 
     Args:
         files: all files.
-        inputs: the files and folders that the user named; patterns are relative to the folders.
-        patterns: for each split the names of its files, or patterns.
-        divide: for names or patterns the shares that a file is divided by.
+        inputs: files and folders from the user; patterns are relative to the folders.
+        patterns: names of each split's files, or patterns.
+        divide: fractions by which a file is divided, by name or pattern.
 
     Raises:
         UserError: a pattern matches no file, or two match one.
@@ -172,11 +172,11 @@ def files_of_splits(
 
 
 GIVEN = {"train": "train|training|trn", "validation": "val|valid|validation|dev", "test": "test|tst|testing|eval"}
-"""How files that are splits already are called."""
+"""Common names of files that are splits."""
 
 
 def given_splits(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The split that each file's name says it is; empty unless there are `train` and another, and every file says one."""
+    """Files by the splits in their names; empty unless every name has one split, and there are `train` and another."""
     found: dict[str, list[Path]] = {}
     for file in files:
         words = set(re.split(r"[^a-z]+", file.name.lower()))
@@ -189,7 +189,7 @@ def given_splits(files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is Parquet, by its name or its first bytes."""
+    """Return True if a file is Parquet, by its name or its first bytes."""
     return path.suffix.lower() in (".parquet", ".pq") or starts_as_parquet(path)
 
 
@@ -198,6 +198,6 @@ def _visible(relative: Path) -> bool:
 
 
 def _names(file: Path, inputs: Sequence[Path]) -> set[str]:
-    """What a pattern may call a file: its path, and its path below an input folder; its name if the file is an input itself."""
+    """Names of a file for patterns: its path, and its path below an input folder; its name if the file is an input itself."""
     below = {str(file.relative_to(folder)) for folder in inputs if folder in file.parents}
     return {str(file), *(below or {file.name})}

@@ -1,4 +1,4 @@
-"""What the first rows of a user's table say about its columns."""
+"""Guesses about the columns of a user's table from its first rows."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from dlrm_mtl.prepare.table.files import Table
 from dlrm_mtl.prepare.table.values import bracketed, is_list, number
 
 PLAINLY_MISSING = ("?", "NaN", "nan", "NULL", "<NA>", "#N/A", "N/A", "\\N")
-"""Texts that stand for a missing value also in columns of texts."""
+"""Texts for a missing value even in columns of texts."""
 
 MOST_COUNTED = 2000
-"""Columns of whole numbers with more distinct values are not asked how often each value comes."""
+"""Largest number of distinct whole numbers in a column for counting the frequency of each."""
 
 SEPARATORS = ["|", ";", ",", " "]
-"""What entries of a list may be separated by, the likeliest first."""
+"""Possible separators of list entries, the likeliest first."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """What the first rows say about one column."""
+    """Facts about one column from the first rows."""
 
     name: str
     type: str
     nulls: float
-    """Share of nulls."""
+    """Fraction of nulls."""
     distinct: int
     numeric: bool
     integral: bool
@@ -42,28 +42,28 @@ class Column:
     """The two most frequent values."""
     dates: bool
     separator: str | None
-    """What its values are lists by."""
+    """Separator of entries, if its values are lists."""
     entries: float
-    """Mean number of entries by the separator."""
+    """Mean number of entries with this separator."""
     brackets: bool = False
-    """Whether its values are lists in brackets."""
+    """True if its values are lists in brackets."""
     padded: bool = False
-    """Whether whole numbers have leading zeros, as codes have."""
+    """True if whole numbers have leading zeros, as in codes."""
     amounts: bool = False
-    """Whether its values are numbers with a sign of currency or per cent."""
+    """True if its values are numbers with a currency or per cent sign."""
     zeros: float = 0.0
-    """Share of 0 in what is not null."""
+    """Fraction of 0 among the values that are not null."""
     graded: bool = False
-    """Whether neighbouring numbers come about equally often, or round ones more often, as with quantities."""
+    """True if neighbouring numbers are about equally frequent, or round ones more frequent, as for quantities."""
 
     @property
     def words(self) -> str:
-        """The name in lower case with underscores between words."""
+        """Name in lower case with underscores between words."""
         return re.sub(r"\W+", "_", re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", self.name)).lower().strip("_")
 
     @property
     def binary(self) -> bool:
-        """Whether it is 0 and 1, or true and false, only."""
+        """True if it holds only 0 and 1, or only true and false."""
         return self.distinct == 2 and (
             (self.integral and (self.low, self.high) == (0, 1))
             or self.type == "BOOLEAN"
@@ -72,7 +72,7 @@ class Column:
 
 
 def refine(table: Table, found: Dialect) -> bool:
-    """Add to ``found`` which texts of the loaded rows stand for nothing, and how numbers are written; whether that is news."""
+    """Add null texts and number formats of the loaded rows to ``found``; return True if any of them is new."""
     known = {"source": dict(found.source), "nulls": list(table.source.nulls)}
     nulls = list(known["nulls"])
     for name, type_ in table.types.items():
@@ -94,7 +94,7 @@ def refine(table: Table, found: Dialect) -> bool:
 
 
 def _missing(table: Table, name: str) -> list[str]:
-    """Texts of a column that stand for a missing value: all that are no numbers where the others are, else plain ones."""
+    """Texts of a column for a missing value: all that are not numbers in a column of numbers, else well-known ones."""
     column, value = table.column(name), number(table, name)
     odd = f"{column} IS NOT NULL AND ({value} IS NULL OR NOT isfinite({value}))"
     rows = table.connection.execute(f"SELECT DISTINCT {column} FROM rows WHERE {odd} LIMIT 9").fetchall()
@@ -108,7 +108,7 @@ def _missing(table: Table, name: str) -> list[str]:
 
 
 def _number_marks(table: Table, name: str, nulls: Sequence[str]) -> dict[str, str]:
-    """The decimal comma and the separator of thousands of a column's numbers, if they have such; nothing if they are plain."""
+    """Decimal comma and separator of thousands of a column's numbers, if they have any; empty for plain numbers."""
     column = f"trim({table.column(name)})"
     known = f"FROM rows WHERE {column} NOT IN ({', '.join(quote(text) for text in nulls)})"
     patterns = {
@@ -135,7 +135,7 @@ def _example(table: Table, name: str) -> str:
 
 
 def look(table: Table, name: str) -> Column:
-    """Look at one column of the rows that are loaded."""
+    """Examine one column of the loaded rows."""
     column, type_ = table.column(name), table.types[name]
     if is_list(type_) or type_.startswith(("STRUCT", "MAP")):
         return Column(name, type_, 0, 0, False, False, 0, 0, (), False, None, 0)
@@ -196,7 +196,7 @@ _AMOUNT = r"\s*([$€£¥]\s*[-+]?\d[\d.,]*|[-+]?\d[\d.,]*\s*[$€£¥%])\s*"
 
 
 def _bracket_separator(table: Table, column: str) -> str:
-    """What separates the entries of lists in brackets: a comma if there is any, else the first of the others that occurs."""
+    """Separator of the entries of lists in brackets: a comma if there is any, else the first other one that occurs."""
     for separator in (",", ";", "|", " "):
         (found,) = one_row(
             table.connection, f"SELECT bool_or(contains(trim({column}, ' []'), {quote(separator)})) FROM rows"
@@ -207,7 +207,7 @@ def _bracket_separator(table: Table, column: str) -> str:
 
 
 def _is_graded(table: Table, value: str, distinct: int) -> bool:
-    """Whether whole numbers come as quantities do: counts of neighbours are alike, or multiples of five stand out."""
+    """Return True if whole numbers look like quantities: neighbours are equally frequent, or multiples of five stand out."""
     if not 20 <= distinct <= MOST_COUNTED:
         return False
     rows = table.connection.execute(
@@ -229,7 +229,7 @@ def _is_graded(table: Table, value: str, distinct: int) -> bool:
 
 
 def _are_lists(table: Table, column: str, separator: str, distinct: int) -> bool:
-    """Whether parts by ``separator`` come again in other values, as entries of lists do more than the words of a sentence."""
+    """Return True if parts by ``separator`` recur in other values, as list entries do more than the words of a sentence."""
     row = one_row(
         table.connection,
         f"""SELECT count(DISTINCT part), count(part) FROM
@@ -242,6 +242,6 @@ def _are_lists(table: Table, column: str, separator: str, distinct: int) -> bool
 
 
 def _digits(table: Table, column: str) -> bool:
-    """Whether values are digits and spaces: other texts with spaces are taken for names."""
+    """Return True if values are digits and spaces: other texts with spaces are assumed to be names."""
     row = one_row(table.connection, f"SELECT bool_and(regexp_matches({column}, '^[0-9 ]*$')) FROM rows")
     return bool(row and row[0])

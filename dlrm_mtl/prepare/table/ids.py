@@ -1,4 +1,4 @@
-"""The sparse and sequence features of a user's table: vocabularies of the training rows, and every row's ids."""
+"""Sparse and sequence features of a user's table: vocabularies of the training rows, and every row's ids."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dlrm_mtl.prepare.table.files import Table
 from dlrm_mtl.prepare.table.values import elements, has_lists, id_text
 
 CHUNK_ROWS = 250_000
-"""Lists are taken apart and put together again for so many rows at a time."""
+"""Number of rows whose lists are unnested and rebuilt at a time."""
 
 
 @dataclass
 class Ids:
-    """Where the ids of each feature come from."""
+    """Sources of the ids of each feature."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """SQL for the ids of each feature, over ``rows`` and ``tables``."""
+    """SQL of the ids of each feature, over ``rows`` and ``tables``."""
     tables: list[str] = field(default_factory=list)
     """Tables with one row for each row of ``rows``, in the same order."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """The vocabulary size of each feature that owns a vocabulary."""
+    """Vocabulary size of each feature that owns a vocabulary."""
     vocabularies: dict[str, str] = field(default_factory=dict)
-    """The table (id, value, count) of each feature with a vocabulary by frequency."""
+    """Table (id, value, count) of each feature with a vocabulary by frequency."""
 
 
 def number_values(
@@ -45,8 +45,8 @@ def number_values(
         table: the rows.
         features: sparse and sequence features.
         nulls: texts that stand for null.
-        progress: called with the feature and the share of the features that is done.
-        known: tables (id, value, count) of features whose vocabularies are there already.
+        progress: called with the feature and the fraction of the features that is done.
+        known: tables (id, value, count) of features with existing vocabularies.
     """
     ids = Ids(vocabularies=dict(known or {}))
     for position, feature in enumerate(features):
@@ -76,7 +76,7 @@ def number_values(
 
 
 def count_unknown(table: Table, features: Sequence[FeatureConfig], ids: Ids) -> dict[str, tuple[int, int]]:
-    """For each feature with a vocabulary by frequency: how many of its values are not in it, and how many values there are."""
+    """Numbers of unknown and of all values, for each feature with a vocabulary by frequency."""
     counts = {}
     for feature in features:
         if _owner(feature, features).name not in ids.vocabularies:
@@ -93,7 +93,7 @@ def count_unknown(table: Table, features: Sequence[FeatureConfig], ids: Ids) -> 
 
 
 def _owner(feature: FeatureConfig, features: Sequence[FeatureConfig]) -> FeatureConfig:
-    """The feature whose vocabulary ``feature`` uses."""
+    """Feature whose vocabulary ``feature`` uses."""
     return next(f for f in features if f.name == (feature.vocabulary_of or feature.name))
 
 
@@ -121,7 +121,7 @@ def _look_up(table: Table, value: str, vocabulary: str, target: str) -> None:
 
 
 def _look_up_lists(table: Table, values: str, vocabulary: str, target: str) -> None:
-    """Lists without an entry become null: no id."""
+    """Look up the ids of lists; lists without an entry become null."""
     table.connection.execute(f"CREATE TABLE {target} (ids INTEGER[])")
     for start in range(0, table.rows, CHUNK_ROWS):
         chunk = f"FROM rows WHERE rowid >= {start} AND rowid < {start + CHUNK_ROWS}"

@@ -25,13 +25,13 @@ from dlrm_mtl.prepare.table.values import is_list, label, number
 
 SAMPLE_ROWS = 100_000
 NO_FEATURES = ("keep", "ignore")
-"""Kinds of columns that the model does not see."""
+"""Kinds of columns that are not features."""
 
 FEW = 50
-"""A column of integers with no more distinct values is taken for a category."""
+"""Largest number of distinct integers in a column that is assumed to be a category."""
 
 MANY_TIMES = 20
-"""With fewer distinct times, shares by time may leave a split empty."""
+"""Smallest number of distinct times for a split by time; with fewer, a split may be empty."""
 
 IDENTIFIER = re.compile(
     r"(^|_)(id|uid|iid|key|code|zip|postcode)$|^(user|item|product|ad|campaign|session|video|movie|shop|seller)s?$"
@@ -48,7 +48,7 @@ SURVEY_WEIGHT = re.compile(
 
 
 def write_draft(path: Path, output: Path | None, columns: Sequence[str] | None = None) -> str:
-    """Draft a description of the file or folder ``path`` into the file ``output``, or return it if there is none.
+    """Draft a description of the file or folder ``path`` into the file ``output``; without ``output``, return it.
 
     Args:
         path: the file or folder.
@@ -80,16 +80,16 @@ class Draft:
     text: str
     """Commented YAML."""
     remarks: list[str]
-    """What is unsure in it; the text says so, too."""
+    """Remarks on uncertain parts; the text contains them, too."""
 
 
 def draft(path: Path, columns: Sequence[str] | None = None) -> str:
-    """The draft, as commented YAML; raises :class:`UserError` if ``path`` cannot be read."""
+    """Draft as commented YAML; raises :class:`UserError` if ``path`` cannot be read."""
     return draft_table(path, columns).text
 
 
 def draft_table(path: Path, columns: Sequence[str] | None = None) -> Draft:
-    """Draft a description of the file or folder ``path``, whose columns are called ``columns`` if it has no header.
+    """Draft a description of the file or folder ``path``, with the column names ``columns`` if it has no header.
 
     Raises:
         UserError: ``path`` cannot be read, or ``columns`` do not fit it.
@@ -253,7 +253,7 @@ def _feature(column: Column, rows: int, is_label: bool, headless: bool) -> tuple
 
 
 def _quantity(column: Column, rows: int) -> str | None:
-    """Why a column of whole numbers without a name seems to hold quantities; None if it seems to hold categories."""
+    """Reason why a column of whole numbers without a name seems to hold quantities; None if it seems to hold categories."""
     if column.distinct > FEW and column.high >= 1000 and column.zeros > 0.3:
         return "mostly 0, as amounts are"
     if column.distinct > FEW and column.distinct > 0.5 * rows * (1 - column.nulls):

@@ -1,4 +1,4 @@
-"""Refusing a file that is no table, by its first bytes."""
+"""Refusing a file that is not a table, by its first bytes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dlrm_mtl.core.file_kinds import GZIP, LOOKED_AT, PARQUET, is_text, kind_of
 
 
 def refuse_other_kinds(path: Path, *, parquet: bool) -> None:
-    """Refuse a file that is something else than a table of text, or than Parquet.
+    """Refuse a file that is not a table of text, or not Parquet.
 
     Args:
         path: the file.
-        parquet: whether it is to be read as Parquet.
+        parquet: True if it must be Parquet.
 
     Raises:
-        UserError: its first bytes say that it is something else, or that a gzip file holds something else; with the remedy.
+        UserError: its first bytes show another kind, or its gzip content does; with the remedy.
     """
     start = _start(path)
     inside = b""
@@ -37,7 +37,7 @@ def refuse_other_kinds(path: Path, *, parquet: bool) -> None:
 
 
 def starts_as_parquet(path: Path) -> bool:
-    """Whether a file begins as Parquet files do, whatever it is called."""
+    """Return True if a file begins like a Parquet file, whatever its name."""
     return _start(path).startswith(PARQUET)
 
 
@@ -54,4 +54,4 @@ def _unpacked(path: Path) -> bytes:
         with gzip.open(path, "rb") as stream:
             return stream.read(LOOKED_AT)
     except (OSError, EOFError, zlib.error):
-        return b""  # what is wrong is said when the file is read
+        return b""  # the mistake is reported when the file is read

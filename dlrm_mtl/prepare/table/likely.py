@@ -1,4 +1,4 @@
-"""Which columns of a user's table are likely its labels and its times."""
+"""Guessing the label and time columns of a user's table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlrm_mtl.prepare.table.guess import Column
 from dlrm_mtl.prepare.table.values import is_list
 
 FEW_DAYS = 50
-"""Whole numbers without a name are taken for times if more than so many differ."""
+"""Number of distinct values above which whole numbers without a name are assumed to be times."""
 
 LABEL = re.compile(
     r"(^|_)(label|target|y|click(ed)?|like(d)?|bought|buy|purchase(d)?|conversion|converted|order(ed)?|cart|favou?rite|follow(ed)?"
@@ -18,15 +18,16 @@ LABEL = re.compile(
 )
 TIME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|day|dt)($|_)|_at$|_(time|date)_ms$")
 PLAIN_NUMBER = re.compile(r"[-+]?(\d{1,300}\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
-"""Texts of finite numbers that a condition can name."""
+"""Pattern of finite numbers that a condition can contain."""
 LOWEST_SECONDS, HIGHEST_SECONDS = 631152000, 4102444800
-"""From 1990 to 2100: integers within are taken for times if their column's name says so."""
+"""Integers from 1990 to 2100 that are assumed to be times if their column's name suggests it."""
 
 
 def find_labels(columns: Sequence[Column], headless: bool, remarks: list[str]) -> dict[str, list[dict[str, str]]]:
-    """The labels that each column seems to be, by the column's name; what is unsure is appended to ``remarks``.
+    """Probable labels of each column, by the column's name; doubts are appended to ``remarks``.
 
-    Without names, and where no name says so, the last column with two values is taken for one, or the first with 0 and 1.
+    Without column names, and if no name suggests a label, the last column with two values is assumed to be one, or the
+    first with 0 and 1.
     """
     if not headless:
         named = {
@@ -66,7 +67,7 @@ def _label(column: Column) -> list[dict[str, str]]:
 
 
 def is_time(column: Column, headless: bool) -> bool:
-    """Whether a column holds times: dates, or numbers that are times as it seems by their size and its name."""
+    """Return True if a column holds times: dates, or numbers that seem to be times by their size and name."""
     if column.type.startswith(("DATE", "TIMESTAMP")) or (column.dates and column.distinct > 1):
         return True
     if not column.integral:

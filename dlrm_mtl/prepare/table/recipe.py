@@ -1,4 +1,4 @@
-"""How a data set was made from a table, kept in its folder, so that later rows of the table can be made like it."""
+"""Recipe of a data set from a table, kept in its folder, so that later rows of the table can be prepared like it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ VOCABULARIES_FILE = "vocabularies.parquet"
 
 
 class Recipe(Strict):
-    """The content of ``table.yaml``: what the vocabularies and dataset.yaml do not say."""
+    """Content of ``table.yaml``: facts that are not in the vocabularies and dataset.yaml."""
 
     format: Literal[1] = 1
     whole_numbers: list[str] = Field(default_factory=list)
-    """Features whose values are numbers: a text 17.0 is the id 17."""
+    """Features whose values are numbers: a text 17.0 has the id of 17."""
     description: TableDescription
-    """The description that the data set was made by."""
+    """Description of the data set's preparation."""
 
 
 def write_recipe(folder: Path, table: Table, description: TableDescription) -> None:
@@ -48,10 +48,10 @@ def write_recipe(folder: Path, table: Table, description: TableDescription) -> N
 
 
 def read_recipe(dataset: Dataset) -> Recipe:
-    """How ``dataset`` was made.
+    """Read the recipe of ``dataset``.
 
     Raises:
-        UserError: it does not say, or not what fits its dataset.yaml.
+        UserError: there is none, or it does not fit dataset.yaml.
     """
     place = f"{dataset.path}/{RECIPE_FILE}"
     if not dataset.filesystem.get_file_info(place).is_file:

@@ -1,4 +1,4 @@
-"""Each row's split, as the description of a user's table says."""
+"""Split of each row, according to the description of a user's table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlrm_mtl.prepare.table.values import Check, id_text, number, verify
 def create_splits(table: Table, description: TableDescription, files: FileSplits) -> dict[str, int]:
     """Create the table ``splits`` (split), one row for each row of ``rows``; returns the number of rows of each split.
 
-    ``files`` says what becomes of each file, for splits by files. Raises :class:`UserError` if a split would hold no row.
+    ``files`` gives the split of each file, for splits by files. Raises :class:`UserError` if a split would be empty.
     """
     split = description.split
     if isinstance(split, RandomSplit):
@@ -75,7 +75,7 @@ def _by_time(table: Table, split: TimeSplit) -> str:
 
 
 def _time(table: Table, split: TimeSplit) -> str:
-    """The time as DOUBLE if all its values are numbers, otherwise as TIMESTAMP; raises :class:`UserError`."""
+    """SQL of the time, as DOUBLE if all values are numbers, otherwise as TIMESTAMP; raises :class:`UserError`."""
     _known(table, split.column)
     column, type_ = table.column(split.column), table.types[split.column]
     if type_.startswith(("DATE", "TIMESTAMP")):

@@ -1,4 +1,4 @@
-"""The types of a column of Parquet files: as it is loaded, and one type for files that differ."""
+"""Types of a column of Parquet files: its type when loaded, and a common type of several files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import duckdb
 from dlrm_mtl.prepare.common.ids import one_row
 
 UNTYPED = '"NULL"'
-"""The type, or part of it, that DuckDB gives to values that are all null and whose writer knew no type."""
+"""Type, or part of a type, that DuckDB gives to values that are all null and untyped."""
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _WHOLE = (*_INTEGERS, *(f"U{name}" for name in _INTEGERS))
@@ -17,7 +17,7 @@ _REAL = ("FLOAT", "DOUBLE")
 
 
 def loaded_type(type_: str) -> str:
-    """The type that a column of a Parquet file has in the table.
+    """Loaded type of a column of a Parquet file.
 
     Times with a time zone become times in UTC; values without a type become integers, all null.
     """
@@ -27,9 +27,9 @@ def loaded_type(type_: str) -> str:
 
 
 def common_type(connection: duckdb.DuckDBPyConnection, one: str, other: str) -> str | None:
-    """A type that holds all values of both, or numbers as DOUBLE; None if values of the two are no values of one kind.
+    """Type that holds all values of both, or DOUBLE for numbers; None for values of different kinds.
 
-    The same for lists of them.
+    For lists, the same holds of their entries.
     """
     if one.endswith("[]") and other.endswith("[]"):
         inner = common_type(connection, one[:-2], other[:-2])
@@ -49,7 +49,7 @@ def common_type(connection: duckdb.DuckDBPyConnection, one: str, other: str) -> 
 
 
 def _digits(type_: str) -> tuple[int, int]:
-    """How many decimal digits a whole number or DECIMAL has before the point, and behind it."""
+    """Number of decimal digits of a whole number or DECIMAL before the point, and behind it."""
     if type_.startswith("DECIMAL"):
         width, behind = map(int, re.findall(r"\d+", type_))
         return width - behind, behind

@@ -1,4 +1,4 @@
-"""The columns of a user's table as SQL: texts, numbers, lists, labels; and the check that every value can be read."""
+"""Columns of a user's table as SQL: texts, numbers, lists, labels; and the check that every value can be read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dlrm_mtl.prepare.table.description import FeatureConfig, LabelConfig, Sourc
 from dlrm_mtl.prepare.table.files import Table
 
 EXACT = {"FLOAT": 2**24, "DOUBLE": 2**53}
-"""From these numbers on, a floating-point number stands for several integers."""
+"""Numbers from which on a floating-point number stands for several integers."""
 
 LARGEST = 3.4e38
-"""The reader works in float32."""
+"""Largest number in the reader's float32."""
 
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
 _UNSIGNED = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
@@ -29,18 +29,18 @@ _TEXTS = ("VARCHAR", "BLOB", "UUID", "ENUM")
 
 @dataclass(frozen=True)
 class Check:
-    """Something that no row may be."""
+    """A condition that no row may meet."""
 
     bad: str
-    """SQL that is true for rows that are wrong."""
+    """SQL that is true for wrong rows."""
     column: str
-    """The column to blame."""
+    """Column with the wrong value."""
     problem: str
-    """What is wrong with its value, and the remedy."""
+    """Mistake in its value, and the remedy."""
 
 
 def is_list(type_: str) -> bool:
-    """Whether values of this DuckDB type are lists."""
+    """Return True if values of this DuckDB type are lists."""
     return type_.endswith("]")
 
 
@@ -50,9 +50,9 @@ def text(table: Table, name: str) -> str:
 
 
 def id_text(table: Table, name: str) -> str:
-    """A column as text by which ids are compared: 17 where the column holds the integer 17, the double 17.0 or the text 17.0.
+    """A column as text for comparing ids: 17 for the integer 17, the double 17.0 or the text 17.0.
 
-    Texts of whole numbers count as numbers only where all of the column's are: pandas writes integers so beside missing values.
+    Texts of whole numbers count as numbers only if all in the column are: pandas writes integers so beside missing values.
     """
     column, type_ = table.column(name), table.types[name]
     if type_ != "VARCHAR":
@@ -61,7 +61,7 @@ def id_text(table: Table, name: str) -> str:
 
 
 def _all_whole(table: Table, key: tuple[str, str | None], query: str) -> bool:
-    """Whether all texts that ``query`` gives are whole numbers; looked through once for each ``key``."""
+    """Return True if all texts of ``query`` are whole numbers; evaluated once for each ``key``."""
     if key not in table.whole:
         other = rf"FROM ({query}) AS t(value) WHERE NOT regexp_full_match(value, '-?\d+(\.0)?')"
         (found,) = one_row(table.connection, f"SELECT count(*) FROM (SELECT value {other} LIMIT 1)")
@@ -74,7 +74,7 @@ def _without_fraction(text: str) -> str:
 
 
 def whole_numbers(table: Table, features: Sequence[FeatureConfig]) -> list[str]:
-    """The names of the sparse or sequence ``features`` whose values are numbers, so that a text 17.0 is the id 17."""
+    """Names of the sparse or sequence ``features`` whose values are numbers, so that a text 17.0 has the id of 17."""
     return [
         feature.name
         for feature in features
@@ -85,7 +85,7 @@ def whole_numbers(table: Table, features: Sequence[FeatureConfig]) -> list[str]:
 
 
 def know_whole_numbers(table: Table, features: Sequence[FeatureConfig], names: Sequence[str]) -> None:
-    """Let the values of ``features`` be numbers if and only if ``names`` has them: what :func:`whole_numbers` gave before."""
+    """Treat the values of ``features`` as numbers if and only if ``names``, from :func:`whole_numbers`, contains them."""
     table.whole.update({(feature.source, feature.separator): feature.name in names for feature in features})
 
 
@@ -99,7 +99,7 @@ def _by_value(value: str, type_: str) -> str:
 
 
 def id_checks(table: Table, feature: FeatureConfig) -> list[Check]:
-    """What no value of a sparse or sequence feature may be: a double that stands for several integers."""
+    """Checks of a sparse or sequence feature: no value may be a double that stands for several integers."""
     type_ = table.types[feature.source]
     plain = type_.split("[")[0]
     if plain not in EXACT:
@@ -118,7 +118,7 @@ def id_checks(table: Table, feature: FeatureConfig) -> list[Check]:
 
 
 def number(table: Table, name: str) -> str:
-    """A column as DOUBLE; times count in seconds since 1970, and what is no number is null."""
+    """A column as DOUBLE; times are in seconds since 1970, and other values are null."""
     column, type_ = table.column(name), table.types[name]
     if type_.startswith(_TIMES):
         return f"epoch({column})"
@@ -139,7 +139,7 @@ def _plain_number(column: str, source: SourceConfig) -> str:
 
 
 def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
-    """A column as a list of texts, cut to its greatest length; null stays null."""
+    """A column as a list of texts, cut to its maximum length; null stays null."""
     column = table.column(feature.source)
     type_ = table.types[feature.source].split("[")[0]
     if is_list(table.types[feature.source]):
@@ -159,7 +159,7 @@ def elements(table: Table, feature: FeatureConfig, nulls: Sequence[str]) -> str:
 
 
 def bracketed(value: str, separator: str) -> str:
-    """SQL of the entries of a text such as `[1, 2]` or `['a', 'b']`; None, nan and null without quotes are no entries."""
+    """SQL of the entries of a text such as `[1, 2]` or `['a', 'b']`; None, nan and null without quotes are not entries."""
     mark = r"\s" if separator.isspace() else re.escape(separator)
     between = rf"[^{mark}\[\](){{}}]"
     quoted = r'"(?:[^"\\]|\\.)*"' + r"|'(?:[^'\\]|\\.)*'"
@@ -170,7 +170,7 @@ def bracketed(value: str, separator: str) -> str:
 
 
 def has_lists(table: Table, feature: FeatureConfig) -> bool:
-    """Whether a sparse or sequence feature has lists; raises :class:`UserError` if its column does not fit its kind."""
+    """Return True if a sparse or sequence feature has lists; raises :class:`UserError` if its column does not fit its kind."""
     type_ = table.types[feature.source]
     listed = is_list(type_)
     place = f"{table.files[0]}: column {feature.source!r} has type {type_}"
@@ -195,7 +195,7 @@ def has_lists(table: Table, feature: FeatureConfig) -> bool:
 
 
 def dense(table: Table, feature: FeatureConfig) -> tuple[str, list[Check]]:
-    """SQL of a dense feature as DOUBLE, and what to check before."""
+    """SQL of a dense feature as DOUBLE, and its checks."""
     value = number(table, feature.source)
     checks = _number_checks(table, feature.source, f"dense feature {feature.name!r}", "make the feature sparse")
     if feature.fill is not None:
@@ -213,7 +213,7 @@ def dense(table: Table, feature: FeatureConfig) -> tuple[str, list[Check]]:
 
 
 def label(table: Table, config: LabelConfig) -> tuple[str, list[Check]]:
-    """SQL of a label, TINYINT or DOUBLE, and what to check before."""
+    """SQL of a label, TINYINT or DOUBLE, and its checks."""
     if config.where is not None:
         condition = parse_condition(config.where)
         checks = []
@@ -237,14 +237,14 @@ def label(table: Table, config: LabelConfig) -> tuple[str, list[Check]]:
 
 
 MOST_VALUES = 10_000
-"""Distinct values among which the nearest to a mistaken text are looked for."""
+"""Number of distinct values that are searched for those nearest to a mistaken text."""
 
 
 def verify_literals(table: Table, config: LabelConfig) -> None:
-    """Refuse a label that is the same in all rows because its condition names a text that its column never holds.
+    """Refuse a label that is equal in all rows because its condition names a text that its column never holds.
 
     Raises:
-        UserError: it names the nearest texts.
+        UserError: with the nearest texts.
     """
     if config.where is None:
         return
@@ -269,7 +269,7 @@ def verify_literals(table: Table, config: LabelConfig) -> None:
 
 
 def verify(table: Table, checks: Sequence[Check]) -> None:
-    """Raise :class:`UserError` for the first row, in the order of the files, that is wrong; one pass over the table."""
+    """Raise :class:`UserError` for the first wrong row, in the order of the files; one pass over the table."""
     if not checks:
         return
     firsts = ", ".join(f"min(rowid) FILTER (WHERE {check.bad})" for check in checks)
