@@ -97,6 +97,13 @@ def frequency_vocabulary(
     return int(one_row(connection, f"SELECT count(*) + 1 FROM {table}")[0])
 
 
+def vocabulary_fingerprint(connection: duckdb.DuckDBPyConnection, table: str) -> str:
+    """A text that changes with any value or id of the vocabulary in ``table`` (id, value), not with the order of its rows."""
+    query = f"SELECT count(*), coalesce(bit_xor(md5_number(id || ':' || value)), 0) FROM {table}"
+    values, digest = one_row(connection, query)
+    return f"{values} values, {digest:032x}"
+
+
 def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     """The only row of a query's result."""
     (row,) = connection.execute(query).fetchall()

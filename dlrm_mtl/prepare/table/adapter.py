@@ -186,6 +186,8 @@ def _specification(description: TableDescription, ids: Ids, counts: dict[str, in
             description=feature.description,
             vocabulary_size=ids.sizes.get(feature.name),
             vocabulary=feature.vocabulary_of,
+            fingerprint=ids.fingerprints.get(feature.name),
+            transform=feature.number_transform,
         )
         for feature in description.used
     ]

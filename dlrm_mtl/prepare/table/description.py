@@ -148,6 +148,14 @@ class FeatureConfig(Strict):
         """Name of the table's column."""
         return self.column or self.name
 
+    @property
+    def number_transform(self) -> str | None:
+        """What is done to the numbers of a dense feature, in this order; None if nothing is."""
+        steps = [f"fill {self.fill:g}"] if self.fill is not None else []
+        steps += [f"clip {self.clip[0]:g} {self.clip[1]:g}"] if self.clip is not None else []
+        steps += [self.transform] if self.transform is not None else []
+        return ", ".join(steps) or None
+
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> FeatureConfig:
         lists = {"separator", "brackets", "max_length"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlrm_mtl.core.sql import quote
-from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_sql, one_row
+from dlrm_mtl.prepare.common.ids import frequency_vocabulary, hash_sql, one_row, vocabulary_fingerprint
 from dlrm_mtl.prepare.table.description import FeatureConfig, FrequencyConfig, HashConfig
 from dlrm_mtl.prepare.table.files import Table
 from dlrm_mtl.prepare.table.values import elements, has_lists, id_text
@@ -26,6 +26,8 @@ class Ids:
     """Tables with one row for each row of ``rows``, in the same order."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Vocabulary size of each feature that owns a vocabulary."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Fingerprint of the vocabulary of each such feature."""
     vocabularies: dict[str, str] = field(default_factory=dict)
     """Table (id, value, count) of each feature with a vocabulary by frequency."""
 
@@ -57,6 +59,7 @@ def number_values(
         vocabulary = owner.vocabulary or FrequencyConfig()
         if isinstance(vocabulary, HashConfig):
             ids.sizes[owner.name] = vocabulary.size
+            ids.fingerprints[owner.name] = f"hash, seed {vocabulary.seed}"
             hashed = hash_sql("x" if listed else values, vocabulary.size, feature=owner.name, seed=vocabulary.seed)
             ids.columns[feature.name] = f"list_transform({values}, lambda x: {hashed})" if listed else hashed
         else:
@@ -67,6 +70,7 @@ def number_values(
                 ids.sizes[owner.name] = frequency_vocabulary(
                     table.connection, name, query, min_count=vocabulary.min_count, max_size=vocabulary.max_size
                 )
+                ids.fingerprints[owner.name] = vocabulary_fingerprint(table.connection, name)
                 ids.vocabularies[owner.name] = name
             target = f"ids_{position}"
             (_look_up_lists if listed else _look_up)(table, values, ids.vocabularies[owner.name], target)

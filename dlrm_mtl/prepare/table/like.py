@@ -13,7 +13,7 @@ from dlrm_mtl.core.sql import file_literal, quote
 from dlrm_mtl.data.dataset import Dataset, open_dataset, read_again, unreachable
 from dlrm_mtl.data.spec import DATASET_FILE, SplitSpec
 from dlrm_mtl.data.statistics import write_spec
-from dlrm_mtl.prepare.common.ids import one_row
+from dlrm_mtl.prepare.common.ids import vocabulary_fingerprint
 from dlrm_mtl.prepare.common.io import Progress, output_folder, work_beside
 from dlrm_mtl.prepare.table.columns import (
     numbered_features,
@@ -158,7 +158,7 @@ def _load_vocabularies(
             unreachable,
         )
     again = f"it is not what `prepare table` wrote beside {RECIPE_FILE}: prepare the data set again"
-    sizes = {feature.source: feature.vocabulary_size for feature in dataset.spec.features}
+    described = {feature.source: feature for feature in dataset.spec.features}
     tables = {}
     for number, feature in enumerate(owners):
         name = f"vocabulary_{number}"
@@ -170,15 +170,10 @@ def _load_vocabularies(
         except duckdb.Error as error:
             problem = " ".join((str(error).splitlines() or [""])[0].split()).rstrip(".")
             raise UserError(f"{place}: cannot be read ({problem}); {again}.") from None
-        found = one_row(
-            connection,
-            f"SELECT count(*), count(DISTINCT value), count(DISTINCT id), coalesce(min(id), 1), coalesce(max(id), 0) "
-            f"FROM {name}",
-        )
-        size = sizes.get(feature.name) or found[0] + 1
-        if found != (size - 1, size - 1, size - 1, 1, size - 1):
+        found = described.get(feature.name)
+        if found is not None and found.fingerprint != vocabulary_fingerprint(connection, name):
             raise UserError(
-                f"{place}: feature {feature.name!r} has {found[1]:,} values here, and {size - 1:,} in dataset.yaml; {again}."
+                f"{place}: feature {feature.name!r} has other values or ids than dataset.yaml says; {again}."
             )
         tables[feature.name] = name
     return tables

@@ -298,7 +298,7 @@ def otherwise(column: pa.ChunkedArray, seed: int, exact: bool) -> pa.ChunkedArra
         try:
             changed = column.cast(pa.list_(type_) if listed else type_)
             same = pa.types.is_null(type_) or changed.cast(column.type).equals(column)
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
         if same:
             return changed

@@ -214,8 +214,28 @@ def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
     assert spec.feature("age").statistics is None  # standardise: false
     assert spec.feature("seen").vocabulary == "product"
     assert spec.vocabulary_size("user") == 50
+    transforms = {feature.name: feature.transform for feature in spec.features if feature.transform}
+    assert transforms == {"price": "clip -5 500, signed_log", "age": "fill 30"}
     names = {row["value"]: row["id"] for row in pq.read_table(tmp_path / "out/vocabularies.parquet").to_pylist()}
     assert names["rug, large"] > 0
+
+
+def test_fingerprints_tell_vocabularies_apart(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "raw.csv", rows(ROWS))
+
+    def fingerprints(folder: str) -> dict[str, str | None]:
+        prepare_table([path], tmp_path / folder, description())
+        return {feature.name: feature.fingerprint for feature in open_dataset(tmp_path / folder).spec.features}
+
+    first = fingerprints("first")
+    assert (first["user"], first["seen"], first["price"]) == ("hash, seed 0", None, None)
+    assert first == fingerprints("again")
+    write_csv(path, [{**row, "product": row["product"].replace("lamp", "lampe")} for row in rows(ROWS)])
+    changed = fingerprints("changed")
+    assert changed["product"] != first["product"]
+    assert changed["tags"] == first["tags"]
+    values = open_dataset(tmp_path / "changed").spec.vocabulary_size("product") - 1
+    assert str(changed["product"]).startswith(f"{values} values, ")
 
 
 def test_a_label_without_positives_is_allowed_with_a_remark(tmp_path: Path) -> None:
