@@ -24,6 +24,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import validate
 from dlrm_mtl.prepare.table.adapter import prepare_table
 from dlrm_mtl.prepare.table.description import TableDescription
+from dlrm_mtl.prepare.table.like import prepare_like
 
 UTC = datetime.timezone.utc
 ABSENT = ["", "NA"]
@@ -145,9 +146,16 @@ def missing(value: Any) -> bool:
     )
 
 
-def ids_of(values: pd.Series) -> pd.Series:
-    """The texts by which the values of a column are compared; missing ones are None."""
-    texts = [value for value in values.explode() if isinstance(value, str) and not missing(value)]
+def ids_of(values: pd.Series, known: pd.Series | None = None) -> pd.Series:
+    """The texts by which the values of a column are compared; missing ones are None.
+
+    Whether texts are numbers is what ``known`` says, by default ``values`` themselves.
+    """
+    texts = [
+        value
+        for value in (values if known is None else known).explode()
+        if isinstance(value, str) and not missing(value)
+    ]
     whole = all(re.fullmatch(r"-?\d+(\.0)?", value) for value in texts)
 
     def one(value: Any) -> Any:
@@ -172,6 +180,8 @@ def real(value: Any) -> float | None:
 
 def split_of(frame: pd.DataFrame, split: dict[str, Any]) -> pd.Series:
     """The split of every row."""
+    if split["name"] == "files":  # the second half is made like the first
+        return pd.Series(["train"] * (len(frame) // 2) + ["test"] * (len(frame) - len(frame) // 2))
     bounds = [SHARES["train"], SHARES["train"] + SHARES["validation"]]
     if split["name"] == "time":
         times = frame["when"].sort_values(ignore_index=True)
@@ -188,17 +198,20 @@ def split_of(frame: pd.DataFrame, split: dict[str, Any]) -> pd.Series:
 def compare(frame: pd.DataFrame, content: dict[str, Any], folder: Path) -> None:
     """Every row of every split, in order: numbers and labels alike, ids alike up to their order."""
     splits = split_of(frame, content["split"])
+    names = [name for name in SHARES if (splits == name).any()]
+    training = splits == "train"
+    known = training if content["split"]["name"] == "files" else splits.notna()
     features = {feature["name"]: feature for feature in content["features"]}
     got = pd.concat(
-        {name: pq.read_table(folder / name).to_pandas().reset_index(drop=True) for name in SHARES}, ignore_index=False
+        {name: pq.read_table(folder / name).to_pandas().reset_index(drop=True) for name in names}, ignore_index=False
     )
-    order = [position for name in SHARES for position in np.flatnonzero(splits == name)]
+    order = [position for name in names for position in np.flatnonzero(splits == name)]
     assert len(got) == len(frame)
     assert [name for name, _ in got.index] == [splits[position] for position in order]
     got = got.set_index(pd.Index(order)).sort_index()
 
     # user: hashed, so that equal values share an id and others do not
-    texts = ids_of(frame["user"])
+    texts = ids_of(frame["user"], frame["user"][known])
     expected = [
         0 if text is None else 1 + int(hashlib.md5(f"3:user:{text}".encode()).hexdigest()[:15], 16) % (2**61 - 1)
         for text in texts
@@ -206,10 +219,9 @@ def compare(frame: pd.DataFrame, content: dict[str, Any], folder: Path) -> None:
     assert got["user"].tolist() == expected, texts.tolist()
 
     # ids by frequency: one to one with the values of the training rows that are frequent enough
-    training = splits == "train"
     lists = {
-        "item": ids_of(frame["item"]).map(lambda text: [] if text is None else [text]),
-        "seen": ids_of(frame["seen"]),
+        "item": ids_of(frame["item"], frame["item"][known]).map(lambda text: [] if text is None else [text]),
+        "seen": ids_of(frame["seen"], frame["seen"][known]),
         "tags": frame["tags"].map(
             lambda text: [part for part in text.split("|") if part] if not missing(text) else None
         ),
@@ -305,8 +317,12 @@ def otherwise(column: pa.ChunkedArray, seed: int, exact: bool) -> pa.ChunkedArra
     return column
 
 
-def check(case: tuple[list[dict[str, Any]], dict[str, pa.DataType], dict[str, Any], str | None], pieces: int) -> None:
-    rows, types, content, zone = case
+Case = tuple[list[dict[str, Any]], dict[str, pa.DataType], dict[str, Any], str | None]
+
+
+def as_table(case: Case) -> tuple[pa.Table, pd.DataFrame]:
+    """The rows of a case, for Parquet and for the reference."""
+    rows, types, _, zone = case
     moments = [row["when"] for row in rows]
     if zone is not None:  # as another writer would: the same moment, told in its zone
         moments = [moment.replace(tzinfo=UTC) for moment in moments]
@@ -316,10 +332,16 @@ def check(case: tuple[list[dict[str, Any]], dict[str, pa.DataType], dict[str, An
     }
     frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in types})
     frame["when"] = moments
+    return pa.table(columns), frame
+
+
+def check(case: Case, pieces: int) -> None:
+    content = case[2]
+    table, frame = as_table(case)
     splits = split_of(frame, content["split"])
     with tempfile.TemporaryDirectory() as temporary:
         folder, output = Path(temporary) / "in", Path(temporary) / "out"
-        in_files(pa.table(columns), folder, pieces)
+        in_files(table, folder, pieces)
         description = validate(TableDescription, content, "description")
         if set(splits) != set(SHARES):
             with pytest.raises(UserError, match="gets none of the"):
@@ -332,12 +354,43 @@ def check(case: tuple[list[dict[str, Any]], dict[str, pa.DataType], dict[str, An
         compare(frame, content, output)
 
 
+def check_like(case: Case) -> None:
+    """The first half of the rows is prepared, and the second made like it."""
+    content = {**case[2], "split": {"name": "files", "files": {"train": ["part-0.parquet"]}}}
+    columns, frame = as_table((case[0], case[1], content, case[3]))
+    half = len(frame) // 2
+    assume(frame["click"][:half].map(lambda value: not missing(value)).any())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, rows in (("part-0", columns.slice(0, half)), ("later", columns.slice(half))):
+            pq.write_table(rows, folder / f"{name}.parquet")
+        prepare_table([folder / "part-0.parquet"], folder / "out", validate(TableDescription, content, "description"))
+        prepare_like([folder / "later.parquet"], folder / "like", folder / "out")
+        (folder / "like/test").rename(folder / "out/test")
+        compare(frame, content, folder / "out")
+
+
 @given(tables(), st.integers(1, 3))
 @settings(
     max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
 def test_parquet_of_all_types(case: Any, pieces: int) -> None:
     check(case, pieces)
+
+
+@given(tables())
+@settings(
+    max_examples=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+)
+def test_later_rows_of_all_types(case: Any) -> None:
+    check_like(case)
+
+
+@pytest.mark.slow
+@given(tables())
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+def test_later_rows_of_five_hundred_tables(case: Any) -> None:
+    check_like(case)
 
 
 @pytest.mark.slow
