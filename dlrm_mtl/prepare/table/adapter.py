@@ -53,7 +53,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="DATASET",
-            help="In place of a description: make the rows like those of this data set (path or URI) of prepare table's.",
+            help="Data set (path or URI) that prepare table wrote: make the rows like its own, in place of a description.",
         ),
     ] = None,
     infer: Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -64,10 +66,15 @@ def prepare_like(
     dataset = open_dataset(like, "--like")
     recipe = read_recipe(dataset)
     source = recipe.description.source
-    found = find_files(inputs, source)
-    description, left_out = _present(recipe.description, found)
+    with _where_source_stands(f"{dataset.path}/{RECIPE_FILE}"):
+        found = find_files(inputs, source)
+        description, left_out = _present(recipe.description, found)
     numbered = numbered_features(description)
-    with output_folder(output) as folder, work_beside(output, memory, threads) as (work, connection):
+    with (
+        _where_source_stands(f"{dataset.path}/{RECIPE_FILE}"),
+        output_folder(output) as folder,
+        work_beside(output, memory, threads) as (work, connection),
+    ):
         known = _load_vocabularies(connection, dataset, description, work)
         table = load(
             connection,
@@ -106,6 +113,17 @@ def prepare_like(
         *left_out,
         *_unknown_values(unknown, like),
     ]
+
+
+@contextmanager
+def _where_source_stands(place: str) -> Iterator[None]:
+    """Say of errors that advise to change ``source`` where it stands: there is no description of the user's own."""
+    try:
+        yield
+    except UserError as error:
+        if "source." not in str(error):
+            raise
+        raise UserError(f"{str(error).rstrip('.')}; source stands in {place}.") from None
 
 
 def _present(description: TableDescription, found: Found) -> tuple[TableDescription, list[str]]:

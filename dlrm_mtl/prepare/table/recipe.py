@@ -34,7 +34,7 @@ def write_recipe(folder: Path, table: Table, description: TableDescription) -> N
     """Write ``table.yaml`` into the folder of a data set whose values have been numbered."""
     content: dict[str, Any] = description.model_dump(mode="json", exclude_unset=True)
     lines = [
-        "# How these rows were made, for `prepare table --like`. No file to edit: ids would mean other values.",
+        "# How these rows were made, for `prepare table --like`. `source` may change with the files; nothing else may.",
         "format: 1",
         f"whole_numbers: {to_yaml(whole_numbers(table, numbered_features(description)))}",
         "description:",
