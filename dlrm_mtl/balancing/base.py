@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrm_mtl.core.parts import Misfit, Run
+from dlrm_mtl.core.parts import Misfit, RunConfigLike
 from dlrm_mtl.core.schema import PartConfig
 from dlrm_mtl.core.suggest import suggest
 
@@ -46,7 +46,7 @@ class BalancerConfig(AnyBalancingConfig):
         """This method alone."""
         return [("", self)]
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunConfigLike) -> None:
         """Refuse a method that does not fit the tasks of a run."""
         self.check_tasks([task.name for task in run.tasks])
 

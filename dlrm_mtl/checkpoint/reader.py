@@ -29,7 +29,7 @@ class Target:
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class ChunkPart:
     """Part of a stored chunk for a target, as a box of the whole tensor."""
 
     name: str
@@ -50,7 +50,7 @@ def targets(tensors: dict[str, Any]) -> list[Target]:
     return found
 
 
-def overlaps(index: Index, wanted: list[Target], place: str) -> list[Wanted]:
+def overlaps(index: Index, wanted: list[Target], place: str) -> list[ChunkPart]:
     """Stored parts that cover all of ``wanted``.
 
     Raises:
@@ -68,7 +68,7 @@ def overlaps(index: Index, wanted: list[Target], place: str) -> list[Wanted]:
             )
             if all(first < last for first, last in box):
                 covered += math.prod(last - first for first, last in box)
-                found.append(Wanted(target.name, chunk, target, box))
+                found.append(ChunkPart(target.name, chunk, target, box))
         if covered != target.tensor.numel():
             raise UserError(
                 f"{place}: holds {covered:,} of {target.tensor.numel():,} numbers of {target.name}; {REMEDY}."
@@ -76,7 +76,7 @@ def overlaps(index: Index, wanted: list[Target], place: str) -> list[Wanted]:
     return found
 
 
-def copy_part(stored: Tensor, offset: tuple[int, ...], wanted: Wanted) -> None:
+def copy_part(stored: Tensor, offset: tuple[int, ...], wanted: ChunkPart) -> None:
     """Copy the overlap of ``stored``, at ``offset`` of the whole tensor, and the wanted box to the target."""
     source, target = stored, wanted.target.tensor.detach()
     for dimension, (first, last) in enumerate(wanted.box):
@@ -153,7 +153,7 @@ class Reader:
             ranges.append(Range(self._name(chunk.file), chunk.sums, chunk.sums + 4 * count, keep))
         self.store.read_ranges(ranges)
 
-    def _pieces(self, part: Wanted) -> Iterator[Range]:
+    def _pieces(self, part: ChunkPart) -> Iterator[Range]:
         """Blocks with the wanted rows, piece by piece."""
         chunk, dtype = part.chunk, DTYPES[self.index.tensors[part.name].dtype]
         shape = chunk.shape or (1,)

@@ -37,7 +37,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass
-class Part:
+class TensorPart:
     """Part of the tensor ``name`` that this process writes."""
 
     name: str
@@ -53,7 +53,7 @@ class Part:
         return self.name if shape == self.whole else f"{self.name}[{','.join(map(str, self.offset))}]"
 
 
-def own_parts(tensors: dict[str, Any], rank: int) -> list[Part]:
+def own_parts(tensors: dict[str, Any], rank: int) -> list[TensorPart]:
     """Parts of ``tensors`` that the process ``rank`` writes. Every process must call this.
 
     A process writes its shards. Replicated tensors are divided among the processes, with about the same number of bytes
@@ -67,7 +67,7 @@ def own_parts(tensors: dict[str, Any], rank: int) -> list[Part]:
         size = tuple(value.metadata().size)
         for shard in value.local_shards():
             if shard.tensor.numel():
-                parts.append(Part(name, shard.tensor, tuple(shard.metadata.shard_offsets), size))
+                parts.append(TensorPart(name, shard.tensor, tuple(shard.metadata.shard_offsets), size))
     load: dict[int, int] = {}
     sizes: dict[str, int] = {}
     holders: dict[str, list[int]] = {}
@@ -81,7 +81,7 @@ def own_parts(tensors: dict[str, Any], rank: int) -> list[Part]:
         load[writer] += sizes[name]
         if writer == rank:
             tensor = whole[name]
-            parts.append(Part(name, tensor, (0,) * tensor.dim(), tuple(tensor.shape)))
+            parts.append(TensorPart(name, tensor, (0,) * tensor.dim(), tuple(tensor.shape)))
     return parts
 
 
@@ -102,7 +102,7 @@ def write_tensors(folder: Path, tensors: dict[str, Any], run: str, step: int, ra
         UserError: a file cannot be written; raised on all processes.
     """
     parts = own_parts(tensors, rank)
-    files: list[list[Part]] = [[]]
+    files: list[list[TensorPart]] = [[]]
     size = 0
     for part in parts:
         if files[-1] and size + part.tensor.nbytes > FILE_BYTES:
@@ -135,7 +135,7 @@ def write_tensors(folder: Path, tensors: dict[str, Any], run: str, step: int, ra
     return whole
 
 
-def _write_file(path: Path, parts: list[Part], index: Index) -> None:
+def _write_file(path: Path, parts: list[TensorPart], index: Index) -> None:
     """Write one file, and add it and its chunks to ``index``."""
     entries: dict[str, tuple[str, Any, int]] = {}
     for part in parts:

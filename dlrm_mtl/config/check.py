@@ -41,7 +41,7 @@ def check_run(config: RunConfig, place: str) -> None:
 
 
 def check_parts(config: RunConfig, place: str) -> None:
-    """Call ``check`` of every part that has one, see :class:`~dlrm_mtl.core.parts.Run`.
+    """Call ``check`` of every part that has one, see :class:`~dlrm_mtl.core.parts.RunConfigLike`.
 
     Raises:
         UserError: the first part that does not fit, with the path of its key behind ``place``.

@@ -20,7 +20,7 @@ class Named(Protocol):
         ...
 
 
-class Run(Protocol):
+class RunConfigLike(Protocol):
     """Argument of a part's ``check``: the root of the configuration, :class:`~dlrm_mtl.config.run.RunConfig`.
 
     Any part of a configuration may have a method ``check(run)``. It is called after the whole configuration is validated,

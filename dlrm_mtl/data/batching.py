@@ -8,10 +8,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.file_checks import Layout
-from dlrm_mtl.data.join_rows import Rows, join
+from dlrm_mtl.data.join_rows import BlockRows, join
 
 
-def assemble(layout: Layout, parts: Sequence[Rows]) -> Batch:
+def assemble(layout: Layout, parts: Sequence[BlockRows]) -> Batch:
     """Concatenate rows into a batch."""
     joined = join(layout, parts)
     return Batch(

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from torch.profiler import record_function
 
 from dlrm_mtl.data.dataset import DataFile
-from dlrm_mtl.data.decode import Block, BlockBuilder, Sources
+from dlrm_mtl.data.decode import BlockBuilder, DecodedBlock, Sources
 from dlrm_mtl.data.file_checks import Layout
-from dlrm_mtl.data.order import Block as BlockRange
-from dlrm_mtl.data.order import Piece
+from dlrm_mtl.data.order import BlockRange, Piece
 from dlrm_mtl.storage.filesystems import is_local
 
 Groups = Sequence[tuple[DataFile, int]]
@@ -41,7 +40,7 @@ class BlockReader:
         self._shared: dict[int, Future[pa.Table]] = {}  # oldest first
         self._lock = threading.Lock()
 
-    def read(self, block: BlockRange, order: NDArray[np.int64] | None) -> Block:
+    def read(self, block: BlockRange, order: NDArray[np.int64] | None) -> DecodedBlock:
         """Read ``block`` with row ``order[i]`` at position i; raises :class:`UserError` if a file or a value cannot be used."""
         with record_function("## data: read block ##"):
             tables: list[pa.Table] = []
@@ -109,17 +108,17 @@ class BlocksAhead:
     The first block is started at once, so that the first blocks of all lanes are read before any second one.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], Block]], ahead: int) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], DecodedBlock]], ahead: int) -> None:
         self._pool = pool
         self._jobs = jobs
         self._ahead = ahead
-        self._pending: deque[Future[Block]] = deque()
+        self._pending: deque[Future[DecodedBlock]] = deque()
         self._begin(1)
 
     def __iter__(self) -> BlocksAhead:
         return self
 
-    def __next__(self) -> Block:
+    def __next__(self) -> DecodedBlock:
         self._begin(1)
         if not self._pending:
             raise StopIteration

@@ -35,7 +35,7 @@ class Lists:
 
 
 @dataclass
-class Block:
+class DecodedBlock:
     """Rows that can be sliced into batches; see :mod:`dlrm_mtl.data.batching`.
 
     The layout is columnar, as in Arrow and in a KeyedJaggedTensor: nothing is transposed in between.
@@ -98,7 +98,7 @@ class BlockBuilder:
         self._count_unknown = count_unknown
         self._dtype = id_dtype(self._selection.vocabulary_sizes)
 
-    def build(self, sources: Sources, order: NDArray[np.int64] | None = None) -> Block:
+    def build(self, sources: Sources, order: NDArray[np.int64] | None = None) -> DecodedBlock:
         """Return a block of the rows of ``sources`` with row ``order[i]`` at position i; in file order without ``order``.
 
         Raises :class:`UserError` for an id, a label, a weight or a number that is not allowed.
@@ -131,7 +131,7 @@ class BlockBuilder:
                 if null is not None:
                     weights[null] = 0
                 _place(weights, order, numbers[position + labels])
-        return Block(ids, complete, lists, numbers)
+        return DecodedBlock(ids, complete, lists, numbers)
 
     def _single(self, sources: Sources, feature: FeatureSpec) -> tuple[Array, bool]:
         """Ids in file order, and True if none is :data:`ABSENT`."""

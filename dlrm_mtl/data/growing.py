@@ -64,7 +64,7 @@ class Consumed:
 
 
 @dataclass(frozen=True)
-class Round:
+class NextRound:
     """Files to train on next."""
 
     split: Split | None
@@ -73,7 +73,7 @@ class Round:
     """Sentences about files left for the next round."""
 
 
-def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
+def next_round(dataset: Dataset, split: str, consumed: Consumed) -> NextRound:
     """The current round with its recorded files, or a new round of all files that are not consumed.
 
     A new round is stored in ``consumed.current``. The folder may grow between two listings, so one process calls this
@@ -89,7 +89,7 @@ def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
     if consumed.current:
         found = _footers(dataset, [f"{folder}/{file.name}" for file in consumed.current])
         same = [_same(folder, file, now) for file, now in zip(consumed.current, found, strict=True)]
-        return Round(Split(split, dataset.spec, tuple(same)), [])
+        return NextRound(Split(split, dataset.spec, tuple(same)), [])
     _refuse_changes(dataset, folder, consumed.done, set(present))
     known = {file.name for file in consumed.done}
     new = [name for name in present if name not in known]
@@ -103,10 +103,10 @@ def next_round(dataset: Dataset, split: str, consumed: Consumed) -> Round:
             break
         files.append(file)
     if sum(file.rows for file in files) == 0:
-        return Round(None, remarks)
+        return NextRound(None, remarks)
     _refuse_late(folder, files[0].path[len(folder) + 1 :], consumed.done)
     consumed.current = [describe(file, folder) for file in files]
-    return Round(Split(split, dataset.spec, tuple(files)), remarks)
+    return NextRound(Split(split, dataset.spec, tuple(files)), remarks)
 
 
 def describe(file: DataFile, folder: str) -> UsedFile:

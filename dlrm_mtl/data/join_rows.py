@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrm_mtl.data.decode import ABSENT, Array, Block, Lists, id_dtype
+from dlrm_mtl.data.decode import ABSENT, Array, DecodedBlock, Lists, id_dtype
 from dlrm_mtl.data.file_checks import Layout
 
 
 @dataclass
-class Rows:
+class BlockRows:
     """Rows [start, stop) of a block, at least one."""
 
-    block: Block
+    block: DecodedBlock
     start: int
     stop: int
 
@@ -27,19 +27,19 @@ class Rows:
         return self.stop - self.start
 
 
-def padding(layout: Layout, rows: int) -> Rows:
+def padding(layout: Layout, rows: int) -> BlockRows:
     """Rows of weight zero with empty features."""
     dtype = id_dtype(layout.selection.vocabulary_sizes)
     singles = len(layout.selection.sparse) - len(layout.lists)
     numbers = len(layout.selection.dense) + 2 * len(layout.selection.labels)
     empty = Lists(np.empty(0, dtype), np.zeros(rows + 1, np.int64))
-    block = Block(
+    block = DecodedBlock(
         ids=np.full((singles, rows), ABSENT, dtype),
         complete=np.zeros(singles, np.bool_),
         lists=[empty] * len(layout.lists),
         numbers=np.zeros((numbers, rows), np.float32),
     )
-    return Rows(block, 0, rows)
+    return BlockRows(block, 0, rows)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Joined:
     """Number of rows B."""
 
 
-def join(layout: Layout, parts: Sequence[Rows]) -> Joined:
+def join(layout: Layout, parts: Sequence[BlockRows]) -> Joined:
     """Concatenate rows."""
     selection = layout.selection
     size = sum(part.count for part in parts)
@@ -93,7 +93,7 @@ def join(layout: Layout, parts: Sequence[Rows]) -> Joined:
     )
 
 
-def _single_ids(parts: Sequence[Rows], run: range, lengths: Array) -> list[Array]:
+def _single_ids(parts: Sequence[BlockRows], run: range, lengths: Array) -> list[Array]:
     """Ids of a run of columns: [columns, rows] per part, or flat if some are absent. Fills ``lengths``, [columns, B]."""
     columns = slice(run.start, run.stop)
     ids = [part.block.ids[columns, part.start : part.stop] for part in parts]
@@ -106,7 +106,7 @@ def _single_ids(parts: Sequence[Rows], run: range, lengths: Array) -> list[Array
     return [joined[present]]
 
 
-def _lists(parts: Sequence[Rows], column: int, lengths: Array) -> list[Array]:
+def _lists(parts: Sequence[BlockRows], column: int, lengths: Array) -> list[Array]:
     """Ids of a column of lists, part by part. Fills ``lengths``, [B]."""
     ids, start = [], 0
     for part in parts:

@@ -36,7 +36,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockRange:
     """Pieces that are read and permuted together."""
 
     pieces: tuple[Piece, ...]
@@ -52,7 +52,7 @@ class Lane:
     """A contiguous range of a split's rows."""
 
     index: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockRange, ...]
 
     @property
     def rows(self) -> int:
@@ -160,18 +160,18 @@ def _pieces(group_rows: Sequence[int], ends: NDArray[np.int64], start: int, stop
         group += 1
 
 
-def _blocks(pieces: Iterator[Piece], block_rows: int) -> tuple[Block, ...]:
-    blocks: list[Block] = []
+def _blocks(pieces: Iterator[Piece], block_rows: int) -> tuple[BlockRange, ...]:
+    blocks: list[BlockRange] = []
     run: list[Piece] = []
     rows = 0
     for piece in pieces:
         if run and rows + piece.rows > block_rows:
-            blocks.append(Block(tuple(run)))
+            blocks.append(BlockRange(tuple(run)))
             run, rows = [], 0
         run.append(piece)
         rows += piece.rows
     if run:
-        blocks.append(Block(tuple(run)))
+        blocks.append(BlockRange(tuple(run)))
     return tuple(blocks)
 
 

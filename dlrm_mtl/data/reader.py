@@ -17,9 +17,9 @@ from dlrm_mtl.data.block_reader import BlockReader, BlocksAhead
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split
-from dlrm_mtl.data.decode import Block
+from dlrm_mtl.data.decode import DecodedBlock
 from dlrm_mtl.data.file_checks import check_files
-from dlrm_mtl.data.join_rows import Rows, padding
+from dlrm_mtl.data.join_rows import BlockRows, padding
 from dlrm_mtl.data.negatives.rewrite import Negatives
 from dlrm_mtl.data.order import Lane, Slice, block_order, cut, own_lanes, row_order, schedule, steps_per_epoch
 from dlrm_mtl.data.prefetch import Prefetcher
@@ -124,22 +124,22 @@ class BatchLoader:
 
     def _lane_parts(
         self, reader: BlockReader, pool: ThreadPoolExecutor, lane: Lane, epoch: int, start_step: int
-    ) -> Iterator[list[Rows]]:
+    ) -> Iterator[list[BlockRows]]:
         """Rows of each step from ``lane``. One block is in use while the next ones are read."""
         order = block_order(self._seed, epoch, lane, self._shuffle)
         ends = np.cumsum([lane.blocks[block].rows for block in order.tolist()])
         needed = order[np.searchsorted(ends, start_step * self._lane_batch, side="right") :].tolist()
 
-        def read(block: int) -> Block:
+        def read(block: int) -> DecodedBlock:
             rows = row_order(self._seed, epoch, lane, block, self._shuffle) if self._shuffle else None
             return reader.read(lane.blocks[block], rows)
 
         blocks = BlocksAhead(pool, (partial(read, block) for block in needed), self._read_ahead)
         return self._slices(schedule(lane, order, self._lane_batch, start_step), blocks)
 
-    def _slices(self, steps: Iterator[list[Slice]], blocks: Iterator[Block]) -> Iterator[list[Rows]]:
+    def _slices(self, steps: Iterator[list[Slice]], blocks: Iterator[DecodedBlock]) -> Iterator[list[BlockRows]]:
         held: int | None = None
-        block: Block | None = None
+        block: DecodedBlock | None = None
         for slices in steps:
             parts = []
             for part in slices:
@@ -148,10 +148,10 @@ class BatchLoader:
                     block = next(blocks)
                     held = part.block
                 assert block is not None
-                parts.append(Rows(block, part.start, part.stop))
+                parts.append(BlockRows(block, part.start, part.stop))
             yield parts
 
-    def _padded(self, parts: list[Rows]) -> list[Rows]:
+    def _padded(self, parts: list[BlockRows]) -> list[BlockRows]:
         missing = self._lane_batch - sum(part.count for part in parts)
         return [*parts, padding(self.layout, missing)] if missing else parts
 

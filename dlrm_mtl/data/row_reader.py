@@ -16,7 +16,7 @@ from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import DataFile, open_files
 from dlrm_mtl.data.decode import BlockBuilder, Sources
 from dlrm_mtl.data.file_checks import check_files, refuse_twice
-from dlrm_mtl.data.join_rows import Rows, padding
+from dlrm_mtl.data.join_rows import BlockRows, padding
 from dlrm_mtl.data.parquet_guard import unreadable
 from dlrm_mtl.data.prefetch import Prefetcher
 from dlrm_mtl.data.spec import DatasetSpec
@@ -86,7 +86,7 @@ class RowReader:
         for number, (sources, carried) in enumerate(self._read()):
             batch, rows = None, sources.rows
             if number % world_size == rank:
-                parts = [Rows(builder.build(sources), 0, rows)]
+                parts = [BlockRows(builder.build(sources), 0, rows)]
                 if world_size > 1 and rows < self._batch_size:
                     parts.append(padding(self.layout, self._batch_size - rows))
                 batch = assemble(self.layout, parts)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlrm_mtl.data.keyed_ids import KeyedIds, PlainFeatureIds
-from dlrm_mtl.embeddings.tables import Table, TableSet
+from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet
 
 
 def local_tables(tables: TableSet, weights: Mapping[str, Tensor]) -> tuple[nn.Module | None, nn.Module | None]:
@@ -29,7 +29,7 @@ class LocalBagCollection(nn.Module):
     Rows of a bag are added in the order of its ids, as in FBGEMM's kernels. The weights are not parameters.
     """
 
-    def __init__(self, tables: Sequence[Table], weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, tables: Sequence[EmbeddingTable], weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         names = [name for table in tables for name in table.feature_names]
         self._weights = weights
@@ -63,7 +63,7 @@ class NamedSums:
 class LocalCollection(nn.Module):
     """Lookup that returns a row for every id, like TorchRec's EmbeddingCollection. The weights are not parameters."""
 
-    def __init__(self, tables: Sequence[Table], weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, tables: Sequence[EmbeddingTable], weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._weights = weights
         self._table_of = {name: table.name for table in tables for name in table.feature_names}

@@ -23,7 +23,7 @@ INIT_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Table:
+class EmbeddingTable:
     """One embedding table; the first four fields are named as in TorchRec's configurations."""
 
     name: str
@@ -44,7 +44,7 @@ class TableSet:
     Features are in the order of their tables, and in each table's own order; a feature may be looked up in several tables.
     """
 
-    configs: Sequence[Table]
+    configs: Sequence[EmbeddingTable]
     """Every table, once."""
     stds: Mapping[str, float]
     """Standard deviation of the initial weights, by table."""
@@ -56,12 +56,12 @@ class TableSet:
     """Number of unused columns, by table: FBGEMM needs a multiple of 4."""
 
     @property
-    def pooled(self) -> list[Table]:
+    def pooled(self) -> list[EmbeddingTable]:
         """Tables whose lookup sums the rows of a bag."""
         return [table for table in self.configs if table.pooled]
 
     @property
-    def unpooled(self) -> list[Table]:
+    def unpooled(self) -> list[EmbeddingTable]:
         """Tables whose lookup returns a row for every id."""
         return [table for table in self.configs if not table.pooled]
 
@@ -97,7 +97,7 @@ def padded(columns: int) -> int:
     return -(-columns // 4) * 4
 
 
-def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[Table]:
+def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> list[EmbeddingTable]:
     """Table of each vocabulary that ``features`` use, named after its owner, in the order of first use.
 
     Raises:
@@ -111,12 +111,12 @@ def table_configs(spec: DatasetSpec, features: list[str], config: EmbeddingsConf
             raise UserError(f"model.embeddings.tables.{name}: there is no such table; {suggest(name, members)}.")
     overrides = {name: config.tables.get(name, TableOverride()) for name in members}
     return [
-        Table(name, spec.vocabulary_size(name), overrides[name].dim or config.dim, names)
+        EmbeddingTable(name, spec.vocabulary_size(name), overrides[name].dim or config.dim, names)
         for name, names in members.items()
     ]
 
 
-def build_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingBagCollection:
+def build_tables(tables: Sequence[EmbeddingTable], device: str = "meta") -> EmbeddingBagCollection:
     """Build TorchRec's collection of pooled tables; on the meta device it takes no memory before sharding.
 
     Bags are summed, and means are taken in the model: TorchRec's own mean adds 1e-6 to the divisor under some sharding
@@ -128,7 +128,7 @@ def build_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingBagC
     return EmbeddingBagCollection(tables=configs, device=torch.device(device))
 
 
-def build_unpooled_tables(tables: Sequence[Table], device: str = "meta") -> EmbeddingCollection:
+def build_unpooled_tables(tables: Sequence[EmbeddingTable], device: str = "meta") -> EmbeddingCollection:
     """Build TorchRec's collection of unpooled tables; on the meta device it takes no memory before sharding."""
     from torchrec import EmbeddingCollection, EmbeddingConfig
 
@@ -136,7 +136,7 @@ def build_unpooled_tables(tables: Sequence[Table], device: str = "meta") -> Embe
     return EmbeddingCollection(tables=configs, device=torch.device(device))
 
 
-def _shared_fields(table: Table) -> dict[str, Any]:
+def _shared_fields(table: EmbeddingTable) -> dict[str, Any]:
     """Fields that are also in TorchRec's configurations."""
     names = ("name", "num_embeddings", "embedding_dim", "feature_names")
     return {name: getattr(table, name) for name in names}
@@ -153,7 +153,7 @@ def torchrec_tables(
     )
 
 
-def mean_features(tables: Sequence[Table], config: EmbeddingsConfig) -> set[str]:
+def mean_features(tables: Sequence[EmbeddingTable], config: EmbeddingsConfig) -> set[str]:
     """Features whose bags are averaged, by the setting of the feature, of its table, or of all tables, in this order."""
 
     def pooling(table: str, feature: str) -> str:

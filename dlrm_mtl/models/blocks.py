@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrm_mtl.core.parts import Misfit, Run
+from dlrm_mtl.core.parts import Misfit, RunConfigLike
 from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.models.dropout import LaneDropout
 from dlrm_mtl.tasks.products import own_tasks
@@ -118,7 +118,7 @@ def counts_per_task(counts: int | list[int], tasks: int) -> list[int]:
     return list(counts)
 
 
-def check_task_experts(counts: int | list[int], run: Run) -> None:
+def check_task_experts(counts: int | list[int], run: RunConfigLike) -> None:
     """Refuse ``task_experts`` that do not fit the tasks with their own logit; raises :class:`Misfit`."""
     try:
         counts_per_task(counts, len(own_tasks(run.tasks)))

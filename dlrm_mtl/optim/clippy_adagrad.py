@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from dlrm_mtl.core.clippy_defaults import INITIAL_ACCUMULATOR, LAMBDA_ABS, LAMBDA_REL
 from dlrm_mtl.core.suggest import closest
 from dlrm_mtl.optim.clippy import Accumulator, ClippyOptions, clipping_factor, never_clips, require_learning_rate
-from dlrm_mtl.optim.clippy_groups import Batch, Entry, put_back, touched, touched_size
+from dlrm_mtl.optim.clippy_groups import LocalParameter, ParameterBatch, put_back, touched, touched_size
 from dlrm_mtl.optim.clippy_passes import (
     Extent,
     Scratch,
@@ -44,7 +44,7 @@ class Measurement:
     """[P] largest change of a coordinate, after clipping and without weight decay; 0 for a parameter without gradient."""
     nonfinite: Tensor
     """[P] bool: True for a parameter whose gradient, or its square, is not finite."""
-    _batches: list[Batch]
+    _batches: list[ParameterBatch]
     _with_gradient: list[Tensor]
 
 
@@ -271,14 +271,14 @@ class ClippyAdagrad(Optimizer):
             )
         return gradient.coalesce()
 
-    def _collect(self) -> tuple[list[Batch], list[Tensor]]:
+    def _collect(self) -> tuple[list[ParameterBatch], list[Tensor]]:
         """Batches of parameters to update, and all parameters with a gradient."""
-        batches: list[Batch] = []
+        batches: list[ParameterBatch] = []
         with_gradient: list[Tensor] = []
         compiling = torch.compiler.is_compiling()
         position = -1
         for number, group in enumerate(self.param_groups):
-            alike: dict[Any, list[Entry]] = {}
+            alike: dict[Any, list[LocalParameter]] = {}
             for parameter in group["params"]:
                 position += 1
                 gradient = self._gradient(parameter, group)
@@ -291,15 +291,15 @@ class ClippyAdagrad(Optimizer):
                 blocked = weight.device.type == "cpu" and not group["foreach"] and not compiling
                 alone = position if group["foreach"] is False and not (blocked or compiling) else None
                 key = (blocked, weight.device, weight.dtype, accumulator.dtype, alone)
-                alike.setdefault(key, []).append(Entry(position, weight, gradient, accumulator))
+                alike.setdefault(key, []).append(LocalParameter(position, weight, gradient, accumulator))
             for (blocked, *_), entries in alike.items():
                 for pack in (
                     packs([touched_size(entry.gradient) for entry in entries]) if blocked else [range(len(entries))]
                 ):
-                    batches.append(Batch(number, blocked, [entries[index] for index in pack]))
+                    batches.append(ParameterBatch(number, blocked, [entries[index] for index in pack]))
         return batches, with_gradient
 
-    def _measured(self, batch: Batch) -> list[Extent]:
+    def _measured(self, batch: ParameterBatch) -> list[Extent]:
         group = self.param_groups[batch.group]
         options = _options(group)
         weights, gradients, accumulators = touched(batch.entries)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Entry(NamedTuple):
+class LocalParameter(NamedTuple):
     """A parameter that a step updates, or this process's part of it."""
 
     position: int
@@ -19,12 +19,12 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class ParameterBatch:
     """Parameters that are processed together: of one group, device and dtype."""
 
     group: int
     blocked: bool
-    entries: list[Entry]
+    entries: list[LocalParameter]
 
 
 def touched_size(gradient: Tensor) -> int:
@@ -32,7 +32,7 @@ def touched_size(gradient: Tensor) -> int:
     return gradient.numel() if gradient.layout == torch.strided else gradient._values().numel()
 
 
-def touched(entries: list[Entry]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def touched(entries: list[LocalParameter]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Weights, gradients and accumulators; copies of the touched rows for sparse gradients."""
     weights, gradients, accumulators = [], [], []
     for _, weight, gradient, accumulator in entries:
@@ -45,7 +45,7 @@ def touched(entries: list[Entry]) -> tuple[list[Tensor], list[Tensor], list[Tens
     return weights, gradients, accumulators
 
 
-def put_back(entries: list[Entry], weights: list[Tensor], accumulators: list[Tensor]) -> None:
+def put_back(entries: list[LocalParameter], weights: list[Tensor], accumulators: list[Tensor]) -> None:
     """Write updated copies of rows back to their tensors."""
     for entry, weight, accumulator in zip(entries, weights, accumulators, strict=True):
         if entry.gradient.layout != torch.strided:

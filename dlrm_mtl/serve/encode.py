@@ -18,10 +18,9 @@ from torch import Tensor
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.chosen_columns import Selection
-from dlrm_mtl.data.decode import Block, BlockBuilder, Sources
+from dlrm_mtl.data.decode import BlockBuilder, DecodedBlock, Sources
 from dlrm_mtl.data.file_checks import Layout, is_list
-from dlrm_mtl.data.join_rows import Joined, join
-from dlrm_mtl.data.join_rows import Rows as BlockRows
+from dlrm_mtl.data.join_rows import BlockRows, Joined, join
 from dlrm_mtl.data.spec import FeatureSpec
 from dlrm_mtl.serve.rows import Rows, Where, columns_of
 
@@ -39,7 +38,7 @@ class Encoded:
     """Rows with checked values."""
 
     layout: Layout
-    block: Block | None
+    block: DecodedBlock | None
     rows: int
     """Number of rows; with 0 rows there is no block."""
 

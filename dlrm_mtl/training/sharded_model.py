@@ -11,7 +11,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from dlrm_mtl.core.batch_random import BatchRandom
-from dlrm_mtl.embeddings.tables import Table, TableSet, is_table, table_weights
+from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet, is_table, table_weights
 from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds
 from dlrm_mtl.models.base import RankingModel
 from dlrm_mtl.tasks.weighting import TaskWeighting
@@ -41,7 +41,7 @@ class ShardedModel:
     """State of gradient balancing, if there is any. Also a part of the model."""
 
     @property
-    def tables(self) -> Sequence[Table]:
+    def tables(self) -> Sequence[EmbeddingTable]:
         """The tables."""
         return self.table_set.configs
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.data.growing import Consumed, Round, next_round
+from dlrm_mtl.data.growing import Consumed, NextRound, next_round
 from dlrm_mtl.data.reader import BatchLoader
 from tests.data.reading import LABELS, row_numbers, table, write
 
@@ -36,11 +36,11 @@ def remembered(consumed: Consumed) -> Consumed:
     return Consumed.from_state(json.loads(json.dumps(consumed.state())))
 
 
-def names(found: Round) -> list[str]:
+def names(found: NextRound) -> list[str]:
     return [Path(file.path).name for file in found.split.files] if found.split else []
 
 
-def rows(found: Round, consumed: Consumed, start: int = 0, world: Sequence[int] = (0,)) -> list[list[int]]:
+def rows(found: NextRound, consumed: Consumed, start: int = 0, world: Sequence[int] = (0,)) -> list[list[int]]:
     """By step: the rows that training sees."""
     assert found.split is not None
     parts = [

@@ -10,13 +10,13 @@ from torch import nn
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.embeddings.config import ShardingConfig
-from dlrm_mtl.embeddings.tables import Table, build_tables
+from dlrm_mtl.embeddings.tables import EmbeddingTable, build_tables
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan, make_plan
 from tests.processes import run_processes
 
 TABLES = [
-    Table(name="user", num_embeddings=100, embedding_dim=16, feature_names=["user"]),
-    Table(name="item", num_embeddings=50, embedding_dim=24, feature_names=["item"]),
+    EmbeddingTable(name="user", num_embeddings=100, embedding_dim=16, feature_names=["user"]),
+    EmbeddingTable(name="item", num_embeddings=50, embedding_dim=24, feature_names=["item"]),
 ]
 
 
@@ -71,7 +71,7 @@ def test_a_table_that_does_not_fit_is_a_mistake() -> None:
 
 def too_large(rank: int) -> str:
     """The mistake for a table of more memory than any machine has."""
-    tables = [Table(name="user", num_embeddings=10**12, embedding_dim=64, feature_names=["user"])]
+    tables = [EmbeddingTable(name="user", num_embeddings=10**12, embedding_dim=64, feature_names=["user"])]
     model = nn.ModuleDict({"tables": build_tables(tables)})
     with pytest.raises(UserError) as error:
         make_plan(model, tables, ShardingConfig(), torch.device("cpu"), 64)

@@ -131,7 +131,7 @@ def shard(
     from torchrec.modules.embedding_configs import DataType
 
     from dlrm_mtl.embeddings.config import ShardingConfig
-    from dlrm_mtl.embeddings.tables import Table
+    from dlrm_mtl.embeddings.tables import EmbeddingTable
     from dlrm_mtl.embeddings.torchrec.plan import make_plan
     from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
 
@@ -148,7 +148,7 @@ def shard(
     ]
     collection = EmbeddingBagCollection(configs, device=torch.device("meta"), is_weighted=weighted)
     whole_model = model(collection)
-    tables = [Table(one.name, one.num_embeddings, one.embedding_dim, one.feature_names) for one in configs]
+    tables = [EmbeddingTable(one.name, one.num_embeddings, one.embedding_dim, one.feature_names) for one in configs]
     plan = make_plan(whole_model, tables, ShardingConfig.model_validate(sharding), torch.device("cpu"), BATCH)
     sharded = DistributedModelParallel(whole_model, plan=plan, sharders=two_phase_sharders())
     set_weights(sharded)

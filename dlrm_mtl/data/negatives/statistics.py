@@ -19,7 +19,7 @@ from dlrm_mtl.data.block_reader import BlockReader, BlocksAhead
 from dlrm_mtl.data.chosen_columns import Selection, select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split
-from dlrm_mtl.data.decode import ABSENT, Array, Block, Lists
+from dlrm_mtl.data.decode import ABSENT, Array, DecodedBlock, Lists
 from dlrm_mtl.data.file_checks import Layout, check_files
 from dlrm_mtl.data.negatives.check import binary_labels, check_columns, check_negatives
 from dlrm_mtl.data.negatives.config import NegativesConfig
@@ -143,7 +143,7 @@ class _Columns:
             np.empty(0, np.uint64),
         )
 
-    def statistics(self, block: Block) -> ItemStatistics:
+    def statistics(self, block: DecodedBlock) -> ItemStatistics:
         """Statistics of the rows of ``block``."""
         negatives, result = self._negatives, self.nothing()
         item = block.ids[self._singles.index(negatives.item)]
@@ -167,7 +167,7 @@ class _Columns:
         result.along_dense = {name: block.numbers[place, last] for place, name in enumerate(self._dense)}
         return result
 
-    def _taken(self, block: Block, name: str, rows: Ids) -> Lists:
+    def _taken(self, block: DecodedBlock, name: str, rows: Ids) -> Lists:
         if name in self._lists:
             lists = take(block.lists[self._lists.index(name)], rows)
         else:
@@ -193,7 +193,7 @@ def _needed(selection: Selection, negatives: NegativesConfig) -> Selection:
     )
 
 
-def _blocks(split: Split, config: DataConfig, layout: Layout, part: int, parts: int) -> Iterator[Block]:
+def _blocks(split: Split, config: DataConfig, layout: Layout, part: int, parts: int) -> Iterator[DecodedBlock]:
     groups = [(file, group) for file in split.files for group in range(file.metadata.num_row_groups)]
     rows = [file.metadata.row_group(group).num_rows for file, group in groups]
     share = cut(rows, parts, config.block_rows)[part]

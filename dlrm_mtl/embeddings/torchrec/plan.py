@@ -21,7 +21,7 @@ from dlrm_mtl.core.memory import memory_bytes
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
 from dlrm_mtl.embeddings.rules.base import StateSpec
-from dlrm_mtl.embeddings.tables import Table
+from dlrm_mtl.embeddings.tables import EmbeddingTable
 from dlrm_mtl.embeddings.torchrec.sharders import UnpooledSharder, two_phase_sharders
 
 COLUMN_SPLITTING = {"column_wise", "table_column_wise", "grid_shard"}
@@ -94,7 +94,7 @@ def own_room(device: torch.device) -> Room:
 
 
 def make_plan(
-    model: nn.Module, tables: Sequence[Table], config: ShardingConfig, device: torch.device, batch_size: int
+    model: nn.Module, tables: Sequence[EmbeddingTable], config: ShardingConfig, device: torch.device, batch_size: int
 ) -> ShardingPlan:
     """Place the tables by TorchRec's planner, within the limits of ``config``. The plan is the same on every process.
 
@@ -117,7 +117,12 @@ def make_plan(
 
 
 def foresee_plan(
-    model: nn.Module, tables: Sequence[Table], config: ShardingConfig, layout: Processes, room: Room, batch_size: int
+    model: nn.Module,
+    tables: Sequence[EmbeddingTable],
+    config: ShardingConfig,
+    layout: Processes,
+    room: Room,
+    batch_size: int,
 ) -> ShardingPlan:
     """The plan that :func:`make_plan` would make in ``layout`` with the memory ``room``, in this process alone.
 
@@ -130,7 +135,7 @@ def foresee_plan(
 
 
 def _planner(
-    tables: Sequence[Table], config: ShardingConfig, layout: Processes, room: Room, batch_size: int
+    tables: Sequence[EmbeddingTable], config: ShardingConfig, layout: Processes, room: Room, batch_size: int
 ) -> EmbeddingShardingPlanner:
     unknown = sorted(set(config.tables) - {table.name for table in tables})
     if unknown:
@@ -153,7 +158,7 @@ def _planner(
 
 
 @contextmanager
-def _plan_or_sentence(tables: Sequence[Table], layout: Processes, room: Room) -> Iterator[None]:
+def _plan_or_sentence(tables: Sequence[EmbeddingTable], layout: Processes, room: Room) -> Iterator[None]:
     try:
         yield
     except PlannerError as error:
@@ -166,7 +171,7 @@ def _plan_or_sentence(tables: Sequence[Table], layout: Processes, room: Room) ->
         ) from None
 
 
-def _constraint(table: Table, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
+def _constraint(table: EmbeddingTable, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
     choice = config.tables.get(table.name, TableSharding(type=config.default))
     place = f"sharding.tables.{table.name}" if table.name in config.tables else "sharding.default"
     if choice.column_shards and choice.type not in COLUMN_SPLITTING:
@@ -198,13 +203,13 @@ def effective_type(sharding_type: str, layout: Processes) -> str:
     return "row_wise" if layout.hosts == 1 and sharding_type in HOST_BASED else sharding_type
 
 
-def _automatic(table: Table, layout: Processes) -> list[str]:
+def _automatic(table: EmbeddingTable, layout: Processes) -> list[str]:
     """Types that the planner may choose from: no column splits, which only pay off for very wide tables."""
     types = ["table_wise", "row_wise"]
     return [*types, "table_row_wise"] if layout.hosts > 1 and table.pooled else types
 
 
-def _shard_width(table: Table, choice: TableSharding, layout: Processes, place: str) -> int:
+def _shard_width(table: EmbeddingTable, choice: TableSharding, layout: Processes, place: str) -> int:
     """Number of columns of each shard of a table whose columns are cut."""
     wanted = {"column_wise": layout.world_size, "table_column_wise": layout.per_host, "grid_shard": layout.hosts}
     shards = choice.column_shards or wanted.get(choice.type, 1)
@@ -221,7 +226,7 @@ def _shard_width(table: Table, choice: TableSharding, layout: Processes, place: 
 
 
 def describe_plan(
-    plan: ShardingPlan, tables: Sequence[Table], states: Sequence[StateSpec], world_size: int
+    plan: ShardingPlan, tables: Sequence[EmbeddingTable], states: Sequence[StateSpec], world_size: int
 ) -> list[dict[str, Any]]:
     """The plan as one dictionary per table.
 

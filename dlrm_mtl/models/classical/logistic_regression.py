@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dlrm_mtl.core.registry import register
-from dlrm_mtl.embeddings.tables import Table, TableSet, padded
+from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet, padded
 from dlrm_mtl.models.base import ModelInputs, RankingModel, RankingModelConfig, start_biases
 from dlrm_mtl.models.dense_norm import DenseNorm, build_dense_norm
 
@@ -41,7 +41,9 @@ class LogisticRegression(RankingModel):
 
     def __init__(self, config: LogisticRegressionConfig, inputs: ModelInputs) -> None:
         tasks = len(inputs.own_tasks)
-        tables = [Table(name, inputs.spec.vocabulary_size(name), padded(tasks), [name]) for name in inputs.sparse]
+        tables = [
+            EmbeddingTable(name, inputs.spec.vocabulary_size(name), padded(tasks), [name]) for name in inputs.sparse
+        ]
         stds, padding = (
             dict.fromkeys(inputs.sparse, config.init_std),
             dict.fromkeys(inputs.sparse, padded(tasks) - tasks),

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dlrm_mtl.core.parts import Misfit, Run
+from dlrm_mtl.core.parts import Misfit, RunConfigLike
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.data.keyed_ids import KeyedIds, like
 from dlrm_mtl.embeddings.tables import TableSet, padded
@@ -43,7 +43,7 @@ class MultitaskNetConfig(RankingModelConfig):
     regression: StackConfig = StackConfig(layers=[64])
     """Layers between the vectors and the predictions of tasks without a ranking loss."""
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunConfigLike) -> None:
         """Refuse tasks without a ranking loss among them, and ids without a vocabulary."""
         if not any(run.tasks[number].kind == "ranking" for number in own_tasks(run.tasks)):
             raise Misfit(

@@ -7,7 +7,7 @@ import dataclasses
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.embeddings.tables import Table, TableSet
+from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet
 
 
 def two_halves(single: TableSet) -> TableSet:
@@ -20,9 +20,9 @@ def two_halves(single: TableSet) -> TableSet:
     )
 
 
-def vectors(name: str, spec: DatasetSpec, features: list[str], dim: int) -> Table:
+def vectors(name: str, spec: DatasetSpec, features: list[str], dim: int) -> EmbeddingTable:
     """A table called ``name`` for ``features``, which share the vocabulary of the first one."""
-    return Table(name, spec.vocabulary_size(features[0]), dim, features)
+    return EmbeddingTable(name, spec.vocabulary_size(features[0]), dim, features)
 
 
 def check_pair(user: str, item: str, features: list[str]) -> None:

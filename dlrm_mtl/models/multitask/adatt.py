@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dlrm_mtl.core.parts import Run
+from dlrm_mtl.core.parts import RunConfigLike
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import (
     Block,
@@ -34,7 +34,7 @@ class AdaTTSpConfig(LevelsConfig):
     residual: bool = True
     """Add each task's own experts, linearly weighted, to the mix of its gate; false uses the gate alone (an ablation)."""
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunConfigLike) -> None:
         """Refuse a list of experts whose length is not the number of tasks with their own logit."""
         check_task_experts(self.task_experts, run)
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dlrm_mtl.core.parts import Run
+from dlrm_mtl.core.parts import RunConfigLike
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.models.blocks import (
     Block,
@@ -36,7 +36,7 @@ class PLEConfig(LevelsConfig):
     shared_experts: int = Field(default=1, ge=0)
     """Number of experts that all tasks share, on every level; with 0 tasks have no layer in common."""
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunConfigLike) -> None:
         """Refuse a list of experts whose length is not the number of tasks with their own logit."""
         check_task_experts(self.task_experts, run)
 

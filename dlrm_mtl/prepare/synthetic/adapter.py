@@ -25,9 +25,9 @@ from dlrm_mtl.data.statistics import write_spec
 from dlrm_mtl.prepare import ready
 from dlrm_mtl.prepare.common.io import Progress, output_folder
 from dlrm_mtl.prepare.synthetic.options import bags, per_task, split_rows, vocabulary_sizes
-from dlrm_mtl.prepare.synthetic.truth import BLOCKS, Truth, Wanted, fit_truth, measure_block, summarise
+from dlrm_mtl.prepare.synthetic.truth import BLOCKS, Truth, WantedLabels, fit_truth, measure_block, summarise
 from dlrm_mtl.prepare.synthetic.world import World
-from dlrm_mtl.prepare.synthetic.write import ROW_GROUP_ROWS, Part, Sums, in_processes, names, write_part
+from dlrm_mtl.prepare.synthetic.write import ROW_GROUP_ROWS, OutputFile, Sums, in_processes, names, write_part
 
 TRUTH_FILE = "truth.json"
 
@@ -84,7 +84,7 @@ def prepare(
     processes = processes or len(os.sched_getaffinity(0))
     counts = split_rows(splits, rows)
     world = World(seed, vocabulary_sizes(vocab, tables), bags(ids_per_bag, tables), zipf, dense, tasks)
-    wanted = Wanted(
+    wanted = WantedLabels(
         rates=per_task("--positive-rate", positive_rate, tasks, 0.0, 1.0),
         aucs=per_task("--auc", auc, tasks, 0.5, 0.999),
         correlation=_correlation(correlation, tasks),
@@ -137,7 +137,7 @@ def _correlation(value: float, tasks: int) -> float:
     return value
 
 
-def _parts(folder: Path, counts: dict[str, int], rows_per_file: int) -> list[Part]:
+def _parts(folder: Path, counts: dict[str, int], rows_per_file: int) -> list[OutputFile]:
     """Files of all splits."""
     groups = -(-rows_per_file // ROW_GROUP_ROWS)
     parts = []
@@ -145,7 +145,7 @@ def _parts(folder: Path, counts: dict[str, int], rows_per_file: int) -> list[Par
         (folder / split).mkdir()
         for number, start in enumerate(range(0, rows, groups * ROW_GROUP_ROWS)):
             path = folder / split / f"part-{number:05d}.parquet"
-            parts.append(Part(path, stream, number * groups, min(groups * ROW_GROUP_ROWS, rows - start)))
+            parts.append(OutputFile(path, stream, number * groups, min(groups * ROW_GROUP_ROWS, rows - start)))
     return parts
 
 
@@ -186,7 +186,7 @@ def _specification(
     )
 
 
-def _write_truth(path: Path, world: World, wanted: Wanted, truth: Truth, summary: dict[str, Any]) -> None:
+def _write_truth(path: Path, world: World, wanted: WantedLabels, truth: Truth, summary: dict[str, Any]) -> None:
     content = {
         "bayes": summary,
         "wanted": {"correlation": wanted.correlation, "interactions": wanted.interactions, "dense": wanted.dense},

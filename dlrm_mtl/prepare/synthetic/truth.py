@@ -29,7 +29,7 @@ _STEEPEST = 200.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedLabels:
     """Requested properties of the labels."""
 
     rates: tuple[float, ...]
@@ -73,7 +73,7 @@ class Truth:
         return {"parts": list(PARTS), **asdict(self)}
 
 
-def fit_truth(world: World, wanted: Wanted, rows: int = 2 * BLOCK_ROWS) -> Truth:
+def fit_truth(world: World, wanted: WantedLabels, rows: int = 2 * BLOCK_ROWS) -> Truth:
     """Find the truth with the wanted properties, on ``rows`` rows drawn for this.
 
     Raises:
@@ -134,7 +134,7 @@ def measure_block(world: World, truth: Truth, block: int) -> dict[str, Any]:
     }
 
 
-def summarise(blocks: Sequence[dict[str, Any]], names: Sequence[str], wanted: Wanted) -> dict[str, Any]:
+def summarise(blocks: Sequence[dict[str, Any]], names: Sequence[str], wanted: WantedLabels) -> dict[str, Any]:
     """Means and standard errors over blocks, for truth.json."""
 
     def over_blocks(key: str, task: int) -> tuple[float, float]:

@@ -47,7 +47,7 @@ class Bag:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SyntheticRows:
     """Drawn rows, before labels."""
 
     lengths: list[NDArray[np.int64] | None]
@@ -79,7 +79,7 @@ class World:
     dense: int
     tasks: int
 
-    def draw(self, stream: int, group: int, rows: int) -> Rows:
+    def draw(self, stream: int, group: int, rows: int) -> SyntheticRows:
         """Draw ``rows`` rows, the same for the same (seed, stream, group)."""
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(stream, group))))
         lengths: list[NDArray[np.int64] | None] = []
@@ -97,7 +97,7 @@ class World:
         for left, right in zip(bag_effects[0::2], bag_effects[1::2], strict=False):
             parts[1] += left * right
         parts[2] = dense.astype(np.float64) @ self._dense_weights
-        return Rows(lengths, ids, dense, parts, generator.random((rows, self.tasks)))
+        return SyntheticRows(lengths, ids, dense, parts, generator.random((rows, self.tasks)))
 
     def effects(self, table: int, ids: NDArray[np.int64]) -> Floats:
         """Effects of ``ids`` [n] of one table on the tasks' raw scores [n, tasks], each in (-sqrt(3), sqrt(3))."""

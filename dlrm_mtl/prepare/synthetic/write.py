@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.prepare.synthetic.truth import Truth, sigmoid
-from dlrm_mtl.prepare.synthetic.world import Rows, World
+from dlrm_mtl.prepare.synthetic.world import SyntheticRows, World
 
 ROW_GROUP_ROWS = 65536
 
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Part:
+class OutputFile:
     """One file to write."""
 
     path: Path
@@ -57,7 +57,7 @@ def names(world: World) -> tuple[list[str], list[str], list[str]]:
     )
 
 
-def make_table(world: World, rows: Rows, logits: np.ndarray[Any, np.dtype[np.float64]]) -> pa.Table:
+def make_table(world: World, rows: SyntheticRows, logits: np.ndarray[Any, np.dtype[np.float64]]) -> pa.Table:
     """Features, labels and the true logits (``logit_TASK``) as Arrow columns."""
     sparse, dense, tasks = names(world)
     columns: dict[str, pa.Array] = {}
@@ -79,7 +79,7 @@ def make_table(world: World, rows: Rows, logits: np.ndarray[Any, np.dtype[np.flo
     return pa.table(columns)
 
 
-def write_part(world: World, truth: Truth, part: Part) -> Sums:
+def write_part(world: World, truth: Truth, part: OutputFile) -> Sums:
     """Write one file; one row group is in memory at a time."""
     _, dense, tasks = names(world)
     positives, collected = np.zeros(len(tasks), dtype=np.int64), []
