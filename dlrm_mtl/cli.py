@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import dlrm_mtl
-from dlrm_mtl.core.errors import EXIT_CODE, UserError
+from dlrm_mtl.core.errors import EXIT_CODE, PeerLostError, UserError
 from dlrm_mtl.core.extras import extras_named
 from dlrm_mtl.prepare.commands import AdapterGroup
 from dlrm_mtl.run.checkpoint_commands import app as checkpoint_app
@@ -443,6 +443,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, write_through=False)
+    # Of a lost connection PyTorch prints the stacks of its own C++ functions, beside the exception.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = 0
     _show_remarks()
     try:
@@ -452,6 +454,10 @@ def main() -> None:
         if _speaks() or error.local:
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = EXIT_CODE
+    except PeerLostError as error:
+        if str(error):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 1
     finally:
         # A model keeps its process group, and both lie in cycles: gloo's threads would run on while the interpreter ends, which
         # now and then aborts the process.

@@ -142,7 +142,7 @@ def _main(arguments: list[str]) -> None:
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
-def wait_for_step(metrics: Path, step: int, process: Command, timeout: float = 120.0) -> None:
+def wait_for_step(metrics: Path, step: int, process: Command | subprocess.Popen[str], timeout: float = 120.0) -> None:
     """Wait until ``metrics.jsonl`` has an entry of ``step`` or a later one."""
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Tests start several processes on few cores. Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line does
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -69,6 +69,9 @@ class TrainingConfig(Strict):
     """Largest number of consecutive steps without a finite gradient before the run ends; such a step changes nothing."""
     stop_on_divergence: bool = False
     """End the run if a task's loss is ten times its first value for three log entries; by default this is only a warning."""
+    stall_timeout: float | None = Field(default=300.0, ge=1)
+    """Seconds after which a process that gives no sign of life, or keeps the others waiting, is named, and the job ends, so
+    that a launcher can restart it; null waits for ever."""
     log_every: int = Field(default=10, gt=0)
     """Steps between entries in metrics.jsonl and TensorBoard."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()

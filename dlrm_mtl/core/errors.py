@@ -1,4 +1,4 @@
-"""The exception for a user's mistakes, and its exit code."""
+"""The exceptions that end a command in one sentence: a user's mistake, and the loss of another process."""
 
 EXIT_CODE = 2
 
@@ -18,3 +18,11 @@ class UserError(Exception):
     def __init__(self, message: str, *, local: bool = False) -> None:
         super().__init__(message)
         self.local = local
+
+
+class PeerLostError(RuntimeError):
+    """Communication failed because another process of the job has ended or is out of reach.
+
+    Args:
+        message: the sentence for the user; empty where another process tells the cause.
+    """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,19 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.errors import PeerLostError, UserError
 from dlrm_mtl.core.launch_environment import check_launch_environment
 from dlrm_mtl.core.orphans import end_with_agent
+from dlrm_mtl.core.peers import is_lost_peer, sentence
+from dlrm_mtl.core.watch import JobWatch
 
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=10)
+PATIENCE = 300.0
+"""Default of ``training.stall_timeout``, in seconds."""
+
+_watch: JobWatch | None = None
 
 
 @dataclass(frozen=True)
@@ -41,31 +48,41 @@ def local_rank() -> int:
 
 
 @contextmanager
-def process_group() -> Iterator[Process]:
+def process_group(patience: float | None = PATIENCE) -> Iterator[Process]:
     """Join the processes that the launcher (torchrun, torchx) started; a group of one without a launcher.
 
     One group serves CPU tensors by gloo and CUDA tensors by NCCL. A worker ends when its agent does. An existing process
     group is used as it is and not destroyed.
 
+    Args:
+        patience: seconds without a sign of life from a process before the job ends, see :class:`~dlrm_mtl.core.watch.JobWatch`;
+            None to wait for ever.
+
     Raises:
         UserError: variables of the launcher are missing or wrong.
+        PeerLostError: another process is gone.
     """
-    if dist.is_initialized():
-        yield this_process()
-        return
-    process = join()
+    joined = not dist.is_initialized()
+    process = join(patience) if joined else this_process()
     try:
         yield process
+    except BaseException as error:
+        first = _watch is None or _watch.first_to_tell()  # what raised first is the cause
+        if is_lost_peer(error) and process.world_size > 1:
+            raise PeerLostError(sentence(process.rank, socket.gethostname()) if first else "") from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if joined:
+            leave()
 
 
-def join() -> Process:
-    """Make the process group, see :func:`process_group`. The caller destroys it.
+def join(patience: float | None = PATIENCE) -> Process:
+    """Make the process group, see :func:`process_group`. The caller leaves it.
 
     Raises:
         UserError: variables of the launcher are missing or wrong.
     """
+    global _watch
     launched = check_launch_environment()
     end_with_agent()
     backend = "gloo"
@@ -74,9 +91,21 @@ def join() -> Process:
         backend = "cpu:gloo,cuda:nccl"
     if launched:
         dist.init_process_group(backend, timeout=TIMEOUT, **_own_store())
+        if patience is not None and dist.get_world_size() > 1:
+            store = dist.PrefixStore("watch", _connection())
+            _watch = JobWatch(store, dist.get_rank(), dist.get_world_size(), patience)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     return this_process()
+
+
+def leave() -> None:
+    """Destroy the process group that :func:`join` made."""
+    global _watch
+    if _watch is not None:
+        _watch.close()
+        _watch = None
+    dist.destroy_process_group()
 
 
 def this_process() -> Process:
@@ -92,13 +121,21 @@ def _own_store() -> dict[str, Any]:
     differently; there torchrun must be started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as :mod:`dlrm_mtl.launcher` is.
     """
     environment = os.environ
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("GROUP_WORLD_SIZE") != "1":
+    if not _shares_store():
         return {}
-    shared = dist.TCPStore(
-        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False, timeout=TIMEOUT
-    )
-    store = dist.PrefixStore(f"attempt_{environment['TORCHELASTIC_RESTART_COUNT']}", shared)
-    return {"store": store, "rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}
+    return {"store": _connection(), "rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}
+
+
+def _shares_store() -> bool:
+    environment = os.environ
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and environment.get("GROUP_WORLD_SIZE") == "1"
+
+
+def _connection() -> dist.Store:
+    """A connection of its own to the job's store, to what this attempt keeps there."""
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if _shares_store() else ""
+    return dist.PrefixStore(f"attempt_{attempt}", store) if attempt else store
 
 
 def first_process_only(action: Callable[[], T]) -> T:

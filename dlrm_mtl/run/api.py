@@ -22,7 +22,7 @@ from dlrm_mtl.config.check import check_run
 from dlrm_mtl.config.load import load_config, with_overrides
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.processes import join, process_group
+from dlrm_mtl.core.processes import join, leave, process_group
 from dlrm_mtl.run.folder import NO_RUN
 from dlrm_mtl.run.predict import Predictor, evaluate_run, predict_run, trained_run
 from dlrm_mtl.run.show import ShowProgress
@@ -230,4 +230,4 @@ def _processes() -> Iterator[None]:
 def _leave() -> None:
     if dist.is_initialized():
         gc.collect()
-        dist.destroy_process_group()
+        leave()

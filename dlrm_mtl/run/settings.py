@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.max_skipped_steps",
     "training.stop_on_divergence",
+    "training.stall_timeout",
     "training.log_every",
     "training.early_stopping.patience",
     "training.profile",

@@ -20,6 +20,7 @@ from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
+from dlrm_mtl.core.watch import enter_phase
 from dlrm_mtl.data.contract import Contract
 from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.reader import BatchLoader
@@ -78,7 +79,8 @@ def run_training(
         raise UserError("--set-on-resume: goes with --resume; set keys of a new run with --set.")
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
-    with process_group() as process, run_folder(output) as folder, Claim(folder, resume) as claim:
+    patience = config.training.stall_timeout
+    with process_group(patience) as process, run_folder(output) as folder, Claim(folder, resume) as claim:
         checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints, claim.lock.check)
         found = resumption(checkpoints, config, folder, fallback, changed) if claim.goes_on else None
         data = open_training_data(config, dataset, found.contract if found else None, folder, process)
@@ -238,6 +240,7 @@ def evaluate_split(
     total = loader.steps_per_epoch
 
     def on_progress(done: int) -> None:
+        enter_phase(f"evaluation on {split}", lasting=True)
         listeners.tell(events.Progress(f"evaluate {split}", done, total))
 
     on_progress(0)

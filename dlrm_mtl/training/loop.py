@@ -15,6 +15,7 @@ from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process
+from dlrm_mtl.core.watch import enter_phase
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.embeddings.two_phase import StepReport
@@ -114,6 +115,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, start_step: int) -> None:
         self.model.module.train()
         self.window.restart(self.train_data.wait_seconds)
+        enter_phase(f"reading step {self.progress.step + 1}")
         for batches in self.steps_of(epoch, start_step):
             step = self.progress.step + 1
             last = step == self.total_steps
@@ -136,6 +138,7 @@ class Trainer:
                 raise Interrupted(stop, f"stopped after step {step} of {self.total_steps}; the checkpoint is saved")
             if self.finished:
                 return
+            enter_phase(f"reading step {step + 1}")
 
     def steps_of(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
         """Rows of each step of an epoch, in micro-batches, on this process's device."""
@@ -182,6 +185,7 @@ class Trainer:
             return
 
         def on_progress(done: int) -> None:
+            enter_phase(f"validation after step {self.progress.step}", lasting=True)
             self.tell(events.Progress("validate", done, data.steps_per_epoch))
 
         on_progress(0)
@@ -205,6 +209,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        enter_phase(f"the checkpoint of step {self.progress.step}", lasting=True)
         self.tell(events.CheckpointStart(self.progress.step))
         self.checkpoints.save(RunTensors(self.model, self.optimizers), self.progress)
         self.tell(events.CheckpointSaved(self.progress.step))

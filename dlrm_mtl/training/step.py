@@ -12,6 +12,7 @@ from torch.profiler import record_function
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.processes import Process
+from dlrm_mtl.core.watch import enter_phase
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.optim.build import Optimizers
@@ -65,6 +66,7 @@ class TrainingStep:
             measure: True to report the largest moves of coordinates.
             signal: signal that this process has received, or 0; the report's flag is one that any process has received.
         """
+        enter_phase(f"forward and backward of step {step + 1}")
         self.model.ids.begin(step)
         self.losses.weighting.start(epoch)
         self.optimizers.set_learning_rate(step)
@@ -72,6 +74,7 @@ class TrainingStep:
         pieces = self.pieces(batches, step)
         totals, rows = self.total_weights(pieces)
         parts = self.differentiate(pieces, totals, rows, step)
+        enter_phase(f"the update of step {step + 1}")
         with record_function("## optimizer step ##"):
             report = self.optimizers.step(measure, signal)
         if not report.skipped:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from torchrec.distributed.types import ShardMetadata
 
+from dlrm_mtl.core.processes import TIMEOUT
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, empty_gradients
 from dlrm_mtl.embeddings.rules.base import StateSpec
@@ -207,7 +208,7 @@ class ColumnPeers:
         split = sorted(key for key in ranks if len(columns[key]) > 1)
         teams = sorted({tuple(sorted(ranks[key])) for key in split if len(ranks[key]) > 1})
         # Every process must take part in the creation of every group, in the same order.
-        groups = {team: dist.new_group(list(team)) for team in teams}
+        groups = {team: dist.new_group(list(team), timeout=TIMEOUT) for team in teams}
         self._local: dict[tuple[str, int], list[tuple[int, int]]] = {key: [] for key in split}
         for number, local in enumerate(tables):
             for index, shard in enumerate(local.shards):
