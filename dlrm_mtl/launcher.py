@@ -8,10 +8,13 @@ then ends with 128 + the signal's number. A second signal kills them. ``OMP_NUM_
 Every attempt gets a store of its own, so that restarted workers find each other.
 """
 
+import contextlib
+import json
 import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from torch.distributed import run
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
@@ -63,12 +66,21 @@ def main(argv: list[str] | None = None) -> int:
         run.run(arguments)
     except ChildFailedError as error:
         if any(failure.exitcode == EXIT_CODE for failure in error.failures.values()):
+            _tell_client(EXIT_CODE)
             return EXIT_CODE
         print(error, file=sys.stderr)
         return 1
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _tell_client(code: int) -> None:
+    """Leave the exit code for torchx's client, which knows of a job on this machine only whether it failed."""
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if place:
+        with contextlib.suppress(OSError):
+            Path(place).write_text(json.dumps({"exit_code": code}))
 
 
 if __name__ == "__main__":

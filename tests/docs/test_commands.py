@@ -87,24 +87,34 @@ def check_overrides(words: list[str], place: str) -> None:
         raise AssertionError(f"{place}: --set: {error}") from None
 
 
+COMPONENTS = ("launchers/train.py:ddp", *(f"launchers/use.py:{name}" for name in ("evaluate", "predict", "prepare")))
+
+
 @cache
-def component_options() -> set[str]:
-    spec = importlib.util.spec_from_file_location("launchers_train", ROOT / "launchers" / "train.py")
+def component_options(component: str) -> set[str]:
+    file, _, function = component.partition(":")
+    spec = importlib.util.spec_from_file_location("launcher", ROOT / file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    parser = _create_args_parser(module.ddp)
+    parser = _create_args_parser(getattr(module, function))
     return {option for action in parser._actions for option in action.option_strings} | {"-j", "-h"}
 
 
 def check_torchx(words: list[str], place: str) -> None:
-    if "launchers/train.py:ddp" not in words:
+    component = next((word for word in words if word.startswith("launchers/")), None)
+    assert component in (None, *COMPONENTS), f"{place}: there is no {component}"
+    if component is None:
         return
-    at = words.index("launchers/train.py:ddp")
+    at = words.index(component)
     ours = words[at + 1 : words.index("--") if "--" in words else None]
-    unknown = {re.split("=", word)[0] for word in ours if re.match("--?[a-z]", word)} - component_options() - {"--help"}
-    assert not unknown, f"{place}: launchers/train.py has no {', '.join(sorted(unknown))}"
+    unknown = (
+        {re.split("=", word)[0] for word in ours if re.match("--?[a-z]", word)}
+        - component_options(component)
+        - {"--help"}
+    )
+    assert not unknown, f"{place}: {component} has no {', '.join(sorted(unknown))}"
     before = {word for word in words[:at] if word.startswith("-")}
     assert before <= {"-s", "-cfg", "--workspace", "--dryrun", "--log_level"}, f"{place}: {before}"
     config = ours[ours.index("--config") + 1] if "--config" in ours else CONFIG

@@ -14,7 +14,7 @@ import yaml
 import dlrm_mtl
 from dlrm_mtl.config.load import json_schema
 from tests.docs.pages import NAMES, ROOT, blocks, lines, spans
-from tests.docs.test_commands import commands, component_options, every_command, torchrun_options
+from tests.docs.test_commands import COMPONENTS, commands, component_options, every_command, torchrun_options
 
 FOLDERS = "configs|dlrm_mtl|docs|launchers|tests|benchmarks|requirements|studies|datasets"
 INVENTED = {
@@ -109,7 +109,8 @@ def words_of(value: object) -> Iterator[object]:
 
 @cache
 def options() -> set[str]:
-    found = {"--help", "--version", "--quick", "--json", "--plot", *component_options(), *torchrun_options()}
+    found = {"--help", "--version", "--quick", "--json", "--plot", *torchrun_options()}
+    found |= {option for component in COMPONENTS for option in component_options(component)}
     found |= {option for _, command in every_command(commands(), "") for one in command.params for option in one.opts}
     # Negated forms, those of scripts, and torchx's and pip's.
     found |= {

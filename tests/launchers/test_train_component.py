@@ -1,7 +1,9 @@
 """The torchx component, through torchx's own client."""
 
+import ast
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,8 @@ from torchx.components.component_test_base import ComponentTestCase
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENT = f"{ROOT / 'launchers' / 'train.py'}:ddp"
+
+USE = str(ROOT / "launchers" / "use.py")
 
 # Takes the place of the command line in jobs: says what it was given, and saves when it is told to leave.
 STAND_IN = """
@@ -45,18 +49,21 @@ def folder(tmp_path: Path) -> Path:
     package = folder / "dlrm_mtl"
     package.mkdir(parents=True)
     (package / "core").mkdir()
-    for name in ("__init__.py", "launcher.py", "core/__init__.py", "core/errors.py", "core/extras.py"):
+    names = ("__init__.py", "launcher.py", "core/__init__.py", "core/errors.py", "core/extras.py", "core/suggest.py")
+    for name in names:
         shutil.copy(ROOT / "dlrm_mtl" / name, package / name)
+    shutil.copytree(ROOT / "dlrm_mtl" / "launching", package / "launching")
     (package / "__main__.py").write_text(STAND_IN)
     (folder / "config.yaml").write_text("name: test\n")
     return folder
 
 
-def client(folder: Path, *arguments: str, path: str = "/usr/bin:/bin") -> subprocess.Popen[str]:
+def client(folder: Path, *arguments: str, path: str = "/usr/bin:/bin", **variables: str) -> subprocess.Popen[str]:
     """``torchx run``, called as from a virtual environment that is not active."""
     env = {**os.environ, "PATH": path}
     for name in ("OMP_NUM_THREADS", "LOGLEVEL", "PYTHONPATH", "DLRM_MTL_PYTHON"):
         env.pop(name, None)
+    env.update(variables)
     return subprocess.Popen(
         [sys.executable, "-m", "torchx.cli.main", "--log_level", "WARNING", "run", *arguments],
         cwd=folder,
@@ -67,15 +74,15 @@ def client(folder: Path, *arguments: str, path: str = "/usr/bin:/bin") -> subpro
     )
 
 
-def run(folder: Path, *arguments: str, path: str = "/usr/bin:/bin") -> tuple[int, str, list[str]]:
+def run(folder: Path, *arguments: str, path: str = "/usr/bin:/bin", **variables: str) -> tuple[int, str, list[str]]:
     """Exit code, stdout and the lines of stderr of ``torchx run``, without colours."""
-    job = client(folder, *arguments, path=path)
+    job = client(folder, *arguments, path=path, **variables)
     out, err = job.communicate(timeout=120)
     return job.returncode, out, err.splitlines()
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_component", COMPONENT.partition(":")[0])
+def load(component: str = COMPONENT) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("component", component.partition(":")[0])
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -86,6 +93,8 @@ def load() -> ModuleType:
 class TestComponent(ComponentTestCase):
     def test_torchx_accepts_it(self) -> None:
         self.validate(load(), "ddp")
+        for name in ("evaluate", "predict", "prepare"):
+            self.validate(load(USE), name)
 
 
 def test_a_job_on_this_machine_shows_clean_output_once(folder: Path) -> None:
@@ -110,7 +119,7 @@ def test_two_hosts_on_this_machine(folder: Path) -> None:
 
 def test_a_users_mistake_in_the_job_is_one_line(folder: Path) -> None:
     code, _, err = run(folder, "-s", "local_cwd", COMPONENT, "--config", "config.yaml", "--", "--mistake")
-    assert code == 1
+    assert code == 2
     assert err[1:] == ["train/0 config.yaml: a mistake"]
 
 
@@ -128,6 +137,116 @@ def test_a_mistaken_launch_is_refused_in_one_sentence(folder: Path, arguments: t
     code, out, err = run(folder, "-s", "local_cwd", COMPONENT, *arguments)
     assert (code, out, len(err)) == (2, "", 1)
     assert err[0].startswith(sentence)
+
+
+def test_components_around_training(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text("name: test\n")
+    given = {
+        "evaluate": ("--run", "run", "--set", "data.path=a b", "--", "--checkpoint", "latest"),
+        "predict": ("--run", "run", "--input", "new", "--output", "p.csv", "-j", "1x1", "--", "--carry=a", "--carry=b"),
+        "prepare": ("--adapter", "table", "--", "--input", "raw", "--output", "data"),
+    }
+    expected = {
+        "evaluate": (2, ["evaluate", "run", "--split", "test", "--set", "data.path=a b", "--checkpoint", "latest"]),
+        "predict": (1, ["predict", "run", "--input", "new", "--output", "p.csv", "--carry=a", "--carry=b"]),
+        "prepare": (1, ["prepare", "table", "--input", "raw", "--output", "data"]),
+    }
+    for name, arguments in given.items():
+        code, out, err = run(folder, "--dryrun", "-s", "local_cwd", f"{USE}:{name}", *arguments)
+        assert (code, err) == (0, [])
+        request = ast.literal_eval(out.partition("SCHEDULER REQUEST ===")[2].strip())
+        words = shlex.split(request["role_params"][name][0]["args"][2])
+        processes, command = expected[name]
+        assert words[:3] == ["exec", "${DLRM_MTL_PYTHON:-python}", "-m"]
+        assert words[words.index("--nproc_per_node") + 1] == str(processes)
+        assert words[words.index("dlrm_mtl") + 1 :] == command
+
+
+DEBUG = ROOT / "configs" / "kuairand_mmoe_debug.yaml"
+
+
+@pytest.mark.parametrize(
+    ("component", "arguments", "sentence"),
+    [
+        (
+            COMPONENT,
+            ("--config", str(DEBUG), "--set", "training.epoch=1"),
+            "there is no key 'epoch' here; did you mean",
+        ),
+        (COMPONENT, ("--config", str(DEBUG), "--", "--set=seed=x"), f"{DEBUG}: seed: "),
+        (COMPONENT, ("--config", str(DEBUG), "--", "--plugin", "nowhere"), "or write --check False, if only the image"),
+        (f"{USE}:evaluate", ("--run", "nowhere"), "--run: there is no folder 'nowhere' in "),
+        (f"{USE}:predict", ("--run", ".", "--input", "a", "--output", "b"), "--run: there is no run in '.'; name the"),
+        (f"{USE}:prepare", ("--adapter", "tabel"), "--adapter: there is no data set 'tabel'; did you mean 'table'?"),
+    ],
+)
+def test_what_the_job_would_refuse_is_not_submitted(
+    tmp_path: Path, component: str, arguments: tuple[str, ...], sentence: str
+) -> None:
+    """With the real package, whose configurations are checked."""
+    code, out, err = run(tmp_path, "-s", "local_cwd", component, *arguments, PYTHONPATH=str(ROOT))
+    assert (code, out, len(err)) == (2, "", 1), err
+    assert sentence in err[0]
+
+
+def test_dry_run_without_a_check(tmp_path: Path) -> None:
+    arguments = ("--config", str(DEBUG), "--check", "False", "--set", "training.epoch=1")
+    code, _, err = run(tmp_path, "--dryrun", "-s", "local_cwd", COMPONENT, *arguments, PYTHONPATH=str(ROOT))
+    assert (code, err) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "arguments", "sentence"),
+    [
+        (("-s", "slurm"), (), "Slurm: there is no sbatch on this machine; call torchx on a login node"),
+        (("-s", "lsf"), (), "LSF: there is no bhosts on this machine"),
+        (("-s", "aws_batch"), (), "-cfg: the scheduler aws_batch needs the option queue"),
+        (("-s", "aws_batch", "-cfg", "queue=q"), (), "AWS Batch: it needs the size of a host; write --cpu and --memMB"),
+        (("-s", "aws_batch", "-cfg", "queue=q"), ("--cpu", "1", "--memMB", "9"), "AWS: You must specify a region; set"),
+        (("-s", "kubernetes"), (), "-cfg: the scheduler kubernetes needs the option queue"),
+        (("-s", "kubernetes", "-cfg", "queue=q"), (), "Kubernetes: No host specified; check that kubectl get queues"),
+        (("-s", "local_docker"), (), "Docker: there is no engine to reach ("),
+    ],
+)
+def test_a_scheduler_that_cannot_be_reached_is_one_sentence(
+    folder: Path, scheduler: tuple[str, ...], arguments: tuple[str, ...], sentence: str
+) -> None:
+    needed = {"aws_batch": "boto3", "kubernetes": "kubernetes", "local_docker": "docker"}.get(scheduler[1])
+    if needed:
+        pytest.importorskip(needed)
+    nothing = {"HOME": str(folder), "DOCKER_HOST": "unix:///nowhere", "AWS_EC2_METADATA_DISABLED": "true"}
+    code, out, err = run(
+        folder,
+        "--workspace",
+        "",
+        *scheduler,
+        COMPONENT,
+        "--config",
+        "config.yaml",
+        *arguments,
+        path="/nowhere",
+        **nothing,
+    )
+    assert (code, out, len(err)) == (2, "", 1), err
+    assert err[0].startswith(sentence)
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--wait",), 2)])
+def test_slurm_without_accounting_has_the_job_nevertheless(folder: Path, options: tuple[str, ...], code: int) -> None:
+    for name, script in (("sbatch", "echo 17"), ("sacct", "exit 1")):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    arguments = (*options, "-s", "slurm", COMPONENT, "--config", "config.yaml")
+    done, out, err = run(folder, *arguments, path=f"{folder}:/usr/bin:/bin")
+    assert (done, out) == (code, "slurm://torchx/17\n")
+    assert err == ["Slurm: the job is submitted, but sacct cannot tell its state, as without accounting; squeue can."]
+
+
+def test_a_defect_keeps_its_traceback(folder: Path) -> None:
+    code, _, err = run(folder, "-s", "local_cwd", COMPONENT, "--config", "config.yaml", path="/nowhere")
+    assert code == 1
+    assert err[0] == "Traceback (most recent call last):"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
