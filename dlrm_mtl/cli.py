@@ -17,6 +17,7 @@ import typer
 import dlrm_mtl
 from dlrm_mtl.core.errors import EXIT_CODE, PeerLostError, UserError
 from dlrm_mtl.core.extras import extras_named
+from dlrm_mtl.core.uri_secrets import refuse_secrets
 from dlrm_mtl.prepare.commands import AdapterGroup
 from dlrm_mtl.run.checkpoint_commands import app as checkpoint_app
 
@@ -448,6 +449,8 @@ def main() -> None:
     code = 0
     _show_remarks()
     try:
+        for argument in sys.argv[1:]:
+            refuse_secrets(argument)
         with extras_named():
             app()
     except UserError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.core.uri_secrets import refuse_secrets
 from dlrm_mtl.data.negatives.config import NegativesConfig
 
 
@@ -68,6 +70,15 @@ class DataConfig(Strict):
     growing: bool = False
     """True if new Parquet files arrive in the training split's folder, named in the order of their use. Training uses every
     present file once, then the files that arrived meanwhile, and ends; `--resume` continues with new files."""
+
+    @field_validator("path")
+    @classmethod
+    def _without_secret(cls, path: str) -> str:
+        try:
+            refuse_secrets(path)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return path
 
     @property
     def training_rows(self) -> int:

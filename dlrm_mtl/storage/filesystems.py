@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.uri_secrets import refuse_secrets
 
 GOOGLE_PATIENCE = "15"
 """Seconds for which Google's client retries a request, such as without credentials; Arrow's default is 15 minutes."""
@@ -22,11 +23,16 @@ _GOOGLE = re.compile(
 
 
 def locate(path: str | Path) -> tuple[fs.FileSystem, str]:
-    """Split a local path or a URI (s3://, gs://, hdfs://, file://) into a file system and a path in it."""
+    """Split a local path or a URI (s3://, gs://, hdfs://, file://) into a file system and a path in it.
+
+    Raises:
+        UserError: the URI cannot be used, or holds a secret.
+    """
     if "://" not in str(path):
         # Not memory-mapped, which would be no faster: a process that reads a mapped file is killed if the file is
         # truncated.
         return fs.LocalFileSystem(), str(path).rstrip("/") or "/"
+    refuse_secrets(str(path))
     try:
         filesystem, inside = fs.FileSystem.from_uri(_google(str(path)))
     except (OSError, ValueError, pa.ArrowException) as error:
