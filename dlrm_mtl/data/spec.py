@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.core.suggest import suggest
@@ -107,10 +108,18 @@ class SplitSpec(Strict):
     """One split of a data set."""
 
     folder: str
-    """Folder of Parquet files, relative to dataset.yaml."""
+    """Folder of Parquet files, relative to dataset.yaml and not outside of its folder."""
     rows: int | None = Field(default=None, ge=0)
     """Number of rows of the split, for information."""
     description: str | None = None
+
+    @field_validator("folder")
+    @classmethod
+    def _inside(cls, folder: str) -> str:
+        path = PurePosixPath(folder)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{folder!r} leads out of the data set's folder; name a folder in it.")
+        return folder
 
 
 class DatasetSpec(Strict):

@@ -53,6 +53,13 @@ def numbers(bad: float) -> pa.Array:
     return pa.array([*[1.0] * 24, bad, *[0.0] * 15])
 
 
+@pytest.mark.parametrize("place", ["../elsewhere", "train/../../elsewhere", "/etc"])
+def test_splits_lie_in_the_folder_of_their_data_set(folder: Path, place: str) -> None:
+    (folder / "dataset.yaml").write_text(yaml.safe_dump({**SPEC, "splits": {"train": {"folder": place}}}))
+    text = sentence(lambda: open_dataset(folder))
+    assert f"splits.train.folder: {place!r} leads out of the data set's folder" in text
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     text = sentence(lambda: open_dataset(tmp_path / "nothing"))
     assert str(tmp_path / "nothing") in text
