@@ -378,11 +378,16 @@ def plan(
 @config_app.command("check")
 def config_check(file: ConfigFile, overrides: Overrides = None, plugins: Plugins = None) -> None:
     """Check a configuration file, beside its data set's dataset.yaml if that is there, and say what is wrong with it."""
-    from dlrm_mtl.config.check import check_against_data_set
+    from dlrm_mtl.config.check import check_against_data_set, check_pretrained
     from dlrm_mtl.config.load import load_config
 
     loaded = load_config(file, overrides, plugins)
     check_against_data_set(loaded, str(file))
+    check_pretrained(loaded, str(file))
+    if loaded.init_from is not None:
+        from dlrm_mtl.run.warm_source import source_of
+
+        source_of(loaded.init_from)
     tasks = ", ".join(task.name for task in loaded.tasks)
     print(f"{file}: valid; run {loaded.name!r}, tasks {tasks}, {loaded.model.title} on {loaded.data.path}")
 

@@ -67,7 +67,7 @@ def _lists(rng: np.random.Generator, count: int, size: int, longest: int) -> lis
     return [None if length < 0 else rng.integers(0, size, length).tolist() for length in lengths]
 
 
-def config(dataset: Path, **changes: object) -> dict[str, object]:
+def config(dataset: Path, /, **changes: object) -> dict[str, object]:
     """A run's configuration for this data set, small enough for tests; ``changes`` replace whole top-level parts."""
     content: dict[str, object] = {
         "name": "synthetic",

@@ -79,11 +79,11 @@ class Checkpoints:
         Raises:
             UserError: there is no such checkpoint.
         """
-        return first_process_only(lambda: self._best_or_latest() if name is None else self._path(name))
+        return first_process_only(lambda: self.find(name))
 
-    def find(self, name: str) -> str:
+    def find(self, name: str | None) -> str:
         """Name ``step_N`` of a checkpoint, see :meth:`path`; for a single process."""
-        return self._path(name)
+        return self._best_or_latest() if name is None else self._path(name)
 
     def discard(self, name: str) -> None:
         """Remove the checkpoint ``step_N``, beginning with the file that marks it as complete; for one process."""
@@ -237,9 +237,13 @@ class Checkpoints:
                 self._say_fallback(error, older)
                 step = older
 
+    def open_everywhere(self, name: str) -> Opened:
+        """The same as :meth:`open`; to be called on every process."""
+        return self._parse(name, *first_process_only(lambda: self._texts(name)))
+
     def _opened(self, name: str) -> Opened:
         with self._damage(name):
-            return self._parse(name, *first_process_only(lambda: self._texts(name)))
+            return self.open_everywhere(name)
 
     def _load(self, name: str, tensors: dict[str, Any]) -> RunState:
         opened = self._opened(name)

@@ -30,7 +30,8 @@ class RunState:
     step: int = 0
     """Number of steps taken; the next step has this number."""
     steps_applied: int = 0
-    """Number of steps that changed the model; the others had a gradient that was not finite."""
+    """Number of steps that changed the model; the others had a gradient that was not finite. A run that begins with
+    the optimizer state of another run counts on from there."""
     skipped_steps: int = 0
     """Number of steps that changed nothing because a gradient was not finite."""
     skipped_in_a_row: int = 0

@@ -17,6 +17,8 @@ from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec
+from dlrm_mtl.data.vectors import VectorFiles
+from dlrm_mtl.embeddings.config import EmbeddingsConfig
 from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.tasks.check import check_labels
 from dlrm_mtl.tasks.products import product_mistake
@@ -155,6 +157,25 @@ def check_against_data_set(config: RunConfig, place: str) -> None:
         check_tasks(config, spec)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
+
+
+def check_pretrained(config: RunConfig, place: str) -> None:
+    """Check the columns of files of pretrained vectors, as far as they are on this machine.
+
+    Raises:
+        UserError: a file is not there, or lacks a column.
+    """
+    embeddings = getattr(config.model, "embeddings", None)
+    if not isinstance(embeddings, EmbeddingsConfig):
+        return
+    for name, table in embeddings.tables.items():
+        vectors = table.pretrained
+        if vectors is None or "://" in vectors.path:
+            continue
+        try:
+            VectorFiles(vectors.path, vectors.id, vectors.value, vectors.vector, table.dim or embeddings.dim)
+        except UserError as error:
+            raise UserError(f"{place}: model.embeddings.tables.{name}.pretrained: {error}") from None
 
 
 def check_tasks(config: RunConfig, spec: DatasetSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig
+from dlrm_mtl.config.init_from import InitFromConfig
 from dlrm_mtl.config.training import TrainingConfig
 from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.data.config import DataConfig
@@ -43,6 +44,9 @@ class RunConfig(Strict):
     """Distribution of the tables over processes."""
     training: TrainingConfig = TrainingConfig()
     """Length of training, evaluation, checkpoints and logging."""
+    init_from: InitFromConfig | None = None
+    """Weights to begin with, from a checkpoint of another run: `init_from: runs/a`, or with options `{run: runs/a,
+    optimizer_state: true}`."""
 
     @field_validator("tasks")
     @classmethod

@@ -53,6 +53,8 @@ class Contract(Strict):
     """Names of the tasks, in order."""
     training_digest: str | None = None
     """SHA-256 of the list of training files; None for growing data, whose files the run's state records."""
+    vocabularies: str | None = None
+    """SHA-256 of vocabularies.parquet, which knows the value behind every id; None without this file."""
     training_files: list[TrainingFile] | None = None
     """Files of the training split; omitted in checkpoints."""
 

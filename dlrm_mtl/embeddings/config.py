@@ -22,6 +22,43 @@ ShardingType = Literal[
 ]
 
 
+class PretrainedVectors(Strict):
+    """Initial weights of a table from Parquet, and how fast they are trained."""
+
+    path: str
+    """Parquet file, or a folder of them, with one row for each id; path or URI."""
+    id: str | None = None
+    """Column of the table's ids, integers. Default: `id`, if there is such a column."""
+    value: str | None = None
+    """Column of raw values, in place of ids: vocabularies.parquet of the data set turns them into ids. Default: `value`."""
+    vector: str = "vector"
+    """Column of the vectors: lists of as many numbers as the table has columns."""
+    train: Literal["free", "slow", "frozen"] = "free"
+    """`free`: like any table; `slow`: at a smaller learning rate; `frozen`: not at all, ids without a vector included."""
+    rate: float | None = Field(default=None, gt=0, le=1)
+    """Factor of the learning rate of a `slow` table. Default: 0.1."""
+
+    @property
+    def factor(self) -> float:
+        """Factor of the learning rate; 0 for a frozen table."""
+        return {"free": 1.0, "slow": 0.1 if self.rate is None else self.rate, "frozen": 0.0}[self.train]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_key_and_a_rate_of_slow(self) -> PretrainedVectors:
+        if self.id is not None and self.value is not None:
+            raise ValueError(f"id {self.id!r} and value {self.value!r} exclude each other; remove one of them.")
+        if self.rate is not None and self.train != "slow":
+            raise ValueError(
+                f"rate {self.rate} has no meaning beside train: {self.train}; remove it, or set train: slow."
+            )
+        return self
+
+
 class TableOverride(Strict):
     """Settings of one table that differ from the others."""
 
@@ -31,6 +68,9 @@ class TableOverride(Strict):
     """Combination of the rows of a bag into one vector."""
     init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial weights."""
+    pretrained: PretrainedVectors | None = None
+    """Initial weights from a Parquet file: `pretrained: vectors.parquet`, or with options `{path: vectors.parquet, train:
+    frozen}`."""
 
 
 class FeaturePooling(Strict):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.embeddings.config import EmbeddingsConfig, TableOverride
+from dlrm_mtl.embeddings.config import EmbeddingsConfig, PretrainedVectors, TableOverride
 
 if TYPE_CHECKING:  # imported on use: checking configurations and serving need no TorchRec
     from torchrec import EmbeddingBagCollection, EmbeddingCollection
@@ -54,6 +54,8 @@ class TableSet:
     """Number of vectors of each flattened feature; their tables are not pooled."""
     padding: Mapping[str, int] = field(default_factory=dict)
     """Number of unused columns, by table: FBGEMM needs a multiple of 4."""
+    pretrained: Mapping[str, PretrainedVectors] = field(default_factory=dict)
+    """Vectors to begin with, by table."""
 
     @property
     def pooled(self) -> list[EmbeddingTable]:
@@ -64,6 +66,11 @@ class TableSet:
     def unpooled(self) -> list[EmbeddingTable]:
         """Tables whose lookup returns a row for every id."""
         return [table for table in self.configs if not table.pooled]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Factor of the learning rate of the tables that have one, by table; 0 for a frozen table."""
+        return {name: vectors.factor for name, vectors in self.pretrained.items()}
 
     @property
     def parameters(self) -> int:
@@ -89,6 +96,7 @@ def table_set(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) 
         stds={table.name: init_std(table.name, config) for table in configs},
         means=frozenset(mean_features(configs, config)),
         lengths=lengths,
+        pretrained={name: table.pretrained for name, table in config.tables.items() if table.pretrained is not None},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,12 +76,14 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     Args:
         model: a ``DistributedModelParallel``; every process must construct the optimizer.
         rule: the update; its learning rate is a param group's ``lr``, which schedulers may change.
+        rates: factor in [0, 1] of the learning rate, by the table's own name; 1 for the others. A table with 0 is frozen: its
+            gradients are dropped, so that it keeps weights and state and limits no step.
 
     Raises:
-        ValueError: the model holds no tables that collect gradients.
+        ValueError: the model holds no tables that collect gradients, or no table of a name in ``rates``.
     """
 
-    def __init__(self, model: nn.Module, rule: TableRule) -> None:
+    def __init__(self, model: nn.Module, rule: TableRule, rates: Mapping[str, float] | None = None) -> None:
         collections = sharded_collections(model)
         if not collections:
             raise ValueError(
@@ -93,6 +95,9 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         places = placements(collections)
         self.peers = ColumnPeers(places, self.tables)
         self.names = sorted(places)
+        self.rates = _by_full_name(self.names, rates or {})
+        """Factor of the learning rate by full name of the table."""
+        self._slow = any(0 < rate < 1 for rate in self.rates.values())
         self.steps = 0
         self.report = StepReport()
         self._native = rule.native()
@@ -131,7 +136,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                 closure()
         with record_function("## two-phase step ##"):
             rate = float(self.param_groups[0]["lr"])
-            gradients = [local.take_gradients() for local in self.tables]
+            gradients = [self._unfrozen(local, local.take_gradients()) for local in self.tables]
             means = self._mean_squares(gradients)
             factors = self._agree(self._factors(gradients, means, rate), others, flag)
             dense, *by_table, least = factors.tolist()
@@ -173,6 +178,8 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             factors = kernels.factors(local.group, self._kernel_state(local), gradient, mean, self._checked, rate)
             if self._native is None and self.rule.clips:
                 factors = torch.minimum(factors, self._factors_of_rule(local, gradient, mean, rate))
+            elif self._slow:  # at a smaller rate a larger factor is safe
+                factors = torch.where(factors > NON_FINITE, (factors / self._rates_of(local)).clamp(max=1.0), factors)
             index = torch.tensor([number[shard.table] for shard in local.shards], device=factors.device)
             result.scatter_reduce_(0, index, factors, "amin")
         return result
@@ -180,10 +187,9 @@ class TwoPhaseOptimizer(KeyedOptimizer):
     def _factors_of_rule(self, local: LocalTables, gradient: RowGradients, mean: Tensor, rate: float) -> Tensor:
         """[T] largest factors of the tables of ``local``, by the rule's own function."""
         result = torch.ones(local.group.tables, device=mean.device)
-        for stretch in local.stretches:
-            touched, _, tables = self._touched(local, gradient, mean, stretch)
-            if len(tables):
-                result.scatter_reduce_(0, tables, self.rule.largest_factors(touched, rate), "amin")
+        for part in self._parts(local, gradient, mean):
+            largest = self.rule.largest_factors(part.touched, rate * part.rate)
+            result.scatter_reduce_(0, part.tables, largest, "amin")
         return result
 
     def _largest_moves(
@@ -192,11 +198,13 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         """Largest change of any coordinate of each table in the coming update."""
         moves = dict.fromkeys(self.names, 0.0)
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
-            here = kernels_for(mean.device).largest_moves(
-                local.group, self._kernel_state(local), gradient, mean, self._checked, rate
-            )
-            for shard, move in zip(local.shards, here.tolist(), strict=True):
-                moves[shard.table] = max(moves[shard.table], move * factors[shard.table])
+            for slower in {self.rates[shard.table] for shard in local.shards}:
+                here = kernels_for(mean.device).largest_moves(
+                    local.group, self._kernel_state(local), gradient, mean, self._checked, rate * slower
+                )
+                for shard, move in zip(local.shards, here.tolist(), strict=True):
+                    if self.rates[shard.table] == slower:
+                        moves[shard.table] = max(moves[shard.table], move * factors[shard.table])
         everywhere = torch.tensor([moves[name] for name in self.names], device=self._device)
         dist.all_reduce(everywhere, dist.ReduceOp.MAX)
         return dict(zip(self.names, everywhere.tolist(), strict=True))
@@ -212,13 +220,15 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         self, gradients: list[RowGradients], means: list[Tensor], factors: dict[str, float], rate: float
     ) -> None:
         update = self._native
-        if update is not None and update.per_row and self.peers.any:
+        if update is not None and update.per_row and (self.peers.any or self._slow):
             update = self._scale_rows(gradients, means, update, rate)
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
             factor = torch.tensor([factors[shard.table] for shard in local.shards], device=mean.device)
             if update is None:
                 self._apply_rule(local, gradient, mean, factor, rate)
             else:
+                if self._slow:
+                    factor *= self._rates_of(local)
                 kernels = kernels_for(local.group.weights.device)
                 kernels.apply(local.group, self._kernel_state(local), gradient, mean, factor, update, rate)
 
@@ -230,23 +240,57 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         ]
         self.peers.reduce(gradients, factors, minimum=True)
         for local, gradient, factor in zip(self.tables, gradients, factors, strict=True):
-            for index in range(len(local.shards)):
-                gradient.gradient(local.group, index).mul_(gradient.part(factor, index).unsqueeze(1))
+            for index, shard in enumerate(local.shards):
+                own = gradient.part(factor, index)
+                if self._slow:  # at a smaller rate a larger factor is safe
+                    own = (own / (self.rates[shard.table] or 1.0)).clamp(max=1.0)
+                gradient.gradient(local.group, index).mul_(own.unsqueeze(1))
         return Update(kind="adagrad", eps=rule.eps, eps_inside=rule.eps_inside, delayed=rule.delayed)
 
     def _apply_rule(
         self, local: LocalTables, gradient: RowGradients, mean: Tensor, factor: Tensor, rate: float
     ) -> None:
-        """Update touched rows by the rule's own function, all tables of one width at once."""
+        """Update touched rows by the rule's own function, all tables of one width and rate at once."""
+        for part in self._parts(local, gradient, mean):
+            touched = part.touched
+            self.rule.update(touched, rate * part.rate, self.steps, factor[part.tables])
+            weights = self._matrix(local, local.group.weights, part.stretch)
+            weights[part.rows] = touched.weights.to(weights.dtype)
+            for spec in self.rule.states:
+                self._whole_state(local, spec, part.stretch)[part.rows] = touched.states[spec.name]
+
+    def _parts(self, local: LocalTables, gradient: RowGradients, mean: Tensor) -> Iterator[_Part]:
+        """Touched rows of ``local`` by width and rate."""
         for stretch in local.stretches:
             touched, rows, tables = self._touched(local, gradient, mean, stretch)
             if not len(rows):
                 continue
-            self.rule.update(touched, rate, self.steps, factor[tables])
-            weights = self._matrix(local, local.group.weights, stretch)
-            weights[rows] = touched.weights.to(weights.dtype)
-            for spec in self.rule.states:
-                self._whole_state(local, spec, stretch)[rows] = touched.states[spec.name]
+            rates = [self.rates[shard.table] for shard in local.shards]
+            distinct = sorted(set(rates[stretch.first : stretch.end]) - {0.0})
+            if len(distinct) == 1:
+                yield _Part(stretch, touched, rows, tables, distinct[0])
+                continue
+            by_row = torch.tensor(rates, dtype=torch.float64)[tables.cpu()].to(rows.device)
+            for rate in distinct:
+                own = (by_row == rate).nonzero().flatten()
+                some = TouchedRows(
+                    touched.weights[own],
+                    touched.gradients[own],
+                    touched.mean_squares[own],
+                    {name: state[own] for name, state in touched.states.items()},
+                )
+                if len(own):
+                    yield _Part(stretch, some, rows[own], tables[own], rate)
+
+    def _unfrozen(self, local: LocalTables, gradient: RowGradients) -> RowGradients:
+        """``gradient`` without the rows of frozen tables."""
+        kept = [self.rates[shard.table] > 0 for shard in local.shards]
+        return gradient if all(kept) else gradient.only(local.group, kept)
+
+    def _rates_of(self, local: LocalTables) -> Tensor:
+        """[T] factor of the learning rate of each table; 1 for frozen ones, which touch no row."""
+        rates = [self.rates[shard.table] or 1.0 for shard in local.shards]
+        return torch.tensor(rates, device=local.group.weights.device)
 
     def _touched(
         self, local: LocalTables, gradient: RowGradients, mean: Tensor, stretch: Stretch
@@ -315,6 +359,31 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             return _like(weight, [TensorShard(state, _place(weight, shard)) for shard, state in parts])
         firsts = [part for part in places if part.shard_offsets[1] == 0]
         return _sharded(weight, [(shard.row, state) for shard, state in parts if shard.column == 0], firsts)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Touched rows of tables of one width and one rate."""
+
+    stretch: Stretch
+    touched: TouchedRows
+    rows: Tensor
+    """[U] int64: row in the stretch's matrix."""
+    tables: Tensor
+    """[U] int64: table within its group."""
+    rate: float
+    """Factor of the learning rate."""
+
+
+def _by_full_name(names: list[str], rates: Mapping[str, float]) -> dict[str, float]:
+    """``rates`` by full name, 1 for tables that it does not name."""
+    own = {name.rpartition(".")[2]: name for name in names}
+    for name, rate in rates.items():
+        if name not in own:
+            raise ValueError(f"rates: there is no table {name!r}; there are {', '.join(own)}")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rates: that of {name!r} is {rate} and must be from 0 to 1")
+    return {full: float(rates.get(name, 1.0)) for name, full in own.items()}
 
 
 def _sharded(weight: ShardedTensor, local: list[tuple[int, Tensor]], places: list[ShardMetadata]) -> ShardedTensor:

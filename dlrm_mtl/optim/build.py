@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,16 +23,22 @@ class Optimizers:
         dense: dense parameters by name.
         model: sharded model whose tables are updated.
         total_steps: number of steps of the run, for the schedule.
+        rates: factor of the learning rate of tables that have one, by name; 0 for a frozen table.
     """
 
     def __init__(
-        self, config: OptimizerConfig, dense: dict[str, nn.Parameter], model: nn.Module, total_steps: int
+        self,
+        config: OptimizerConfig,
+        dense: dict[str, nn.Parameter],
+        model: nn.Module,
+        total_steps: int,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.schedule: ScheduleConfig = config.schedule
         self.total_steps = total_steps
         self.dense_parameters = dense
         self.dense = config.dense.build(list(dense.items()))
-        self.sparse = TwoPhaseOptimizer(model, config.sparse)
+        self.sparse = TwoPhaseOptimizer(model, config.sparse, rates)
         self.factor = 1.0
         parts: list[torch.optim.Optimizer] = [self.dense, self.sparse]
         self._base_rates = [(group, group["lr"]) for part in parts for group in part.param_groups]

@@ -14,6 +14,7 @@ from dlrm_mtl.core.schema import validate
 from dlrm_mtl.data.contract import Contract, check_training_files, digest, make_contract, read_through, training_files
 from dlrm_mtl.data.dataset import Dataset, Split, open_dataset
 from dlrm_mtl.data.spec import DatasetSpec, SplitSpec
+from dlrm_mtl.data.vocabularies import vocabularies_digest
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.settings import setting_differences
 from dlrm_mtl.storage.filesystems import locate
@@ -47,6 +48,8 @@ def new_contract(config: RunConfig, dataset: Dataset, split: Split | None) -> Co
     tasks = [task.name for task in config.tasks]
     path = config.data.path if "://" in config.data.path else str(Path(config.data.path).absolute())
     contract = make_contract(path, dataset.spec, config.data, label_columns(config.tasks), tasks)
+    known = vocabularies_digest(dataset.filesystem, dataset.path)
+    contract = contract.model_copy(update={"vocabularies": known})
     if split is None:
         return contract
     files = training_files(split, dataset.folder(split.name))

@@ -43,6 +43,7 @@ class RunFiles:
         self.results = path / "results.json"
         self.contract = path / "contract.json"
         self.history = path / "history.jsonl"
+        self.initial = path / "init.json"
 
 
 class RunFolder(RunFiles):

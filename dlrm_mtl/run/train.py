@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -30,6 +31,7 @@ from dlrm_mtl.run.contract import enter, write_contract
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
 from dlrm_mtl.run.history import record
+from dlrm_mtl.run.initial import begin_weights, write_initial
 from dlrm_mtl.run.resume import Resumption, apply_changes, data_order, finished, resumption, say_changes
 from dlrm_mtl.run.scalars import MetricsFile
 from dlrm_mtl.run.settings import Difference
@@ -96,12 +98,13 @@ def run_training(
         optimizers = build_optimizers(config, model, data.steps or 1)
         tensors = RunTensors(model, optimizers)
         progress = go_on(found, checkpoints, tensors, fallback) if found else RunState(data=data_order(config))
+        initial = None if found else begin_weights(config.init_from, data, model, optimizers, progress, folder)
         enter(data.contract, config, progress)
         changes = found.changes if found else []
 
         def prepare() -> None:
             claim.take()
-            prepare_folder(folder, config, data.contract, model, progress, changes, claim.goes_on)
+            prepare_folder(folder, config, data.contract, model, progress, changes, claim.goes_on, initial)
 
         first_process_only(prepare)
         before = progress.step
@@ -184,11 +187,17 @@ def prepare_folder(
     progress: RunState,
     changes: Sequence[Difference],
     resumed: bool,
+    initial: dict[str, Any] | None,
 ) -> None:
-    """Write configuration, contract, plan and history; a run that starts at step 0 removes an earlier attempt's files."""
+    """Write configuration, contract, plan, history, and what the weights of a new run began with (``initial``).
+
+    A run that starts at step 0 removes an earlier attempt's files.
+    """
     if progress.step == 0:
         folder.clear()
     folder.create(config)
+    if initial is not None:
+        write_initial(folder, initial)
     if contract.training_files is not None or not folder.contract.is_file():
         write_contract(folder, contract)
     say_changes(changes)

@@ -52,6 +52,8 @@ class BalancedStep(TrainingStep):
             penalised = model.penalty(torch.zeros(1, len(self.tasks), device=self._device)) is not None
             self._tables = TaskGradients(optimizers.sparse, len(self.tasks) + penalised)
         self._columns = self._columns_by_table()
+        rates = optimizers.sparse.rates
+        self._frozen = [index for index, table in enumerate(self.balancing.tables) if rates[table] == 0]
         model.ranker.lookup.register_forward_hook(self._keep)
 
     def differentiate(self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -121,6 +123,7 @@ class BalancedStep(TrainingStep):
             grams = self._tables.grams()[:, :count, :count]
         else:
             grams = sum((self._feature_grams(cotangents) for _, cotangents in self._cotangents), torch.zeros(()))
+        grams[self._frozen] = 0.0
         report = self._balance(dense, grams, parts, step)
         coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), count)
         rest = len(dense[0]) - count  # the penalty's gradient, if any, is added unchanged

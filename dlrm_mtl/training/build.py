@@ -97,6 +97,7 @@ def build_optimizers(config: RunConfig, model: ShardedModel, total_steps: int) -
         model.dense_parameters(),
         model.module,
         total_steps,
+        model.table_set.rates,
     )
     model.ids.connect(RowResets(optimizers.sparse, model.table_set.stds, config.seed))
     return optimizers

@@ -69,7 +69,7 @@ def train(
     results = {}
     for rule_name, plan_name in pairs or list(itertools.product(rules, shardings)):
         model = tiny.shard(shardings[plan_name], **options)
-        optimizer = TwoPhaseOptimizer(model, rule_of(rules[rule_name]))
+        optimizer = TwoPhaseOptimizer(model, rule_of(rules[rule_name]), rules[rule_name].get("rates"))
         factors = []
         for step in range(steps):
             ids, target = tiny.local_batch(step, rank, world_size, options.get("weighted", False))
@@ -102,6 +102,52 @@ def references() -> dict[str, tiny.Reference]:
         for step in range(STEPS):
             result[name].step(step)
     return result
+
+
+@pytest.mark.parametrize("rates", [{"a": 0.25, "c": 0.5}, {"b": 0.0, "c": 0.3}], ids=["slow", "frozen"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_tables_with_rates_of_their_own(world_size: int, rates: dict[str, float]) -> None:
+    rules = {name: {**rule, "rates": rates} for name, rule in RULES.items()}
+    some = {name: plan for name, plan in plans(world_size).items() if name in ("table_wise", "mixture")}
+    results = run_processes(world_size, train, rules, some, 6)[0]
+    for name, rule in rules.items():
+        reference = tiny.Reference(rule)
+        for step in range(6):
+            reference.step(step)
+        for plan in some:
+            weights, accumulators, factors = results[name, plan]
+            compare((weights, accumulators, [{}] * 6 if rule.get("per_row") else factors), reference, (name, plan))
+    assert any(min(factors.values()) < 0.9 for factors in results["table", "mixture"][2]), "clipping is active"
+
+
+def one_step(rank: int, rule: str, options: dict[str, Any], rates: dict[str, float]) -> tuple[Any, dict[str, float]]:
+    """Weights and largest moves after one step of a registered rule."""
+    from dlrm_mtl.core.registry import registry
+    from dlrm_mtl.embeddings.two_phase import TwoPhaseOptimizer
+
+    model = tiny.shard({"default": "table_wise"})
+    optimizer = TwoPhaseOptimizer(model, registry("table_optimizer")[rule].config(**options), rates)
+    (model(*tiny.local_batch(0, rank, 1, False)) / tiny.BATCH).backward()
+    optimizer.step(measure=True)
+    weights = {key.split(".")[-2]: tiny.whole(v) for key, v in model.state_dict().items() if key.endswith(".weight")}
+    return weights, optimizer.report.scalars()
+
+
+@pytest.mark.parametrize("rule", ["sgd", "rowwise_adagrad", "adagrad", "rowwise_adam", "adam", "ftrl"])
+def test_a_rate_of_a_table_is_a_smaller_learning_rate(rule: str) -> None:
+    runs = {rate: run_processes(1, one_step, rule, {"learning_rate": 0.2 * rate}, {})[0] for rate in (1.0, 0.25)}
+    weights, moves = run_processes(1, one_step, rule, {"learning_rate": 0.2}, {"a": 0.25, "b": 0.0})[0]
+    torch.testing.assert_close(weights["a"], runs[0.25][0]["a"])
+    assert torch.equal(weights["b"], tiny.initial_weights("b"))
+    assert torch.equal(weights["c"], runs[1.0][0]["c"])
+    if "largest_move/a" in moves:
+        assert moves["largest_move/a"] == pytest.approx(runs[0.25][1]["largest_move/a"])
+        assert moves["largest_move/b"] == 0
+
+
+def test_a_rate_of_no_table() -> None:
+    with pytest.raises(AssertionError, match="there is no table 'd'; there are a, b, c"):
+        run_processes(1, one_step, "sgd", {"learning_rate": 0.2}, {"d": 0.5})
 
 
 WORLD_SIZES = [1, 2, 4]

@@ -77,10 +77,13 @@ class Reference:
 
     def update(self, table: str, gradient: Tensor) -> float:
         rule, weights, accumulators = self.rule, self.weights[table], self.accumulators[table]
+        rate = rule["lr"] * rule.get("rates", {}).get(table, 1.0)
+        if rate == 0:
+            return 1.0
         before = accumulators.clone()
         accumulators += gradient.pow(2).mean(dim=1)
         divisor = (before if rule.get("delayed") else accumulators).sqrt().unsqueeze(1)
-        move = rule["lr"] * gradient / divisor
+        move = rate * gradient / divisor
         limit = rule["rel"] * weights.abs() + rule["abs"]
         ratio = torch.where(move == 0, torch.ones_like(move), limit / move.abs()).clamp(max=1.0)
         factor = ratio.amin(dim=1, keepdim=True) if rule.get("per_row") else ratio.min()

@@ -6,6 +6,7 @@ D_t columns of table t on this process, R_t its rows here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,17 @@ class RowGradients:
     def part(self, values: Tensor, index: int) -> Tensor:
         """Entries of table ``index`` in a [U] tensor, as a view [U_t]."""
         return values[int(self.table_offsets[index]) : int(self.table_offsets[index + 1])]
+
+    def only(self, group: TableGroup, kept: Sequence[bool]) -> RowGradients:
+        """The gradients of the tables with True in ``kept`` [T], as if the batch touched no row of the others."""
+        some = [index for index, keep in enumerate(kept) if keep]
+        counts = self.table_offsets.diff() * torch.tensor(kept)
+        return RowGradients(
+            rows=torch.cat([self.rows[:0], *(self.part(self.rows, index) for index in some)]),
+            table_offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            gradients=torch.cat([self.gradients[:0], *(self.gradient(group, index).flatten() for index in some)]),
+            square_sums=torch.cat([self.square_sums[:0], *(self.part(self.square_sums, index) for index in some)]),
+        )
 
 
 NON_FINITE = -1.0

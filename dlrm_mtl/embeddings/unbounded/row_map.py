@@ -59,7 +59,7 @@ class RowSlots:
         self.ids = torch.zeros(size, dtype=torch.int64, device=device)
         """[R] int64: id that has the row; 0 for a free row."""
         self.last_used = torch.zeros(size, dtype=torch.int32, device=device)
-        """[R] int32: step of the row's last use, counted from 1; 0 for a free row."""
+        """[R] int32: step of the row's last use, counted from 1; 0 for a free row, and 0 or less for use in an earlier run."""
         self.batches = torch.zeros(size, dtype=torch.int32, device=device)
         """[R] int32: number of training batches with the id since it got the row."""
         self._before: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -99,7 +99,7 @@ class RowSlots:
         given = self._choose(buckets[new], step)
         new, given = new[given >= 0], given[given >= 0]
         places[new] = given
-        newcomers = Newcomers(given + self.first_row, ids[new], (self.last_used[given] > 0).long())
+        newcomers = Newcomers(given + self.first_row, ids[new], (self.ids[given] != 0).long())
         self._remember(given)
         self.ids[given], self.last_used[given], self.batches[given] = ids[new], step, 1
         return torch.where(places < 0, 0, places + self.first_row), newcomers
@@ -144,7 +144,7 @@ class RowSlots:
         slots, there = self._slots(crowded)
         last_used = self.last_used[slots]
         open_ = there & (last_used != step)
-        worth = torch.where(open_, torch.where(last_used > 0, self._worth(slots, step), -1.0), torch.inf)
+        worth = torch.where(open_, torch.where(self.ids[slots] != 0, self._worth(slots, step), -torch.inf), torch.inf)
         by_use = last_used.argsort(dim=1, stable=True)
         by_worth = by_use.gather(1, worth.gather(1, by_use).argsort(dim=1, stable=True))
         wanted = turn.clamp(max=self._widest - 1)

@@ -17,6 +17,7 @@ def two_halves(single: TableSet) -> TableSet:
         configs=[dataclasses.replace(table, name=name) for name, table in halves],
         stds={name: single.stds[table.name] for name, table in halves},
         means=single.means,
+        pretrained={name: single.pretrained[table.name] for name, table in halves if table.name in single.pretrained},
     )
 
 

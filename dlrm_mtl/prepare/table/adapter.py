@@ -14,6 +14,7 @@ from dlrm_mtl.core.schema import read_yaml, validate
 from dlrm_mtl.data.dataset import read_again, read_yaml_file, unreachable
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec, FeatureSpec, LabelSpec, SplitSpec
 from dlrm_mtl.data.statistics import describe, write_spec
+from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE
 from dlrm_mtl.prepare import ready
 from dlrm_mtl.prepare.common.io import Progress, output_folder, work_beside
 from dlrm_mtl.prepare.table.columns import (
@@ -28,7 +29,7 @@ from dlrm_mtl.prepare.table.files import load
 from dlrm_mtl.prepare.table.find import FileSplits, files_of_splits, find_files
 from dlrm_mtl.prepare.table.ids import Ids, number_values, write_vocabularies
 from dlrm_mtl.prepare.table.like import prepare_like
-from dlrm_mtl.prepare.table.recipe import VOCABULARIES_FILE, write_recipe
+from dlrm_mtl.prepare.table.recipe import write_recipe
 from dlrm_mtl.prepare.table.splits import create_splits
 from dlrm_mtl.prepare.table.values import verify_literals
 from dlrm_mtl.storage.filesystems import is_local, locate

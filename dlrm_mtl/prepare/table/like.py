@@ -15,6 +15,7 @@ from dlrm_mtl.core.sql import file_literal, quote
 from dlrm_mtl.data.dataset import Dataset, open_dataset, read_again, unreachable
 from dlrm_mtl.data.spec import DATASET_FILE, SplitSpec
 from dlrm_mtl.data.statistics import write_spec
+from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE
 from dlrm_mtl.prepare.common.ids import vocabulary_fingerprint
 from dlrm_mtl.prepare.common.io import Progress, output_folder, work_beside
 from dlrm_mtl.prepare.table.columns import (
@@ -28,7 +29,7 @@ from dlrm_mtl.prepare.table.description import HashConfig, TableDescription
 from dlrm_mtl.prepare.table.files import column_names, load
 from dlrm_mtl.prepare.table.find import Found, find_files
 from dlrm_mtl.prepare.table.ids import count_unknown, number_values
-from dlrm_mtl.prepare.table.recipe import RECIPE_FILE, VOCABULARIES_FILE, read_recipe
+from dlrm_mtl.prepare.table.recipe import RECIPE_FILE, read_recipe
 from dlrm_mtl.prepare.table.values import know_whole_numbers
 from dlrm_mtl.storage.filesystems import is_local
 

@@ -17,7 +17,6 @@ from dlrm_mtl.prepare.table.files import Table
 from dlrm_mtl.prepare.table.values import whole_numbers
 
 RECIPE_FILE = "table.yaml"
-VOCABULARIES_FILE = "vocabularies.parquet"
 
 
 class Recipe(Strict):
