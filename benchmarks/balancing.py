@@ -1,8 +1,8 @@
 """A training step with gradient balancing beside one without, for 2, 4 and 8 tasks: forward, backward and update.
 
 Two models on random batches, one process: `dense` spends most of its time in a mixture of experts, `tables` in lookups and
-updates. Besides every method at parameter level, there are MetaBalance at the level of the features, and, as what a method
-costs where gradients of tables cannot be kept apart, one full backward pass per task. All take turns on the same batches;
+updates. Besides every method at parameter level, there are MetaBalance at the level of the features, and, as the cost
+without separate gradients of tables, one full backward pass per task. All variants are interleaved on the same batches;
 ratios are taken within a turn against the step without balancing.
 
     python -m benchmarks balancing [--quick]
@@ -70,7 +70,7 @@ Step = Callable[[Batch, int], object]
 
 
 def configuration(model: dict[str, Any], tasks: int, balancing: dict[str, Any]) -> tuple[RunConfig, DatasetSpec]:
-    """A run that is never started, and the data set that it would read."""
+    """A run that is never started, and its data set."""
     names = [f"feature_{number}" for number in range(model["features"])]
     spec = DatasetSpec.model_validate(
         {
@@ -117,7 +117,7 @@ def stepper(model: dict[str, Any], tasks: int, balancing: dict[str, Any], proces
 
 
 def one_backward_per_task(model: dict[str, Any], tasks: int, process: Process) -> Step:
-    """A full backward pass, tables included, for each task; what they give is added up."""
+    """A full backward pass, tables included, for each task; the gradients are summed."""
     config, spec = configuration(model, tasks, {"name": "none"})
     built = build_model(config, spec, process)
     built.module.train()

@@ -1,14 +1,15 @@
-"""From Parquet files to batches: the reader beside Arrow alone, and beside what people write by hand.
+"""From Parquet files to batches: the reader, Arrow alone, and usual hand-written code.
 
-Rows of 26 sparse columns, one list of up to 50 ids, 13 dense columns and 2 labels become a KeyedJaggedTensor, dense features,
-labels and weights, 8,192 rows a batch. The yardstick is Arrow decoding the same columns into tables that are thrown away: one
-``read_row_group`` after the other, and two threads that each read row groups. All contestants may use two cores, take turns,
-and read files that are in the page cache.
+Rows of 26 sparse columns, one list of up to 50 ids, 13 dense columns and 2 labels become a KeyedJaggedTensor, dense
+features, labels and weights, 8,192 rows a batch. The baseline is Arrow decoding the same columns into discarded tables:
+consecutive ``read_row_group`` calls, and two threads that each read row groups. All variants may use two cores, are
+interleaved, and read files in the page cache.
 
 - pandas: each worker of a ``torch.utils.data.DataLoader`` reads row groups with pandas and cuts them into batches in Python.
 - to_batches: ``pyarrow.dataset`` scans in its threads; batches are collated with numpy. Neither shuffles.
 
-The same rows lie in one file of large row groups, in one file of 1,000 small ones, and in 1,000 files of one small one each.
+The same rows are in one file of large row groups, in one file of 1,000 small ones, and in 1,000 files of one small one
+each.
 
     python -m benchmarks data-loading
 """
@@ -52,7 +53,7 @@ Parts = tuple[KeyedJaggedTensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Take turns and print rows per second, and ratios to Arrow within a turn: median, lowest and highest."""
+    """Interleave the variants; print rows per second, and ratios to Arrow within a turn (median, lowest, highest)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     pa.set_cpu_count(CORES)
@@ -188,7 +189,7 @@ def _parts(ids: np.ndarray, lengths: np.ndarray, dense: np.ndarray, labels: np.n
 
 
 def _table(rows: int) -> pa.Table:
-    """Ids and list entries with a log-uniform frequency, as popularity is in logs."""
+    """Ids and list entries with a log-uniform frequency, similar to popularity in logs."""
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {name: (size ** rng.random(rows)).astype(np.int32) - 1 for name, size in SPARSE.items()}
     offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 51, rows))]).astype(np.int32)

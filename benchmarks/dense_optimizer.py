@@ -1,7 +1,7 @@
 """A step of ClippyAdagrad beside torch.optim.Adagrad on the CPU, on 50 layers with 20 million parameters.
 
-The target is a ratio to ``torch.optim.Adagrad(foreach=True)`` of at most 1.5. All optimizers update the same tensors, one step
-each in turns, so that what else the machine does hits all of them; ratios are taken within a turn.
+The target is a ratio to ``torch.optim.Adagrad(foreach=True)`` of at most 1.5. All optimizers update the same tensors, in
+interleaved steps, so that other load on the machine affects all of them; ratios are taken within a turn.
 
     python -m benchmarks dense-optimizer
 """

@@ -1,4 +1,4 @@
-"""Tables in pages of 2 MiB, to see what the processor's address translation costs."""
+"""Tables in pages of 2 MiB, to measure the cost of the processor's address translation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def use_huge_pages(weights: Tensor) -> bool:
     Takes about two seconds per GiB that is in memory already, once. Changes no value.
 
     Args:
-        weights: any tensor on the CPU; small ones are left alone.
+        weights: any tensor on the CPU; small ones are unchanged.
 
     Returns:
-        Whether it did. Linux only.
+        True if it did. Linux only.
     """
     page = 2 << 20
     first = -(-weights.data_ptr() // page) * page

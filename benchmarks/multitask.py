@@ -1,11 +1,11 @@
 """Multitask architectures beside plain loops over experts and gates: forward and backward on the CPU.
 
-Eight experts of 256 and 128, four tasks, batch of 4,096, input of width 256. The loops are what public libraries do: one
+Eight experts of 256 and 128, four tasks, batch of 4,096, input of width 256. The loops follow public libraries: one
 ``nn.Sequential`` per expert, one ``nn.Linear`` per gate, outputs stacked and mixed gate by gate. Both forms have the same
-parameters and take turns, so that what else the machine does hits both; ratios are taken within a turn.
+parameters and are interleaved, so that other load on the machine affects both; ratios are taken within a turn.
 
-The third contestant bounds what any form can reach: the matrix products of the batched form, forward and backward, in its
-shapes and layouts, into memory that is there already, and nothing else.
+The third variant is a bound on the speed of any form: only the matrix products of the batched form, forward and backward,
+in its shapes and layouts, into allocated memory.
 
     python -m benchmarks multitask
 """
@@ -138,7 +138,7 @@ class LoopStacks(nn.Module):
 
 
 class RecordedProducts(TorchDispatchMode):
-    """Within it, every matrix product is noted; :meth:`replay` does all of them again, with numbers of its own."""
+    """A mode that records every matrix product; :meth:`replay` repeats all of them with random numbers."""
 
     # operator -> the product, and the place of its two factors among the arguments
     PRODUCTS: ClassVar[dict[Any, tuple[Callable[..., Any], int]]] = {
@@ -153,7 +153,7 @@ class RecordedProducts(TorchDispatchMode):
         self.products: list[tuple[Callable[..., Any], Tensor, Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator as it is."""
+        """Run the operator unchanged."""
         out = func(*args, **(kwargs or {}))
         if func in self.PRODUCTS:
             product, first = self.PRODUCTS[func]
@@ -161,13 +161,13 @@ class RecordedProducts(TorchDispatchMode):
         return out
 
     def replay(self) -> None:
-        """All products, in their order."""
+        """Repeat all products, in order."""
         for product, left, right, out in self.products:
             product(left, right, out=out)
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """Other numbers of the same shape and layout."""
+    """Random numbers of the same shape and layout."""
     return torch.empty_strided(tensor.shape, tensor.stride()).normal_()
 
 
@@ -293,7 +293,7 @@ def _measure(config: MultitaskConfig, loops: nn.Module, rows: int, turns: int) -
         "speed_up": statistics.median(ratios),
         "low": ratios[quarter],
         "high": ratios[-1 - quarter],
-        # Over the loops, of a form that takes no time but that of its products; and their share of the batched form's time.
+        # Ratio to the loops of a form with only its products; and their share of the batched form's time.
         "limit": statistics.median(loop / least for loop, least in zip(seconds["loops"], products, strict=True)),
         "share": statistics.median(least / own for least, own in zip(products, seconds["batched"], strict=True)),
     }

@@ -1,4 +1,4 @@
-"""What drawing negatives while training costs the reader, beside reading as many rows from files.
+"""Cost of drawing negatives in the reader, compared with reading as many rows from files.
 
 Observed rows of a user, an item with its category, 9 other sparse columns, a list of up to 20 ids, 5 dense columns and a label;
 the items' popularity has a heavy tail. Each way to draw gives 4 negatives for every row. Processor time is that of the whole
@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, Any] | None] = {
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Take turns and print processor time per row, medians over the turns."""
+    """Interleave the variants; print processor time per row, medians over the turns."""
     torch.set_num_threads(1)
     rows, turns = (1_000_000, 3) if quick else (4_000_000, 5)
     figures: dict[str, Any] = {"rows": rows, "turns": turns, "each": EACH, "ways": {}}
@@ -85,7 +85,7 @@ def _bytes(found: ItemStatistics) -> int:
 
 
 def _read(split: Split, negatives: Negatives | None, epoch: int, rows: int) -> float:
-    """Seconds of processor time for each row read."""
+    """Seconds of processor time per row read."""
     config = DataConfig(path="", batch_size=BATCH, evaluation_batch_size=BATCH)
     steps = rows // BATCH
     begin = time.process_time()

@@ -1,13 +1,13 @@
-"""Preparing a log of Taobao UserBehavior's layout: seconds, processor time and peak memory as it grows.
+"""Preparing a log of Taobao UserBehavior's layout: seconds, processor time and peak memory by size.
 
-Every size is a generated log of as many events, with users, items and shares of behaviours in the proportions of the published
-one (988,000 users, 4.16 million items, 89.6% views, in 100 million events); the item of rank r has popularity r ** -0.5, so the
-first has 0.05% of the events. It is prepared by
-``dlrm-mtl prepare userbehavior`` in a process of its own, whose peak memory is the system's own figure (ru_maxrss).
+Every size is a generated log of as many events, with users, items and shares of behaviours in the proportions of the
+published one (988,000 users, 4.16 million items, 89.6% views, in 100 million events); the item of rank r has popularity r
+** -0.5, so the first has 0.05% of the events. It is prepared by ``dlrm-mtl prepare userbehavior`` in a separate process,
+whose peak memory is measured by the system (ru_maxrss).
 
     python -m benchmarks prepare-userbehavior [--quick]
 
-DLRM_MTL_ROWS sets the sizes (comma separated), DLRM_MTL_MEMORY what is passed as --memory.
+DLRM_MTL_ROWS sets the sizes (comma separated), DLRM_MTL_MEMORY the value of --memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ finally:
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Prepare logs of growing size and print what each took."""
+    """Prepare logs of growing size and print time and memory of each."""
     sizes = [int(size) for size in os.environ.get("DLRM_MTL_ROWS", "").split(",") if size]
     sizes = sizes or ([500_000, 1_000_000] if quick else [5_000_000, 10_000_000, 20_000_000])
     memory = os.environ.get("DLRM_MTL_MEMORY", "2GB")
@@ -63,7 +63,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def generate(path: Path, events: int, seed: int = 0) -> None:
-    """Write a log of ``events`` rows, ordered by user as the published one is."""
+    """Write a log of ``events`` rows, ordered by user like the published one."""
     scale = events / FULL_EVENTS
     users, items = max(int(FULL_USERS * scale), 100), max(int(FULL_ITEMS * scale), 400)
     rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def generate(path: Path, events: int, seed: int = 0) -> None:
 
 
 def measure(folder: Path, memory: str) -> dict[str, float]:
-    """Prepare ``folder/UserBehavior.csv`` in a new process: what it took and the size of the result."""
+    """Prepare ``folder/UserBehavior.csv`` in a new process; return time, memory and size of the result."""
     command = [sys.executable, "-c", MEASURE, "prepare", "userbehavior", "--input", folder, "--output", folder / "out"]
     started = time.perf_counter()
     done = subprocess.run([*map(str, command), "--memory", memory], capture_output=True, text=True, check=False)

@@ -1,9 +1,9 @@
-"""Lookup, backward pass and update of embedding tables on the CPU, beside FBGEMM's and PyTorch's own.
+"""Lookup, backward pass and update of embedding tables on the CPU, compared with FBGEMM and PyTorch.
 
-In one process and on the same batches. The contestants take turns, so that what else the machine does hits all of them; ratios
-are taken within a turn. A turn in which other processes took much of the processor is repeated, for a minute at most; the
-figures say how many such turns are left. Each contestant looks up a batch, gets the same gradient with respect to the output,
-and updates.
+All variants run in one process on the same batches, interleaved, so that other load on the machine affects all of them;
+ratios are taken within a turn. A turn in which other processes took much of the processor is repeated, for a minute at
+most; the figures say how many such turns are left. Each variant looks up a batch, gets the same gradient with respect to
+the output, and updates.
 
     python -m benchmarks sparse-update
 """
@@ -42,7 +42,7 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Case:
-    """What is looked up."""
+    """Sizes and distribution of one case."""
 
     ids: str = "uniform"
     """``uniform``, or ``zipf``: row of rank k with a probability proportional to k ** -1.05, ranks in random order."""
@@ -54,7 +54,7 @@ class Case:
     size: float = 1.0
     """Standard deviation of the gradient: at 1 every table is clipped, at 1e-3 none is."""
     weights: tuple[float, float] = (-0.125, 0.125)
-    """Smallest and largest weight. With (0.5, 1) no weight is near 0, so that every row has to be read for the factor."""
+    """Smallest and largest weight. With (0.5, 1) no weight is near 0, so that every row must be read for the factor."""
 
     def label(self) -> str:
         """The case in a few words."""
@@ -69,7 +69,7 @@ class Case:
 
 @dataclass
 class Batch:
-    """Ids table after table, as all contestants but PyTorch's want them."""
+    """Concatenate the ids table by table, for all variants but PyTorch."""
 
     indices: Tensor
     offsets: Tensor
@@ -79,7 +79,7 @@ class Batch:
 
 
 class Contestant(Protocol):
-    """Tables, and a way to train them."""
+    """Tables with lookup and update."""
 
     def __init__(self, case: Case) -> None: ...
 
@@ -91,7 +91,7 @@ class Contestant(Protocol):
 
 
 class _Lookup(torch.autograd.Function):
-    """As in training: the backward pass collects."""
+    """As in training: the backward pass collects gradients."""
 
     @staticmethod
     def forward(ctx: Any, placeholder: Tensor, tables: TwoPhase, batch: Batch) -> Tensor:
@@ -106,7 +106,7 @@ class _Lookup(torch.autograd.Function):
 
 
 class TwoPhase:
-    """This project's, Clippy with one factor per table."""
+    """This project's tables: Clippy with one factor per table."""
 
     rule = Update()
 
@@ -122,7 +122,7 @@ class TwoPhase:
         self.pending: RowGradients | None = None
 
     def step(self, batch: Batch, gradient: Tensor) -> None:
-        """Both phases."""
+        """Both phases of the update."""
         _Lookup.apply(self.placeholder, self, batch).backward(gradient)
         collected, self.pending = self.pending, None
         assert collected is not None
@@ -209,7 +209,7 @@ class PlainTorch:
         self.optimizer.zero_grad()
 
     def weights(self) -> list[Tensor]:
-        """One buffer a table."""
+        """One buffer per table."""
         return [table.weight.detach() for table in self.tables]
 
     def states(self) -> list[Tensor]:
@@ -302,7 +302,7 @@ def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int
 def _take_turns(
     steps: Mapping[str, Callable[[Batch, Tensor], None]], stream: Stream, case: Case, turns: int
 ) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each contestant's step by turn, after a turn that does not count; and how many turns were disturbed."""
+    """Seconds of each variant's step by turn, after a warm-up turn; and the number of disturbed turns."""
     gradient = torch.randn(case.bags, case.tables * case.dim, generator=torch.Generator().manual_seed(1)) * case.size
     times: dict[str, list[float]] = {name: [] for name in steps}
     names, turn, disturbed, patience = list(steps), 0, 0, time.monotonic() + PATIENCE
@@ -333,7 +333,7 @@ def _busy_elsewhere() -> float:
 
 
 def _summary(times: dict[str, list[float]], lookups: int) -> dict[str, dict[str, float]]:
-    """Medians and quartiles; ``speedup`` is how many times the baseline's speed, turn by turn."""
+    """Medians and quartiles; ``speedup`` is the ratio to the baseline's speed, by turn."""
     summary = {}
     for name, seconds in times.items():
         speedups = [base / own for base, own in zip(times[BASELINE], seconds, strict=True)]
@@ -360,11 +360,11 @@ def _show_steps(case: Case, figures: dict[str, Any]) -> None:
         )
 
 
-# ---- the share of what the memory gives ----
+# ---- share of the memory bandwidth ----
 
 
 def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
-    """How long the lookup takes, beside a loop that only reads the same rows."""
+    """Time of the lookup, and of a loop that only reads the same rows."""
     case = Case()
     read = _compiled_gather()
     if read is None:
@@ -409,7 +409,7 @@ def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
 def _compiled_gather() -> Callable[..., int] | None:
     source = Path(__file__).with_name("row_gather.cpp")
     with tempfile.TemporaryDirectory() as folder:
-        # Two commands: linking with -fopenmp would bring a second pool of threads beside PyTorch's.
+        # Two commands: linking with -fopenmp would add a second pool of threads to PyTorch's.
         library, unlinked = f"{folder}/row_gather.so", f"{folder}/row_gather.o"
         try:
             subprocess.run(["g++", "-O3", "-fopenmp", "-fPIC", "-c", str(source), "-o", unlinked], check=True)
@@ -437,7 +437,7 @@ def _memory(case: Case) -> dict[str, Any]:
     gradient = torch.randn(case.bags, case.tables * case.dim)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     for batch in batches:
         contestant.step(batch, gradient)
@@ -460,7 +460,7 @@ def _status(field: str) -> int:
 
 
 class Stream:
-    """Batches without end, none of them twice, as in training."""
+    """Endless batches, none of them repeated, as in training."""
 
     def __init__(self, case: Case) -> None:
         self.case = case

@@ -2,17 +2,16 @@
 
     python -m benchmarks.sparse_update_cuda [--quick] [--json FILE]
 
-Needs PyTorch and Triton only. All contestants get the same ids and the same gradient of the output, in turns; times are of
+Needs PyTorch and Triton only. All variants get the same ids and the same gradient of the output, interleaved; times are of
 CUDA events, ratios are taken within a turn. Each case is measured twice:
 
-- *from idle*: one step that begins and ends on an idle device, so that all of the time in which the host launches kernels
-  counts;
-- *in a row*: 20 steps without waiting in between, as in training, where the host runs ahead of the device as far as it can.
-  Of a step, the longer one counts: the host's part or the device's.
+- *from idle*: one step that begins and ends on an idle device, so that the host's time to launch kernels counts;
+- *in a row*: 20 steps without synchronisation, as in training, where the host runs ahead of the device. The longer one of
+  the host's and the device's part of a step counts.
 
-The share of bandwidth counts what any exact update has to move, in the time of a step in a row: each touched row is read by the
-lookup, and read and written by the update, and the output and its gradient pass once. That is set against what a copy of a
-large buffer reaches on the same device.
+The share of bandwidth is the memory traffic of any exact update, per time of a step in a row: each touched row is read by
+the lookup, and read and written by the update, and the output and its gradient pass once. It is relative to the bandwidth
+of copying a large buffer on the same device.
 
 Last run on an NVIDIA H100 80GB HBM3, driver 580, with torch 2.11.0+cu130, Triton 3.7.1 and FBGEMM 1.6.0; the figures are in
 docs/two_phase.md. ``--smoke`` runs tiny sizes, also on a CPU in Triton's interpreter (TRITON_INTERPRET=1), to see that the
@@ -57,7 +56,7 @@ class Case:
     """Exponent of the ids' distribution; 0 for uniform."""
 
     def __str__(self) -> str:
-        """As it is printed."""
+        """Name in the table."""
         ids = f"Zipf({self.zipf})" if self.zipf else "uniform"
         return f"{self.tables} x {self.rows} x {self.dim}, batch {self.bags} x {self.ids_per_bag} ids, {ids}"
 
@@ -137,7 +136,7 @@ def embedding_bags(case: Case, device: torch.device) -> Step:
 
 
 def fbgemm(case: Case, device: torch.device) -> Step | None:
-    """FBGEMM's row-wise AdaGrad, which updates in backward; None where it is not installed for this device."""
+    """FBGEMM's row-wise AdaGrad, updated in backward; None if FBGEMM is not installed for this device."""
     try:
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
         from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
@@ -194,7 +193,7 @@ def run(quick: bool, smoke: bool = False) -> dict[str, Any]:
 
 
 def measure(case: Case, device: torch.device, turns: int, peak: float) -> dict[str, Any]:
-    """Time all contestants on one case."""
+    """Time all variants on one case."""
     torch.manual_seed(0)
     batches = [make_batch(case, device) for _ in range(4)]
     steps: dict[str, Step] = {
@@ -256,7 +255,7 @@ def make_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     """Ids [N], offsets [F * B + 1] and the gradient of the output [B, F * D]."""
     count = case.bags * case.ids_per_bag
     if case.zipf:
-        # Inverse of the cumulated frequencies; ranks are scattered over the rows, as hashing does.
+        # Inverse of the cumulated frequencies; ranks are scattered over the rows, like hashed ids.
         shares = torch.arange(1, case.rows + 1, dtype=torch.float64).pow(-case.zipf).cumsum(0)
         ranks = torch.searchsorted(shares, torch.rand(case.tables * count, dtype=torch.float64) * shares[-1])
         indices = torch.randperm(case.rows)[ranks.clamp(max=case.rows - 1)]
@@ -272,7 +271,7 @@ def _by_table(case: Case, batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[
 
 
 def timed(device: torch.device, step: Step, batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float]:
-    """Seconds per step of one step for each batch, and MB of memory that they take beyond what was held before."""
+    """Seconds per step, one step for each batch, and MB of additional memory."""
     if device.type == "cpu":
         begin = time.perf_counter()
         for batch in batches:

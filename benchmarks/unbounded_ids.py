@@ -1,4 +1,4 @@
-"""Unbounded ids: what turning them into rows costs of a training step, and how many ids lose their row in a table that fills.
+"""Unbounded ids: share of a training step for mapping them to rows, and share of ids that lose their row as a table fills.
 
 Steps are those of configs/kuairand_unbounded.yaml with larger batches, on one thread per process; the share is that of the
 same step. Several processes: ``torchrun --nproc-per-node 2 -m benchmarks unbounded-ids``.
@@ -47,7 +47,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _steps(process: Process, count: int) -> dict[str, list[float]]:
-    """By step: the share of the time, the time in ms, and the ids of this process's part of the batch."""
+    """By step: the share of the time, the time in ms, and the number of ids in this process's part of the batch."""
     config = load_config(
         CONFIG, [f"data.batch_size={BATCH}", f"data.path={CONFIG.parents[1] / 'datasets/kuairand_pure'}"]
     )
@@ -79,7 +79,7 @@ def _steps(process: Process, count: int) -> dict[str, list[float]]:
 
 
 def _fill(rows: int) -> dict[float, float]:
-    """The share of new ids that lose their row to another, by the number of ids as a share of the rows."""
+    """Share of new ids that lose their row to another, by the number of ids as a share of the rows."""
     evicted = {}
     for share in FILLS:
         slots = RowSlots(rows, "lru", 0, 1, torch.device("cpu"))

@@ -416,7 +416,7 @@ def data_describe(
 
 
 def _speaks() -> bool:
-    """Whether this process prints what all processes of its host have to say."""
+    """True if this process prints for all processes of its host."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 

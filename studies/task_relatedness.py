@@ -55,7 +55,7 @@ ARCHITECTURES: dict[str, Callable[[int], MultitaskConfig]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much is computed."""
+    """Size of the computation."""
 
     seeds: int = 10
     tuning_seeds: int = 2
@@ -71,7 +71,7 @@ QUICK = Size(seeds=2, tuning_seeds=1, cosines=(0.0, 1.0), rates=(3e-3, 1e-2), pa
 
 
 class Ranker(nn.Module):
-    """An architecture on its own, with a tower and an output per task: [B, D] -> [B, T]."""
+    """An architecture alone, with a tower and an output per task: [B, D] -> [B, T]."""
 
     def __init__(self, config: MultitaskConfig) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Problems:
 
 @cache
 def config_of(architecture: str, parameters: int) -> tuple[MultitaskConfig, int]:
-    """The configuration whose model comes nearest to this number of parameters, and the number that it has."""
+    """The configuration whose model has the nearest number of parameters, and that number."""
     sizes = {}
     with torch.device("meta"):
         for width in range(4, 401):
@@ -134,7 +134,7 @@ def train(architecture: str, rate: float, seeds: Sequence[int], size: Size) -> d
         models.append(Ranker(config))
     weights, _ = stack_module_state(models)
     predict = vmap(lambda own, x: functional_call(models[0], own, (x,)))
-    # Adam and the sum of the losses treat every model as if it were alone.
+    # Adam and the sum of the losses treat every model independently.
     optimizer = torch.optim.Adam(weights.values(), lr=rate, fused=True)
     for _ in range(size.steps):
         x, targets = problems.rows(size.rows)

@@ -27,7 +27,7 @@ TO_PARQUET = (
     "make Parquet of a CSV file with `dlrm-mtl prepare table`; with --like DATASET, its ids are those of a data set that is "
     "prepared already, as a trained run needs them"
 )
-"""What to do with a text file."""
+"""Advice for a text file."""
 PAUSES = (1.0, 2.0, 4.0)
 """Seconds before each retry of a failed read of remote storage, in addition to the storage client's own retries."""
 
@@ -177,7 +177,7 @@ def list_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
 
 
 def _others(filesystem: fs.FileSystem, folder: str) -> str:
-    """What to do about a folder without Parquet files."""
+    """Advice for a folder without Parquet files."""
     inside = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
     texts = sorted(info.path for info in inside if info.type == fs.FileType.File and info.path.lower().endswith(_TEXTS))
     return f"it holds {Path(texts[0]).name}: {TO_PARQUET}" if texts else "write the data there or name another folder"

@@ -1,4 +1,4 @@
-"""What can be checked before a job is submitted: a typo should not cost the time in the queue."""
+"""Checks before a job is submitted: a typo should not cost the time in the queue."""
 
 from __future__ import annotations
 

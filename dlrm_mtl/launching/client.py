@@ -63,7 +63,7 @@ class _Reports(logging.Filter):
 
 
 def _exit_code(status: specs.AppStatus) -> int | None:
-    """What :mod:`dlrm_mtl.launcher` has left for the client of a job on this machine."""
+    """Exit code that :mod:`dlrm_mtl.launcher` stored for the client of a job on this machine; None without one."""
     try:
         return int(json.loads(status.structured_error_msg)["exit_code"])
     except (ValueError, KeyError, TypeError):
@@ -89,7 +89,7 @@ def _program(error: BaseException) -> str | None:
 
 
 def explain(error: BaseException) -> str | None:
-    """What is to be done about an error of torchx's client, or of what it calls; None for a defect."""
+    """Advice on an error of torchx's client, or of a program that it calls; None for a defect."""
     module, text = type(error).__module__.partition(".")[0], _first_line(error)
     program = _program(error)
     if program in PROGRAMS and isinstance(error, FileNotFoundError):

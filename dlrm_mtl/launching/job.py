@@ -94,7 +94,7 @@ def job(
 
 
 def _terminal(role: str) -> dict[str, str]:
-    """What the job must know of the user's terminal: its output reaches it through a file, line by line, with a prefix."""
+    """Environment variables that describe the user's terminal, which gets the job's output from a file, with a prefix."""
     if not sys.stderr.isatty():
         return {"COLUMNS": "120"}
     return {"COLUMNS": str(max(40, shutil.get_terminal_size().columns - len(f"{role}/0 "))), "DLRM_MTL_LIVE": "1"}

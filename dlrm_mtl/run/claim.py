@@ -1,4 +1,4 @@
-"""The claim of a job on a run's folder: it decides whether a run goes on there, and takes the lock."""
+"""The claim of a job on a run's folder: it decides if the run is continued, and takes the lock."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dlrm_mtl.run.folder import RunFolder
 
 
 class Claim:
-    """Holds a run's folder inside a ``with`` block, from :meth:`take` on; of a run that goes on, from the start.
+    """Holds a run's folder inside a ``with`` block, from :meth:`take` on; for a continued run, from the start.
 
     To be made on every process; the first one holds the lock.
 
     Args:
         folder: of the run.
-        resume: True if the user asked to go on with a run in it.
+        resume: True if the user asked to continue a run in it.
 
     Raises:
         UserError: the folder may not be used, or another job writes into it.
@@ -26,7 +26,7 @@ class Claim:
     def __init__(self, folder: RunFolder, resume: bool) -> None:
         self.folder = folder
         self.resume = resume
-        # After a failure a launcher starts all processes again with the same command: then the run goes on.
+        # After a failure a launcher starts all processes again with the same command: then the run is continued.
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         self.lock = folder.lock(self.restarted)
         self._held = ExitStack()
@@ -44,10 +44,10 @@ class Claim:
         return self
 
     def take(self) -> None:
-        """Take the lock, if it is not held yet, before anything is written; for the first process."""
+        """Take the lock, unless it is held, before anything is written; for the first process."""
         if self.lock.holder is None:
             self._held.enter_context(self.lock)
-            self.folder.check(self.resume, self.restarted)  # another job may have begun meanwhile
+            self.folder.check(self.resume, self.restarted)  # another job may have started meanwhile
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._held.close()

@@ -1,4 +1,4 @@
-"""A run in TensorBoard: its scalars, its configuration as text, and its hyperparameters, in one run of TensorBoard's."""
+"""TensorBoard's files of a run: its scalars, its configuration as text, and its hyperparameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTH = ("training.epochs", "training.max_steps")
 class TensorBoard(Listener):
     """Writes a run for TensorBoard.
 
-    A file is opened when training begins: a run that has nothing to do leaves none.
+    A file is opened when training begins: a finished run that is resumed writes none.
 
     Args:
         folder: folder of its files.
@@ -35,7 +35,7 @@ class TensorBoard(Listener):
         self._writer: SummaryWriter | None = None
 
     def on_start(self, event: Start) -> None:
-        """Remember what the run is."""
+        """Store the configuration of the run."""
         self._start, self._step = event, event.step
 
     def on_round_start(self, event: RoundStart) -> None:
@@ -50,7 +50,7 @@ class TensorBoard(Listener):
         self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         lines = dump_config(config).splitlines()
         self._writer.add_text("configuration", "\n".join(f"    {line}" for line in lines), step)
-        # SummaryWriter.add_hparams would make a run of its own beside this one.
+        # SummaryWriter.add_hparams would write a separate run.
         experiment, session, self._session_end = hparams(hyperparameters(config), dict.fromkeys(headline_tags(config)))
         self._add(experiment)
         self._add(session)
@@ -60,7 +60,7 @@ class TensorBoard(Listener):
         self._write("train", event.step, event.values)
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """Write the metrics below the name of the split; those of the test split, of whichever checkpoint, at the last step."""
+        """Write metrics below the name of the split; test metrics, of whichever checkpoint, at the last step."""
         if event.split == "test":
             self._write(event.split, self._step, event.metrics)
             self._add(self._session_end)
@@ -69,11 +69,11 @@ class TensorBoard(Listener):
             self._write(event.split, event.step, event.metrics)
 
     def on_checkpoint_start(self, event: CheckpointStart) -> None:
-        """Bring what was written to the disk."""
+        """Flush the file."""
         self.writer.flush()
 
     def on_round_end(self, event: RoundEnd) -> None:
-        """Remember the last step."""
+        """Store the last step."""
         self._step = event.step
 
     def on_end(self, event: End) -> None:
@@ -97,7 +97,7 @@ class TensorBoard(Listener):
 
 
 def hyperparameters(config: RunConfig) -> dict[str, float | str]:
-    """The settings that decide on the result, by the paths of their keys: numbers, and all else as text."""
+    """The settings that determine the result, by the paths of their keys: numbers, and all others as text."""
     found = {}
     for key, value in flat(config.model_dump(mode="json")).items():
         changeable = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
@@ -108,7 +108,7 @@ def hyperparameters(config: RunConfig) -> dict[str, float | str]:
 
 
 def headline_tags(config: RunConfig) -> list[str]:
-    """Tags of the scalars that stand beside the hyperparameters: the first metric of every task, and its mean."""
+    """Tags of the scalars shown beside the hyperparameters: the first metric of every task, and its mean."""
     first = [(task.name, next(iter(METRICS[task.kind]))) for task in config.tasks]
     names = [*(f"mean/{metric}" for _, metric in first), *(f"{task}/{metric}" for task, metric in first)]
     return [f"{split}/{name}" for split in ("test", "validation") for name in dict.fromkeys(names)]

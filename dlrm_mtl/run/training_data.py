@@ -1,4 +1,4 @@
-"""The data of a run that trains: read through the run's contract, and checked against it."""
+"""Data of a training run, read through the run's contract and checked against it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dlrm_mtl.training.loaders import make_loader, training_loader
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A data set with the loaders of a run that trains."""
+    """A data set with the loaders of a training run."""
 
     dataset: Dataset
     contract: Contract
     train: BatchLoader | None
-    """None where data are growing: then every round has its own."""
+    """None where data are growing: each round has its own."""
     validation: BatchLoader | None
-    """None without such a split."""
+    """None if there is no such split."""
     steps: int | None
     """Steps of the whole run; None where data are growing."""
 
@@ -36,8 +36,8 @@ def open_training_data(
 
     Args:
         config: of the run.
-        dataset: as it is described now.
-        contract: of the run that is continued; None for a new run, which gets one.
+        dataset: with its present description.
+        contract: of a continued run; None for a new run, which gets one.
         folder: of the run.
         process: this one.
 

@@ -71,7 +71,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def plan_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Plan:
-    """Which runs the command line asks for."""
+    """The runs that the command line asks for."""
     scale = QUICK if arguments.quick else Scale()
     for field in dataclasses.fields(Scale):
         value = getattr(arguments, field.name, None)

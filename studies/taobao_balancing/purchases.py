@@ -1,4 +1,4 @@
-"""The data of the study: purchases and carts of Taobao's users, with negatives drawn anew in every epoch."""
+"""Data of the study: purchases and carts of Taobao's users, with negatives drawn in every epoch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Epoch:
 
 
 def prepare_once(data: Path, cache: Path, user_items: int, item_users: int, validation: float, seed: int) -> Path:
-    """The data set made from the EHCF files in ``data``, in a folder below ``cache`` that is made where it is missing.
+    """The data set made from the EHCF files in ``data``, in a folder below ``cache``, which is made if missing.
 
     Users have at least ``user_items`` distinct purchases and items ``item_users`` distinct buyers, test purchases included;
     ``validation`` is the share of the other purchases that is held out by ``seed``. Carts of held-out pairs are removed.
@@ -90,7 +90,7 @@ class Interactions:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What there is; users and items are those of training."""
+        """Sizes; users and items are those of training."""
         known = {name: int((pairs > 0).all(axis=1).sum()) for name, pairs in self.held.items()}
         return {
             "users": self.users - 1,
@@ -105,7 +105,7 @@ class Interactions:
         """All observed pairs and ``negatives`` for each, in random order, as a function of ``seed`` and ``number``.
 
         A negative is drawn uniformly from the items that the user has no training pair with; its labels are 0. Without
-        ``carts`` pairs that were not bought are left out.
+        ``carts`` pairs that were not bought are excluded.
         """
         pairs = self.train if carts else self.train[self.train[:, 2] > 0]
         keys = np.arange(len(pairs)) + number * len(self.train)

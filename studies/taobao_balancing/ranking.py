@@ -31,9 +31,9 @@ def ids(users: Tensor, items: Tensor) -> KeyedJaggedTensor:
 
 
 class Scorer:
-    """A copy of what scores items for the first task; later training steps do not change it.
+    """A copy of the parameters that score items for the first task; later training steps do not change it.
 
-    To be made on every process, all of which get the whole of it, whatever the sharding.
+    To be made on every process; each gets all parameters, for any sharding.
 
     Args:
         model: a NeuMF with ReLU activations and no norm.
@@ -74,7 +74,7 @@ class Scorer:
 
 
 def rank(scorer: Scorer, seen: Ids, targets: Ids) -> Positions:
-    """Where the held-out ``targets`` [N, 2] of users and items stand among all items without those in ``seen`` [M, 2].
+    """Positions of the held-out ``targets`` [N, 2] of users and items among all items without those in ``seen`` [M, 2].
 
     Id 0 stands for unknown users and items: it is never ranked, and targets with it are left out.
     """

@@ -1,4 +1,4 @@
-"""What comes out of the study: tables in Markdown, and a plot."""
+"""Results of the study: tables in Markdown, and a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlrm_mtl.reports.plots import COLOURS, STYLE
 METRICS = ("ndcg@10", "recall@10", "precision@10", "ndcg@20", "recall@20", "precision@20")
 SWEEP = {0.0: "vanilla", 0.3: "metabalance_0.3", 0.5: "metabalance_0.5", 0.7: "metabalance_0.7", 1.0: "metabalance_1"}
 COMPARED = ("metabalance_0.5", "surgery", "metabalance_surgery", "metabalance_pcgrad")
-"""The thesis's Table 3, but for vanilla."""
+"""The thesis's Table 3, except vanilla."""
 OTHERS = ("single", "vanilla_unknown")
 
 CLAIMED = {
@@ -42,13 +42,13 @@ def values(results: Results, method: str, split: str, metric: str) -> list[float
 
 
 def change(results: Results, method: str, split: str, metric: str) -> tuple[float, float]:
-    """By how many per cent a method is above vanilla: mean over seeds, and half the width of its 95 % interval."""
+    """Change of a method against vanilla, in per cent: mean over seeds, and half the width of its 95 % interval."""
     pairs = zip(values(results, method, split, metric), values(results, "vanilla", split, metric), strict=True)
     return mean_and_interval([100 * (own / base - 1) if base else float("nan") for own, base in pairs])
 
 
 def tables(tuning: dict[float, list[float]], results: Results) -> str:
-    """Everything, as Markdown."""
+    """All tables, as Markdown."""
     heads = [name.replace("ndcg", "NDCG").replace("recall", "R").replace("precision", "P") for name in METRICS]
     rates = [[f"{rate:g}", " ".join(f"{100 * value:.2f}" for value in found)] for rate, found in tuning.items()]
     parts = [

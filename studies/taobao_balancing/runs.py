@@ -23,7 +23,7 @@ from dlrm_mtl.metrics.ranking import Positions, all_metrics
 from dlrm_mtl.training.build import build_model, build_optimizers, build_step
 
 LANES = 4
-"""Parts of a batch with dropout masks of their own: as many processes give the same model."""
+"""Parts of a batch with separate dropout masks: as many processes give the same model."""
 WATCHED = "ndcg@10"
 """Decides on the best epoch and on the learning rate, on validation purchases."""
 
@@ -34,19 +34,19 @@ GRADIENTS = {
     "norm of purchases": "balancing/norm/buy",
     "norm of carts": "balancing/norm/cart",
 }
-"""What is noted of the gradients of shared parameters, where they are kept apart, and its name in a run's log."""
+"""Logged figures of the gradients of shared parameters, where these are separate, and their names in a run's log."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What distinguishes the rows of the tables."""
+    """Options of one row of the tables."""
 
     title: str
     balancing: Any = "none"
     carts: bool = True
-    """Whether there is the auxiliary task, and pairs that were put into the cart and not bought."""
+    """True if the auxiliary task, and pairs that were put into the cart and not bought, take part."""
     unbought_carts_count: bool = True
-    """Whether a pair that was put into the cart and not bought is a non-purchase for the purchase task; otherwise unknown."""
+    """True if a pair that was put into the cart and not bought is a non-purchase for the purchase task; otherwise unknown."""
 
 
 def _metabalance(relax: float) -> dict[str, Any]:
@@ -75,7 +75,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is computed; the model and all that is not here is that of the thesis."""
+    """Size of the computation; the model and all other settings are the thesis's."""
 
     user_items: int = 4
     item_users: int = 6
@@ -96,7 +96,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is told."""
+    """Settings of one run."""
 
     method: str
     rate: float
@@ -104,7 +104,7 @@ class Run:
 
 
 def configuration(run: Run, scale: Scale, folder: Path) -> RunConfig:
-    """The run's configuration, as a file for `dlrm-mtl train` would have it."""
+    """The run's configuration, as in a file for `dlrm-mtl train`."""
     method = METHODS[run.method]
     tasks = ["buy", "cart"] if method.carts else ["buy"]
     layer = {"dropout": scale.dropout}
@@ -139,7 +139,7 @@ def configuration(run: Run, scale: Scale, folder: Path) -> RunConfig:
 
 
 def train(run: Run, scale: Scale, folder: Path) -> dict[str, Any]:
-    """Make one run; to be called on every process, which all get its results: figures of every epoch and of the best one.
+    """Make one run; to be called on every process; all get the results: figures of every epoch and of the best one.
 
     Raises:
         UserError: the training split is smaller than a batch.
@@ -199,7 +199,7 @@ def _train(run: Run, scale: Scale, data: Interactions, process: Process) -> dict
 
 
 def _batches(epoch: Epoch, scale: Scale, method: Method, process: Process) -> Iterator[Batch]:
-    """This process's parts of the batches; what does not fill the last one is left out."""
+    """This process's parts of the batches; rows that do not fill the last one are dropped."""
     own = scale.batch // process.world_size
     for start in range(0, len(epoch.users) - scale.batch + 1, scale.batch):
         rows = slice(start + process.rank * own, start + (process.rank + 1) * own)
@@ -223,7 +223,7 @@ def _start_biases(ranker: Any, data: Interactions, scale: Scale, method: Method)
 
 
 def _rank(scorer: Scorer, data: Interactions, targets: Any, process: Process) -> Positions:
-    """Every process ranks for its part of the users; all get all positions."""
+    """Rank for a part of the users on every process; all get all positions."""
     own = targets[targets[:, 0] % process.world_size == process.rank]
     parts = gather_objects(rank(scorer, data.train[:, :2], own))
     return Positions(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("user", "above", "tied")))

@@ -1,4 +1,4 @@
-"""All runs of the study, several at a time, each written down as soon as it is finished."""
+"""All runs of the study, several at a time; each is stored as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from dlrm_mtl.core.errors import UserError
 
 TUNING_SEEDS = 1000
-"""Seeds from here on serve the choice of the learning rate only."""
+"""Seeds from here on are for the choice of the learning rate only."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which runs there are."""
+    """The list of runs."""
 
     scale: Scale
     seeds: int
@@ -35,7 +35,7 @@ class Plan:
 
     @property
     def tuning(self) -> list[Run]:
-        """The runs that choose the learning rate: vanilla's, on seeds of their own."""
+        """The runs that choose the learning rate: vanilla's, with separate seeds."""
         seeds = range(TUNING_SEEDS, TUNING_SEEDS + self.tuning_seeds)
         return [Run("vanilla", rate, seed) for seed in seeds for rate in self.rates]
 
@@ -82,7 +82,7 @@ class Ledger:
                     )
 
     def missing(self, runs: Sequence[Run]) -> list[Run]:
-        """Those of ``runs`` that are not finished."""
+        """Runs of ``runs`` that are not finished."""
         done = {(result["method"], result["rate"], result["seed"]) for result in self.results}
         return [run for run in runs if (run.method, run.rate, run.seed) not in done]
 
@@ -92,7 +92,7 @@ class Ledger:
         return [by_run[run.method, run.rate, run.seed] for run in runs]
 
     def add(self, result: dict[str, Any]) -> None:
-        """Note a finished run, on disk as well."""
+        """Store a finished run, on disk as well."""
         self.results.append(result)
         if self.path is not None:
             content = {"scale": self.scale, "data": self.data, "runs": self.results}
@@ -109,7 +109,7 @@ def make(
     processes: int,
     tell: Callable[[str], None],
 ) -> None:
-    """Make those of ``runs`` that the ledger lacks, ``jobs`` at a time, each with its tables over ``processes`` processes."""
+    """Make the ``runs`` that the ledger lacks, ``jobs`` at a time, each with its tables over ``processes`` processes."""
     missing = ledger.missing(runs)
     if len(missing) < len(runs):
         tell(f"{len(runs) - len(missing)} of {len(runs)} runs are finished already")

@@ -1,4 +1,4 @@
-"""Anybody's CSV or Parquet files to a data set, as a description file says. Out of core, by DuckDB."""
+"""Data sets from any CSV or Parquet files and a description file, out of core with DuckDB."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def prepare_table(
     threads: int | None = None,
     progress: Progress = lambda what, done: None,
 ) -> list[str]:
-    """Write the data set to the folder ``output``, all or nothing; returns remarks on what a user should know.
+    """Write the data set to the folder ``output``, all or nothing; returns remarks for the user.
 
     Rows keep the order of the files. Raises :class:`UserError`.
     """

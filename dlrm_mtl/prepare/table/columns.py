@@ -1,4 +1,4 @@
-"""From a loaded table to Parquet: which columns a description reads, what becomes of them, and the files of a split."""
+"""From a loaded table to Parquet: columns of a description, their SQL, and the files of a split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROW_GROUP_ROWS = 65536
 
 
 def source_columns(description: TableDescription, *, split: bool = True) -> list[str]:
-    """The names of the table's columns that are read; those that divide it into splits only if ``split`` is set."""
+    """Names of the table's columns that are read; those that divide it into splits only if ``split`` is set."""
     columns = [feature.source for feature in (*description.used, *description.kept)]
     for config in description.labels:
         columns += sorted(config.columns)
@@ -25,15 +25,15 @@ def source_columns(description: TableDescription, *, split: bool = True) -> list
 
 
 def numbered_features(description: TableDescription) -> list[FeatureConfig]:
-    """The features whose values become ids."""
+    """Features whose values become ids."""
     return [feature for feature in description.used if feature.kind != "dense"]
 
 
 def plain_columns(table: Table, description: TableDescription) -> dict[str, str]:
-    """SQL of every column that holds no ids, by its name: dense features, kept columns, labels.
+    """SQL of every column without ids, by name: dense features, kept columns, labels.
 
     Raises:
-        UserError: a value cannot be what the description says of its column; the first row that is wrong is named.
+        UserError: a value does not fit the description of its column; the message names the first such row.
     """
     checks, columns = [], {}
     for feature in description.used:
@@ -50,7 +50,7 @@ def plain_columns(table: Table, description: TableDescription) -> dict[str, str]
 
 
 def _as_it_is(table: Table, name: str) -> str:
-    """A column as Parquet can hold it: DuckDB would write integers of 128 bits as DOUBLE."""
+    """Cast a column to a type of Parquet: DuckDB would write 128-bit integers as DOUBLE."""
     column = table.column(name)
     return f"CAST({column} AS DECIMAL(38, 0))" if table.types[name] == "HUGEINT" else column
 
@@ -61,7 +61,7 @@ def write_split(
     """Write the rows of one split, in the order of the table.
 
     Args:
-        table: the rows, beside the table ``splits`` (split).
+        table: the rows; the table ``splits`` (split) is beside it.
         names: of the columns, in order.
         ids: of the columns that hold ids.
         plain: SQL of the other columns.
@@ -80,7 +80,7 @@ def write_split(
 
 
 def skipped_lines(table: Table) -> list[str]:
-    """What a user should know of malformed lines that were skipped."""
+    """Remarks on malformed lines that were skipped."""
     return [
         f"remark: {path}: {count:,} malformed {'line was' if count == 1 else 'lines were'} skipped, the first is line {first}"
         + (f"; {table.behind[path]:,} of them lie behind a quote that is not closed" if table.behind.get(path) else "")

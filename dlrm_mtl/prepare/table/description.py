@@ -150,7 +150,7 @@ class FeatureConfig(Strict):
 
     @property
     def number_transform(self) -> str | None:
-        """What is done to the numbers of a dense feature, in this order; None if nothing is."""
+        """Transforms of a dense feature's numbers, in order; None without one."""
         steps = [f"fill {self.fill:g}"] if self.fill is not None else []
         steps += [f"clip {self.clip[0]:g} {self.clip[1]:g}"] if self.clip is not None else []
         steps += [self.transform] if self.transform is not None else []

@@ -1,4 +1,4 @@
-"""Later rows of a table, made like those of a data set: its ids, transforms and statistics, none of them estimated again."""
+"""New rows of a table, prepared like those of a data set: with its ids, transforms and statistics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dlrm_mtl.prepare.table.values import know_whole_numbers
 from dlrm_mtl.storage.filesystems import is_local
 
 SPLIT = "test"
-"""The one split that all rows come into: what `evaluate` takes by default."""
+"""Name of the only split, which `evaluate` reads by default."""
 
 
 def prepare_like(
@@ -54,12 +54,12 @@ def prepare_like(
         inputs: CSV or Parquet files, or folders of them.
         output: folder to write, all or nothing.
         like: folder of a data set that :func:`~dlrm_mtl.prepare.table.adapter.prepare_table` wrote, path or URI.
-        memory: how much may be used, such as 4GB.
+        memory: limit, such as 4GB.
         threads: default: all cores.
-        progress: called with what is being done and the share that is done.
+        progress: called with the name of a stage and the completed share.
 
     Returns:
-        What to say: where the rows are, what was left out, and how many values are unknown.
+        Remarks: where the rows are, missing columns, and the number of unknown values.
 
     Raises:
         UserError: the data set or the files cannot be used.
@@ -118,7 +118,7 @@ def prepare_like(
 
 @contextmanager
 def _where_source_stands(place: str) -> Iterator[None]:
-    """Say of errors that advise to change ``source`` where it stands: there is no description of the user's own."""
+    """Reword errors that advise to change ``source``: the user has no description of their own here."""
     try:
         yield
     except UserError as error:
@@ -128,7 +128,7 @@ def _where_source_stands(place: str) -> Iterator[None]:
 
 
 def _present(description: TableDescription, found: Found) -> tuple[TableDescription, list[str]]:
-    """The description without the labels and kept columns that a file lacks the columns of, and what to say of it."""
+    """The description without labels and kept columns whose columns a file lacks, and remarks on them."""
     lacking: dict[str, Path] = {}
     optional = {column for label in description.labels for column in label.columns}
     optional |= {feature.source for feature in description.kept}
