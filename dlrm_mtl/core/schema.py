@@ -102,6 +102,10 @@ def _sentences(error: ValidationError, model: type[BaseModel], content: dict[str
             sentences.append(f"{place}: {path}: the key {key!r} is required here; add it.")
         elif kind == "too_short":
             sentences.append(f"{place}: {path}: the list is empty; add at least one entry.")
+        elif kind == "multiple_of" and isinstance(detail["input"], int):
+            unit = context["multiple_of"]
+            fits = max(1, -(-detail["input"] // unit)) * unit
+            sentences.append(f"{place}: {path}: {detail['input']} is no multiple of {unit}; write {fits}.")
         elif kind == "value_error":
             sentences.append(f"{place}: {path}: {context['error']}")
         else:

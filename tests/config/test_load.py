@@ -71,7 +71,7 @@ def test_overrides(file: Path) -> None:
         ("sharding.tables.user=rowwise", ["sharding.tables.user", "'rowwise'", "did you mean 'row_wise'?"]),
         ("data.batch_size=65", ["data", "batch_size 65 is not a multiple of lanes (4); set it to 64 or 68"]),
         ("training.epochs=many", ["training.epochs", "'many'", "integer"]),
-        ("model.embeddings.dim=10", ["model.embeddings.dim", "10", "multiple of 4"]),
+        ("model.embeddings.dim=10", ["model.embeddings.dim", "10 is no multiple of 4; write 12"]),
         ("model.tower.dropout=1.5", ["model.tower", "dropout 1.5 is not in [0, 1)"]),
         ("tasks.1.name=click", ["tasks", "'click' is listed twice"]),
         ("tasks.7.name=click", ["--set tasks.7.name=click", "entries 0 to 1"]),
