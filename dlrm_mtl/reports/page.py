@@ -110,15 +110,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 STYLE = """\
-:root { --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --fill: #f6f8fa; --mark: #dbe9f6; }
+:root { color-scheme: light dark; --paper: #fff;
+  --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --fill: #f6f8fa; --mark: #dbe9f6; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1240px; padding: 24px 28px 64px; color: var(--ink); background: #fff;
+body { margin: 0 auto; max-width: 1240px; padding: 24px 28px 64px; color: var(--ink); background: var(--paper);
   font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 27px; margin: 0; } h2 { font-size: 19px; margin: 0; display: inline; }
 section, details { margin-top: 34px; } section > h2 { display: block; margin-bottom: 6px; }
 summary { cursor: pointer; margin-bottom: 6px; }
 p { margin: 4px 0 10px; max-width: 90ch; color: var(--soft); }
-.legend { position: sticky; top: 0; background: #ffffffee; border-bottom: 1px solid var(--line); padding: 8px 0;
+.legend { position: sticky; top: 0; background: var(--paper); border-bottom: 1px solid var(--line); padding: 8px 0;
   margin-top: 14px; display: flex; flex-wrap: wrap; gap: 4px 20px; z-index: 1; }
 .swatch { display: inline-block; width: 14px; height: 10px; border-radius: 2px; margin-right: 6px; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 40px; align-items: flex-start; }
@@ -133,6 +134,9 @@ td.bar { background-image: linear-gradient(var(--mark), var(--mark)); background
   background-position: 0 50%; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 12px; }
 .grid img { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; } .grid .wide { grid-column: 1 / -1; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --paper: #0d1117; --ink: #e6edf3; --soft: #9da7b1; --line: #3d444d; --fill: #161b22; --mark: #1f3a5f; }
+  .grid img { filter: invert(0.94) hue-rotate(180deg); } }
 @media print { .legend { position: static; } details { display: block; } }
 """
 
