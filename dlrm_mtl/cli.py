@@ -171,7 +171,12 @@ def train(
         run_training(loaded, folder, resume, [ShowProgress()], fallback=fallback, changed=changed)
     except Interrupted as stopped:
         if _speaks():
-            print(f"{stopped}; resume from it with the run's folder {folder} as --output, and --resume", flush=True)
+            how = (
+                f"; resume from it with the run's folder {folder} as --output, and --resume"
+                if stopped.resumable
+                else ""
+            )
+            print(f"{stopped}{how}", flush=True)
         raise SystemExit(128 + stopped.number) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,10 @@ import yaml
 from tests.processes import CONTEXT
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+NO_OVERRIDE = "TEST_WITHOUT_CAPABILITIES"
+"""Variable for processes in which permissions count, whoever runs the tests."""
 
 
 def command(*arguments: object, processes: int = 1) -> list[str]:
@@ -92,6 +97,8 @@ def _agent(arguments: list[str], processes: int, environment: dict[str, str], ou
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    if NO_OVERRIDE in environment:
+        _give_up_capabilities()
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
     time.tzset()
     tempfile.tempdir = None
@@ -124,6 +131,13 @@ def _agent(arguments: list[str], processes: int, environment: dict[str, str], ou
             signal.signal(signal.SIGALRM, lambda *_: [os.kill(other, signal.SIGTERM) for other in workers])
             signal.alarm(3)
     os._exit(2 if 2 in codes else 0 if codes == {0} else 1)
+
+
+def _give_up_capabilities() -> None:
+    """Give up what root may do more than others, such as to read every file."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    none = (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
 
 
 def _main(arguments: list[str]) -> None:

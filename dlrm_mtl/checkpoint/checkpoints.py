@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -9,16 +10,18 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from dlrm_mtl.checkpoint.format import INDEX_FILE, Index, parse_index, parse_state_text, sha256, state_text
 from dlrm_mtl.checkpoint.format_1 import METADATA_FILE, OldReader, read_metadata
 from dlrm_mtl.checkpoint.reader import Reader, targets
+from dlrm_mtl.checkpoint.room import Need, check_room
+from dlrm_mtl.checkpoint.save import Save, Works
 from dlrm_mtl.checkpoint.state import CHECKPOINTS, REMEDY, STATE_FILE, RunState
 from dlrm_mtl.checkpoint.tensors import Checkpointed, flatten
-from dlrm_mtl.checkpoint.writer import write_tensors
+from dlrm_mtl.checkpoint.writer import TensorPart, files_of, join_indices, own_parts, size_of, write_files
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import first_process_only, gather_objects, on_every_process
 from dlrm_mtl.storage.output import write_whole
@@ -33,9 +36,27 @@ STEP_NAME = re.compile(r"step_\d{8,}")
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class DamageError(UserError):
     """A file of a checkpoint is missing, unreadable, or changed."""
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written: the disk is full, a folder is read-only, a store cannot be reached.
+
+    Args:
+        reason: sentence without its end.
+        step: step of the checkpoint.
+        newest: the newest checkpoint that is complete, if any.
+    """
+
+    def __init__(self, reason: str, step: int, newest: str | None) -> None:
+        there = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        super().__init__(f"{reason}; {there}.")
+        self.step = step
+        self.newest = newest
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,9 @@ class Checkpoints:
         self.guard = guard
         self.place = f"{store.place}/{CHECKPOINTS}"
         self._whole: set[str] = set()
+        self._run = ""
+        self._save: Save | None = None
+        self._state: RunState | None = None
 
     def names(self) -> list[str]:
         """Names of the complete checkpoints, oldest first; for one process."""
@@ -109,6 +133,15 @@ class Checkpoints:
                 )
         complete = self.names()
         if step in complete:
+            if name == "best" and not self._is_best(step):
+                if self.store.read(f"{CHECKPOINTS}/best") != text:  # a running job has written it meanwhile
+                    return self._path(name)
+                raise UserError(
+                    f"{self.place}/best: names {step}, and the checkpoints themselves say that another one is the best; the "
+                    "file was changed or is damaged: name a checkpoint with --checkpoint."
+                )
+            if name == "latest" and step < complete[-1]:
+                logger.info("%s/latest: names %s, although %s is complete, too", self.place, step, complete[-1])
             return step
         if name == "latest" and not (STEP_NAME.fullmatch(step) and step in self.store.names(CHECKPOINTS)) and complete:
             said = "is missing" if step == name else f"names {step!r}, which is not there"
@@ -122,6 +155,20 @@ class Checkpoints:
         there = ", ".join(other for other in self.store.names(CHECKPOINTS) if not other.endswith(".tmp"))
         raise UserError(f"{self.place}: there is no checkpoint {name!r}; there is {there or 'none at all yet'}.")
 
+    def _is_best(self, name: str) -> bool:
+        """Whether the states of the checkpoint ``name`` and of the latest one agree that ``name`` is the best one."""
+
+        def best_of(other: str) -> str | None:
+            place = f"{CHECKPOINTS}/{other}/{STATE_FILE}"
+            step = parse_state_text(self.store.read(place) or b"", f"{self.store.place}/{place}")[3].best_step
+            return None if step is None else step_name(step)
+
+        try:
+            latest = self._path("latest")
+            return best_of(name) == name and (latest <= name or best_of(latest) == name)
+        except UserError:  # whatever is loaded is checked again
+            return True
+
     def exists(self) -> bool:
         """Return True if there is a checkpoint to resume from. Every process must call this."""
         return first_process_only(lambda: self.store.read(f"{CHECKPOINTS}/latest") is not None or bool(self.names()))
@@ -130,37 +177,115 @@ class Checkpoints:
         """Return True if a best checkpoint is known. Every process must call this."""
         return self.store.read_for_all(f"{CHECKPOINTS}/best") is not None
 
-    def save(self, content: Checkpointed, state: RunState) -> None:
-        """Write ``step_N`` atomically. Every process must call this."""
-        name = step_name(state.step)
-        folder = f"{CHECKPOINTS}/{name}"
+    def save(self, content: Checkpointed, state: RunState, background: bool = False) -> RunState | None:
+        """Write ``step_N`` atomically. Every process must call this.
+
+        Args:
+            content: holder of the tensors.
+            state: state of the run; a copy is written.
+            background: return as soon as the tensors are copied; :meth:`poll` goes on, :meth:`finish` waits.
+
+        Returns:
+            The state that was written; None while it is written in the background.
+
+        Raises:
+            SaveError: the checkpoint, or the one before that was still being written, cannot be written.
+        """
+        self.finish()
         first_process_only(self.guard)
+        run = first_process_only(lambda: self._identity() or self._run or uuid.uuid4().hex)
+        name = step_name(state.step)
+        parts = [] if name in self._whole else own_parts(flatten(content.tensors()), dist.get_rank())
+        self._state = copy.deepcopy(state)
+        self._save = Save(self._works(name, files_of(parts, dist.get_rank()), run, self._state), background)
+        return None if background else self.finish()
+
+    def poll(self) -> RunState | None:
+        """The state of the checkpoint that was written in the background, once all processes have written it.
+
+        Every process must call this after the same steps.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        return self._state if self._save is not None and self._go_on(self._save.poll) else None
+
+    def finish(self) -> RunState | None:
+        """Wait for the checkpoint that is written in the background, if any; its state. Every process must call this.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        return self._state if self._save is not None and self._go_on(self._save.finish) else None
+
+    def abandon(self) -> None:
+        """Stop writing in the background, where processes may not agree any more; the checkpoint does not appear."""
+        if self._save is not None:
+            self._save.abandon()
+            self._save = None
+
+    def _go_on(self, method: Callable[[], bool | None]) -> bool:
+        assert self._state is not None
+        try:
+            done = method() is not False
+        except UserError as error:
+            self._save = None
+            self.store.drop_folder(f"{CHECKPOINTS}/{step_name(self._state.step)}")
+            newest = first_process_only(lambda: next(reversed(self.names()), None))
+            raise SaveError(str(error).rstrip("."), self._state.step, newest) from None
+        if done:
+            self._save = None
+        return done
+
+    def _works(self, name: str, files: dict[str, list[TensorPart]], run: str, state: RunState) -> Works:
+        """The works of a save, see :class:`~dlrm_mtl.checkpoint.save.Save`."""
+        folder, place, first = f"{CHECKPOINTS}/{name}", f"{self.place}/{name}", dist.get_rank() == 0
+
+        def work(action: Callable[[], T], only_first: bool = False) -> Callable[[], T | None]:
+            def run() -> T | None:
+                try:
+                    return action() if first or not only_first else None
+                except OSError as error:
+                    raise UserError(
+                        f"{place}: cannot be written ({error.strerror or error}); make room, or correct the permissions."
+                    ) from None
+
+            return run
+
         if name in self._whole:  # the same step with another state, as after the last evaluation
-            first_process_only(lambda: self._rewrite_state(folder, state))
+            yield work(lambda: self._rewrite_state(folder, state), only_first=True)
         else:
-            run = first_process_only(self._identify)
-            path = self.store.begin_folder(folder)
-            index = write_tensors(path, flatten(content.tensors()), run, state.step, dist.get_rank())
+            needs = yield work(lambda: self._begin(folder, run, files))
+            check_room(needs, place)
+            path = self.store.temporary(folder)
+            index = join_indices((yield work(lambda: write_files(path, files, run, state.step))), place)
             text = index.model_dump_json()
-            if dist.get_rank() == 0:
-                write_whole(path / INDEX_FILE, text)
-            self.store.publish_folder(folder, STATE_FILE, state_text(state, run, sha256(text.encode())))
+
+            def upload() -> dict[str, int]:
+                if first:
+                    write_whole(path / INDEX_FILE, text)
+                return self.store.upload_folder(folder)
+
+            sizes: dict[str, int] = {}
+            for some in (yield work(upload)):
+                sizes.update(some)
+            last = state_text(state, run, sha256(text.encode()))
+            yield work(lambda: self.store.publish_folder(folder, STATE_FILE, last, sizes), only_first=True)
             self._whole.add(name)
-        self.settle(state)
+            yield work(lambda: self.store.drop_folder(folder))
+        yield work(lambda: self._settle(state), only_first=True)
+
+    def _begin(self, folder: str, run: str, files: dict[str, list[TensorPart]]) -> Need:
+        if dist.get_rank() == 0 and self._identity() is None:
+            self.store.write(IDENTITY_FILE, json.dumps({"run": run}))
+        room = self.store.begin_folder(folder)
+        return Need(self.store.host(), sum(map(size_of, files.values())), len(files), room)
 
     def _rewrite_state(self, folder: str, state: RunState) -> None:
         old = self.store.read(f"{folder}/{STATE_FILE}") or b""
         format, run, index, _ = parse_state_text(old, f"{self.store.place}/{folder}/{STATE_FILE}")
         text = json.dumps({"format": 1, **state.as_dict()}, indent=1) if format == 1 else state_text(state, run, index)
         self.store.write(f"{folder}/{STATE_FILE}", text)
-
-    def _identify(self) -> str:
-        """Identity of the run; drawn if it has none."""
-        found = self._identity()
-        if found is None:
-            found = uuid.uuid4().hex
-            self.store.write(IDENTITY_FILE, json.dumps({"run": found}))
-        return found
 
     def _identity(self) -> str | None:
         content = self.store.read(IDENTITY_FILE)
@@ -183,20 +308,20 @@ class Checkpoints:
         Every process must call this, when the checkpoint of ``state`` is complete, or when a run continues from it.
         """
 
-        def settle() -> None:
-            # ``best`` first: if killed in between, a run continues from the previous checkpoint and reaches this one again.
-            best = None if state.best_step is None else step_name(state.best_step)
-            latest = step_name(state.step)
-            self.store.publish()
-            if best is None:
-                self.store.remove(f"{CHECKPOINTS}/best")
-            else:
-                self.store.write(f"{CHECKPOINTS}/best", best)
-            self.store.write(f"{CHECKPOINTS}/latest", latest)
-            for name in _superfluous(self.store.names(CHECKPOINTS), best, latest, self.keep):
-                self.store.remove(f"{CHECKPOINTS}/{name}")
+        first_process_only(lambda: self._settle(state))
 
-        first_process_only(settle)
+    def _settle(self, state: RunState) -> None:
+        # ``best`` first: if killed in between, a run continues from the previous checkpoint and reaches this one again.
+        best = None if state.best_step is None else step_name(state.best_step)
+        latest = step_name(state.step)
+        self.store.publish()
+        if best is None:
+            self.store.remove(f"{CHECKPOINTS}/best")
+        else:
+            self.store.write(f"{CHECKPOINTS}/best", best)
+        self.store.write(f"{CHECKPOINTS}/latest", latest)
+        for name in _superfluous(self.store.names(CHECKPOINTS), best, latest, self.keep):
+            self.store.remove(f"{CHECKPOINTS}/{name}")
 
     def load(self, name: str, content: Checkpointed, fallback: bool = False) -> RunState:
         """Load a checkpoint into the tensors of ``content``. Every process must call this.
@@ -247,6 +372,7 @@ class Checkpoints:
 
     def _load(self, name: str, tensors: dict[str, Any]) -> RunState:
         opened = self._opened(name)
+        self._run = opened.index.run
         _check_fits(tensors, f"{self.place}/{opened.name}", opened.index)
         with self._damage(name):
             on_every_process(lambda: opened.reader.fill(targets(tensors)))
@@ -272,15 +398,17 @@ class Checkpoints:
             logger.warning("%s", error)
             logger.warning("%s: going back to %s", self.place, older)
 
-    def _texts(self, name: str) -> tuple[bytes, bytes | None, str | None]:
+    def _texts(self, name: str) -> tuple[bytes, bytes | None, str | None, dict[str, int]]:
         folder = f"{CHECKPOINTS}/{name}"
         state = self.store.read(f"{folder}/{STATE_FILE}")
         if state is None:
             raise UserError(f"{self.place}/{name}/{STATE_FILE}: is missing; {REMEDY}.")
         file = METADATA_FILE if parse_state_text(state, f"{self.place}/{name}/{STATE_FILE}")[0] == 1 else INDEX_FILE
-        return state, self.store.read(f"{folder}/{file}"), self._identity()
+        return state, self.store.read(f"{folder}/{file}"), self._identity(), self.store.files(folder)
 
-    def _parse(self, name: str, state_bytes: bytes, index_bytes: bytes | None, identity: str | None) -> Opened:
+    def _parse(
+        self, name: str, state_bytes: bytes, index_bytes: bytes | None, identity: str | None, sizes: dict[str, int]
+    ) -> Opened:
         place, folder = f"{self.place}/{name}", f"{CHECKPOINTS}/{name}"
         format, run, expected, state = parse_state_text(state_bytes, f"{place}/{STATE_FILE}")
         if step_name(state.step) != name:
@@ -298,6 +426,11 @@ class Checkpoints:
                 f"{REMEDY}."
             )
         index = parse_index(index_bytes, f"{place}/{INDEX_FILE}")
+        for file, stored in index.files.items():
+            found = sizes.get(f"{folder}/{file}")
+            if found != stored.size:
+                there = "is missing" if found is None else f"has {found:,} bytes instead of {stored.size:,}"
+                raise UserError(f"{place}/{file}: {there}; {REMEDY}.")
         return Opened(name, state, index, Reader(self.store, folder, index))
 
     def open(self, name: str) -> Opened:
@@ -311,13 +444,6 @@ class Checkpoints:
     def verify(self, name: str) -> Opened:
         """Check every byte of the checkpoint ``step_N``; raises :class:`UserError` if one is damaged. For one process."""
         opened = self.open(name)
-        if opened.index.format > 1:
-            sizes = self.store.files(f"{CHECKPOINTS}/{name}")
-            for file, stored in opened.index.files.items():
-                found = sizes.get(f"{CHECKPOINTS}/{name}/{file}")
-                if found != stored.size:
-                    there = "is missing" if found is None else f"has {found:,} bytes instead of {stored.size:,}"
-                    raise UserError(f"{self.place}/{name}/{file}: {there}; {REMEDY}.")
         opened.reader.verify()
         return opened
 

@@ -24,8 +24,7 @@ from dlrm_mtl.checkpoint.format import (
     header,
     sha256,
 )
-from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.processes import gather_objects, on_every_process
+from dlrm_mtl.core.processes import gather_objects
 from dlrm_mtl.storage.output import sync_folder
 
 FILE_BYTES = 32 << 30
@@ -33,6 +32,8 @@ FILE_BYTES = 32 << 30
 MiB."""
 PIECE = 4 << 20
 """Number of bytes that are copied, checksummed and written at a time; a multiple of a block."""
+PART_BYTES = 1 << 10
+"""Bytes of a part's entries in headers and the index, at most, unless its name is very long."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -85,23 +86,8 @@ def own_parts(tensors: dict[str, Any], rank: int) -> list[TensorPart]:
     return parts
 
 
-def write_tensors(folder: Path, tensors: dict[str, Any], run: str, step: int, rank: int) -> Index:
-    """Write this process's parts of ``tensors`` into ``folder``. Every process must call this.
-
-    Args:
-        folder: folder, the same on all processes of a host.
-        tensors: live tensors by name, see :func:`~dlrm_mtl.checkpoint.tensors.flatten`.
-        run: identity of the run.
-        step: step of the checkpoint.
-        rank: rank of this process.
-
-    Returns:
-        The index of all files of all processes.
-
-    Raises:
-        UserError: a file cannot be written; raised on all processes.
-    """
-    parts = own_parts(tensors, rank)
+def files_of(parts: list[TensorPart], rank: int) -> dict[str, list[TensorPart]]:
+    """The files of the process ``rank`` by name, with the parts in each."""
     files: list[list[TensorPart]] = [[]]
     size = 0
     for part in parts:
@@ -110,28 +96,45 @@ def write_tensors(folder: Path, tensors: dict[str, Any], run: str, step: int, ra
             size = 0
         files[-1].append(part)
         size += part.tensor.nbytes
+    return {f"rank_{rank:05d}_{number}.safetensors": some for number, some in enumerate(files)}
 
-    def write() -> Index:
-        index = Index(format=FORMAT, run=run, step=step, files={}, tensors={})
-        for number, some in enumerate(files):
-            name = f"rank_{rank:05d}_{number}.safetensors"
-            try:
-                _write_file(folder / name, some, index)
-            except OSError as error:
-                raise UserError(
-                    f"{folder.with_suffix('')}: cannot be written ({error.strerror}); make room, or correct the permissions; "
-                    "the checkpoint before is whole, go on from it with --resume."
-                ) from None
-        sync_folder(folder)
-        return index
 
-    whole = Index(format=FORMAT, run=run, step=step, files={}, tensors={})
-    for index in on_every_process(write):
+def size_of(parts: list[TensorPart]) -> int:
+    """Bytes that the files of ``parts`` take, a little more than exactly."""
+    return sum(part.tensor.nbytes + 4 * blocks(part.tensor.nbytes) + PART_BYTES for part in parts)
+
+
+def write_files(folder: Path, files: dict[str, list[TensorPart]], run: str, step: int) -> Index:
+    """Write files of this process.
+
+    Args:
+        folder: existing folder.
+        files: parts by the name of the file.
+        run: identity of the run.
+        step: step of the checkpoint.
+
+    Returns:
+        The index of these files.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    index = Index(format=FORMAT, run=run, step=step, files={}, tensors={})
+    for name, parts in files.items():
+        _write_file(folder / name, parts, index)
+    sync_folder(folder)
+    return index
+
+
+def join_indices(indices: list[Index], place: str) -> Index:
+    """The index of the files of all processes; ``place`` names the checkpoint in errors."""
+    whole = indices[0].model_copy(update={"files": {}, "tensors": {}})
+    for index in indices:
         whole.files.update(index.files)
         for name, tensor in index.tensors.items():
             known = whole.tensors.setdefault(name, StoredTensor(dtype=tensor.dtype, shape=tensor.shape, chunks=[]))
             known.chunks.extend(tensor.chunks)
-    check_index(whole, str(folder))
+    check_index(whole, place)
     return whole
 
 

@@ -65,6 +65,9 @@ class TrainingConfig(Strict):
     """Steps between checkpoints; default: at every evaluation on the validation split."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Number of checkpoints kept besides the best one."""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """After a checkpoint that cannot be saved, as on a full disk: train on with a warning, or stop with an error. At the end
+    of a run it is always an error."""
     max_skipped_steps: int = Field(default=10, gt=0)
     """Largest number of consecutive steps without a finite gradient before the run ends; such a step changes nothing."""
     stop_on_divergence: bool = False

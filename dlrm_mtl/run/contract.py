@@ -18,7 +18,6 @@ from dlrm_mtl.data.vocabularies import vocabularies_digest
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.settings import setting_differences
 from dlrm_mtl.storage.filesystems import locate
-from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.tasks.targets import label_columns
 
 PREDICTION_KEYS = (
@@ -78,7 +77,7 @@ def enter(contract: Contract, config: RunConfig, state: RunState) -> None:
 def write_contract(folder: RunFolder, contract: Contract) -> None:
     """Write contract.json, for people and for the names of files."""
     content = contract.model_dump(mode="json", exclude_none=True)
-    write_whole(folder.contract, json.dumps(content, indent=1, ensure_ascii=False))
+    folder.write(folder.contract, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def check_same_files(contract: Contract, dataset: Dataset, split: Split, folder: RunFolder) -> None:

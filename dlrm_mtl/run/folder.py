@@ -125,11 +125,17 @@ class RunFolder(RunFiles):
         """Create the folder and write the resolved configuration into it."""
         from dlrm_mtl.config.load import dump_config
 
-        try:
-            write_whole(self.config, dump_config(config))
-        except OSError as error:
-            raise UserError(f"{self.path}: this output folder cannot be written to ({error.strerror}).") from None
+        self.write(self.config, dump_config(config))
 
     def write_plan(self, plan: list[dict[str, Any]]) -> None:
         """Write the placement of each table."""
-        write_whole(self.plan, json.dumps(plan, indent=1))
+        self.write(self.plan, json.dumps(plan, indent=1))
+
+    def write(self, path: Path, text: str) -> None:
+        """Write one of the files, whole; raises :class:`UserError` where it cannot be written."""
+        try:
+            write_whole(path, text)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); make room, or correct the permissions, and go on with --resume."
+            ) from None

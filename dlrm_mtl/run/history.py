@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import socket
 from typing import Any
 
@@ -30,8 +31,10 @@ def record(folder: RunFolder, event: str, step: int, **details: Any) -> None:
         "version": dlrm_mtl.__version__,
     }
     try:
-        with open(folder.history, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        with open(folder.history, "ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                file.write(b"\n")  # the job before was killed while it wrote
+            file.write(json.dumps(entry).encode() + b"\n")
     except OSError as error:
         raise UserError(
             f"{folder.history}: cannot be written to ({error.strerror}); correct the permissions."

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "training.evaluate_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.on_save_error",
     "training.max_skipped_steps",
     "training.stop_on_divergence",
     "training.stall_timeout",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,8 @@ from dlrm_mtl.training.events import CheckpointStart, End, Evaluation, Listener,
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 LENGTH = ("training.epochs", "training.max_steps")
 """Hyperparameters although a resumed run may change them."""
@@ -33,6 +38,7 @@ class TensorBoard(Listener):
         self._start: Start | None = None
         self._step = 0
         self._writer: SummaryWriter | None = None
+        self._broken = False
 
     def on_start(self, event: Start) -> None:
         """Store the configuration of the run."""
@@ -40,11 +46,14 @@ class TensorBoard(Listener):
 
     def on_round_start(self, event: RoundStart) -> None:
         """Open a file, with the configuration; entries after the checkpoint that a run resumes from are hidden."""
-        if self._writer is not None:
-            return
+        if self._writer is None and not self._broken:
+            self._attempt(self._open)
+
+    def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
+        _quieten()
         assert self._start is not None
         config, step = self._start.config, self._start.step
         self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
@@ -57,20 +66,18 @@ class TensorBoard(Listener):
 
     def on_log(self, event: Log) -> None:
         """Write the values below "train/"."""
-        self._write("train", event.step, event.values)
+        self._attempt(lambda: self._write("train", event.step, event.values))
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Write metrics below the name of the split; test metrics, of whichever checkpoint, at the last step."""
         if event.split == "test":
-            self._write(event.split, self._step, event.metrics)
-            self._add(self._session_end)
-            self.writer.flush()
+            self._attempt(lambda: self._end_session(event.metrics))
         elif event.split == "validation":
-            self._write(event.split, event.step, event.metrics)
+            self._attempt(lambda: self._write(event.split, event.step, event.metrics))
 
     def on_checkpoint_start(self, event: CheckpointStart) -> None:
         """Flush the file."""
-        self.writer.flush()
+        self._attempt(lambda: self.writer.flush())
 
     def on_round_end(self, event: RoundEnd) -> None:
         """Store the last step."""
@@ -79,7 +86,21 @@ class TensorBoard(Listener):
     def on_end(self, event: End) -> None:
         """Close the file."""
         if self._writer is not None:
-            self._writer.close()
+            self._attempt(self._writer.close)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do ``action``; after an error of the disk give up, with a warning."""
+        if self._broken:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._broken = True
+            logger.warning(
+                "WARNING: %s: cannot be written (%s); TensorBoard gets no more entries until the run is resumed",
+                self.folder,
+                error.strerror,
+            )
 
     @property
     def writer(self) -> SummaryWriter:
@@ -91,9 +112,29 @@ class TensorBoard(Listener):
         file_writer: Any = self.writer.file_writer
         file_writer.add_summary(summary)
 
+    def _end_session(self, metrics: dict[str, float]) -> None:
+        self._write("test", self._step, metrics)
+        self._add(self._session_end)
+        self.writer.flush()
+
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
             self.writer.add_scalar(f"{kind}/{key}", value, step)
+
+
+def _quieten() -> None:
+    """Let TensorBoard's thread end without a traceback after an error of the disk, which the next call raises anyway."""
+    before = threading.excepthook
+    if before.__module__ == __name__:
+        return
+
+    def report(arguments: threading.ExceptHookArgs) -> None:
+        if not (
+            isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard.")
+        ):
+            before(arguments)
+
+    threading.excepthook = report
 
 
 def hyperparameters(config: RunConfig) -> dict[str, float | str]:

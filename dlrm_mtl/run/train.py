@@ -38,7 +38,6 @@ from dlrm_mtl.run.settings import Difference
 from dlrm_mtl.run.staging import run_folder
 from dlrm_mtl.run.tensorboard import TensorBoard
 from dlrm_mtl.run.training_data import TrainingData, open_training_data
-from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.training import events
 from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.evaluation import evaluate
@@ -107,12 +106,16 @@ def run_training(
             prepare_folder(folder, config, data.contract, model, progress, changes, claim.goes_on, initial)
 
         first_process_only(prepare)
+
+        def save_round() -> None:
+            checkpoints.save(tensors, progress)
+
         before = progress.step
         rows = data.train.rows if data.train else None
         start = Start(config, process, model, before, folder.place, dataset.spec.name, rows, data.steps)
         told = Listeners([*own_listeners(config, folder, process), *listeners], process.is_main)
         with start_and_end(told, start, progress) as outcome:
-            for loader, round in passes(config, data, process, progress, partial(checkpoints.save, tensors, progress)):
+            for loader, round in passes(config, data, process, progress, save_round):
                 parts = RunParts(
                     config, process, model, optimizers, loader, checkpoints, progress, data.validation, told
                 )
@@ -226,12 +229,15 @@ def conclude(
     metrics = None
     if "test" in dataset.spec.splits:
         metrics = evaluate_split(config, dataset, model, process, "test", listeners, progress.step)
-    if process.is_main and metrics is not None:
-        content = {"step": progress.step, "last_step": last, "test": metrics}
-        write_whole(folder.results, json.dumps(content, indent=1))
-    if process.is_main:
+
+    def write() -> None:
+        if metrics is not None:
+            content = {"step": progress.step, "last_step": last, "test": metrics}
+            folder.write(folder.results, json.dumps(content, indent=1))
         record(folder, "end", last)
-    first_process_only(folder.publish)
+        folder.publish()
+
+    first_process_only(write)
     return metrics
 
 

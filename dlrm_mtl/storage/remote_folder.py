@@ -7,7 +7,7 @@ host that wrote them. A pointer names the checkpoint only when the store has all
 from __future__ import annotations
 
 import logging
-import shutil
+import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +18,10 @@ import torch.distributed as dist
 from pyarrow import fs
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.processes import first_process_only, local_rank, on_every_process
+from dlrm_mtl.core.processes import local_rank
 from dlrm_mtl.storage.filesystems import first_line
 from dlrm_mtl.storage.retry import retry
-from dlrm_mtl.storage.run_store import THREADS, Range, RunStore, first_parts
+from dlrm_mtl.storage.run_store import THREADS, FreeRoom, Range, RunStore, first_parts
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each retry of a failed transfer, in addition to the storage client's own retries."""
@@ -150,36 +150,37 @@ class RemoteStore(RunStore):
     def writes_here(self) -> bool:
         return local_rank() == 0
 
-    def publish_folder(self, name: str, last: str, content: str) -> None:
-        """Upload the files of all hosts and check their sizes before uploading ``last``."""
+    def begin_folder(self, name: str) -> FreeRoom | None:
+        if dist.get_rank() == 0 and self.files(name):  # of an attempt that was killed
+            self.remove(name)
+        return super().begin_folder(name)
 
-        def upload() -> dict[str, int]:
-            if local_rank() != 0:
-                return {}
-            staged = self.local / f"{name}.tmp"
-            here = {f"{name}/{path.name}": path.stat().st_size for path in sorted(staged.iterdir())}
+    def upload_folder(self, name: str) -> dict[str, int]:
+        """Upload the files of this host."""
+        if not self.writes_here():
+            return {}
+        staged = self.temporary(name)
+        here = {f"{name}/{path.name}": path.stat().st_size for path in sorted(staged.iterdir())}
 
-            def copy(file: str) -> None:
-                self._copy(staged / file.rpartition("/")[2], file)
+        def copy(file: str) -> None:
+            self._copy(staged / file.rpartition("/")[2], file)
 
-            self._transfer("written", here, name, copy)
-            return here
+        self._transfer("written", here, name, copy)
+        return here
 
-        def compare() -> None:
-            there = self.files(name)
-            for file, size in (pair for part in parts for pair in part.items()):
-                if there.get(file) != size:
-                    raise UserError(
-                        f"{self.place}/{file}: has {there.get(file, 0):,} bytes after its upload, where {size:,} were "
-                        "written; check that no other run writes there, and go on with --resume."
-                    )
-            self.write(f"{name}/{last}", content)
+    def publish_folder(self, name: str, last: str, content: str, sizes: dict[str, int]) -> None:
+        """Upload ``last`` after checking the sizes of the files of all hosts."""
+        there = self.files(name)
+        for file, size in sizes.items():
+            if there.get(file) != size:
+                raise UserError(
+                    f"{self.place}/{file}: has {there.get(file, 0):,} bytes after its upload, where {size:,} were "
+                    "written; check that no other run writes there, and go on with --resume."
+                )
+        self.write(f"{name}/{last}", content)
 
-        first_process_only(lambda: self.remove(name) if self.files(name) else None)  # of an attempt that was killed
-        parts = on_every_process(upload)
-        first_process_only(compare)
-        if local_rank() == 0:
-            shutil.rmtree(self.local / f"{name}.tmp")
+    def host(self) -> str:
+        return socket.gethostname()
 
     def _attempts(self, groups: list[list[Range]]) -> None:
         self._transfer("read", groups, groups[0][0].name.rpartition("/")[0], self._read_group)

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -95,9 +95,11 @@ def this_process(job: str) -> Holder:
 
 def _parse(content: bytes | None) -> Holder | None:
     try:
-        return Holder(**json.loads(content or b""))
+        found = Holder(**json.loads(content or b""))
     except (ValueError, TypeError):
         return None
+    types = {field.name: int if field.name in ("pid", "renewed") else str for field in fields(Holder)}
+    return found if all(isinstance(getattr(found, name), kind) for name, kind in types.items()) else None
 
 
 def _started(pid: int) -> str:

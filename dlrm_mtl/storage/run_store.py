@@ -31,6 +31,15 @@ GROUPS = 16 * THREADS
 """Number of requests after which failures are counted from zero again."""
 
 
+@dataclass(frozen=True)
+class FreeRoom:
+    """Free room in a folder."""
+
+    bytes: int
+    files: int | None
+    """None if any number fits."""
+
+
 @dataclass(frozen=True, eq=False)
 class Range:
     """Bytes ``start`` to ``stop`` of the file ``name``, and a function that receives them, in any thread, at least once."""
@@ -98,28 +107,48 @@ class RunStore(ABC):
     def writes_here(self) -> bool:
         """Return True if this process does the work for :attr:`local` that only one process may do."""
 
-    def begin_folder(self, name: str) -> Path:
-        """Empty folder to write the future folder ``name`` in. Every process must call this."""
-        temporary = self.local / f"{name}.tmp"
-        if self.writes_here():
-            for left in temporary.parent.glob("*.tmp"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            temporary.mkdir(parents=True)
-        dist.barrier()
-        return temporary
+    # A folder appears whole in four works, each of which every process does when all have done the one before: it is begun,
+    # written in, uploaded and published. None of them communicates.
+
+    def temporary(self, name: str) -> Path:
+        """Local folder to write the future folder ``name`` in."""
+        return self.local / f"{name}.tmp"
+
+    def begin_folder(self, name: str) -> FreeRoom | None:
+        """Make the empty folder to write in, and remove those of earlier attempts. The room there, from one process."""
+        if not self.writes_here():
+            return None
+        temporary = self.temporary(name)
+        for left in temporary.parent.glob("*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        temporary.mkdir(parents=True)
+        found = os.statvfs(temporary)
+        # A file system without a fixed number of files says 0 of 0.
+        return FreeRoom(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
 
     @abstractmethod
-    def publish_folder(self, name: str, last: str, content: str) -> None:
-        """Publish all files written since :meth:`begin_folder`. Every process must call this.
+    def upload_folder(self, name: str) -> dict[str, int]:
+        """Bring what was written on this host to where it is published from; names and sizes of these files."""
+
+    @abstractmethod
+    def publish_folder(self, name: str, last: str, content: str, sizes: dict[str, int]) -> None:
+        """Let the folder appear; for the first process.
 
         Args:
             name: the folder.
             last: file in it that marks it as complete; it appears with, or after, all others.
             content: content of that file.
-
-        Raises:
-            UserError: on all processes, if publishing fails.
+            sizes: of the files of all hosts, as :meth:`upload_folder` returned them.
         """
+
+    def drop_folder(self, name: str) -> None:
+        """Remove what this host has left of the folder to write in."""
+        if self.writes_here():
+            shutil.rmtree(self.temporary(name), ignore_errors=True)
+
+    @abstractmethod
+    def host(self) -> str:
+        """Name of this machine; the same on all machines that share :attr:`local`."""
 
     @abstractmethod
     def _read_group(self, group: list[Range]) -> None:
@@ -154,7 +183,10 @@ class LocalStore(RunStore):
 
     def names(self, folder: str) -> list[str]:
         root = self.local / folder
-        return sorted(os.listdir(root)) if root.is_dir() else []
+        try:
+            return sorted(os.listdir(root)) if root.is_dir() else []
+        except OSError as error:
+            raise self._unreadable(folder, error) from None
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -165,14 +197,22 @@ class LocalStore(RunStore):
             raise self._unreadable(name, error) from None
 
     def write(self, name: str, content: str) -> None:
-        write_whole(self.local / name, content)
+        try:
+            write_whole(self.local / name, content)
+        except OSError as error:
+            raise self._unwritable(name, error) from None
 
     def remove(self, name: str) -> None:
         path = self.local / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.place}/{name}: cannot be removed ({error.strerror}); correct the permissions."
+            ) from None
 
     def check_writable(self) -> list[str]:
         existing = self.local
@@ -191,23 +231,19 @@ class LocalStore(RunStore):
     def writes_here(self) -> bool:
         return dist.get_rank() == 0
 
-    def publish_folder(self, name: str, last: str, content: str) -> None:
-        def publish() -> None:
-            temporary, target = self.local / f"{name}.tmp", self.local / name
-            try:
-                write_whole(temporary / last, content)
-                if target.exists():  # incomplete, left by an attempt that was killed
-                    self.remove(name)
-                os.rename(temporary, target)
-                sync_folder(target.parent)
-            except OSError as error:
-                raise UserError(
-                    f"{target}: cannot be written ({error.strerror}); make room, and go on with --resume from the "
-                    "checkpoint before."
-                ) from None
+    def upload_folder(self, name: str) -> dict[str, int]:
+        return {}
 
-        dist.barrier()
-        first_process_only(publish)
+    def publish_folder(self, name: str, last: str, content: str, sizes: dict[str, int]) -> None:
+        temporary, target = self.temporary(name), self.local / name
+        write_whole(temporary / last, content)
+        if target.exists():  # an attempt that was killed has left it incomplete
+            self.remove(name)
+        os.rename(temporary, target)
+        sync_folder(target.parent)
+
+    def host(self) -> str:
+        return ""
 
     def _read_group(self, group: list[Range]) -> None:
         start, stop = group[0].start, max(each.stop for each in group)
@@ -231,6 +267,11 @@ class LocalStore(RunStore):
         with ThreadPoolExecutor(min(4, len(groups))) as pool:
             for _ in pool.map(self._read_group, groups):
                 pass
+
+    def _unwritable(self, name: str, error: OSError) -> UserError:
+        return UserError(
+            f"{self.place}/{name}: cannot be written ({error.strerror}); make room, or correct the permissions."
+        )
 
     def _unreadable(self, name: str, error: OSError) -> UserError:
         return UserError(f"{self.place}/{name}: cannot be read ({error.strerror or first_line(error)}).")

@@ -9,9 +9,9 @@ A listener is a subclass of :class:`Listener` that overrides the methods of its 
     dlrm_mtl.train(config, listeners=[Print()])
 
 The order of calls is: ``on_start``; for each round ``on_round_start``, then ``on_step``, ``on_skip``, ``on_log``,
-``on_progress``, ``on_evaluation``, ``on_checkpoint_start`` and ``on_checkpoint`` in the order of events, and
-``on_round_end``; ``on_evaluation`` of the test split; ``on_end``. A run has one round; growing data has one for each group
-of new files.
+``on_progress``, ``on_evaluation``, ``on_checkpoint_start``, ``on_checkpoint`` and ``on_checkpoint_failed`` in the order of
+events, and ``on_round_end``; ``on_evaluation`` of the test split; ``on_end``. A run has one round; growing data has one for
+each group of new files.
 """
 
 from __future__ import annotations
@@ -136,6 +136,16 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
+class CheckpointFailed:
+    """A checkpoint could not be saved; by ``training.on_save_error`` the run goes on or stops."""
+
+    step: int
+    """Steps taken before the checkpoint."""
+    reason: str
+    """Sentence that names the file, the reason and the newest checkpoint."""
+
+
+@dataclass(frozen=True)
 class RoundEnd:
     """Training on the data of a round has ended: after all steps, by early stopping, by a signal or an error."""
 
@@ -191,6 +201,9 @@ class Listener:
     def on_checkpoint(self, event: CheckpointSaved) -> None:
         """A checkpoint is complete."""
 
+    def on_checkpoint_failed(self, event: CheckpointFailed) -> None:
+        """A checkpoint could not be saved."""
+
     def on_round_end(self, event: RoundEnd) -> None:
         """Training has ended; also after an error."""
 
@@ -199,7 +212,18 @@ class Listener:
 
 
 Event = (
-    Start | RoundStart | Step | Skip | Log | Progress | Evaluation | CheckpointStart | CheckpointSaved | RoundEnd | End
+    Start
+    | RoundStart
+    | Step
+    | Skip
+    | Log
+    | Progress
+    | Evaluation
+    | CheckpointStart
+    | CheckpointSaved
+    | CheckpointFailed
+    | RoundEnd
+    | End
 )
 
 _METHODS: dict[type[Any], str] = {
@@ -212,6 +236,7 @@ _METHODS: dict[type[Any], str] = {
     Evaluation: "on_evaluation",
     CheckpointStart: "on_checkpoint_start",
     CheckpointSaved: "on_checkpoint",
+    CheckpointFailed: "on_checkpoint_failed",
     RoundEnd: "on_round_end",
     End: "on_end",
 }

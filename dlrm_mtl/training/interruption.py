@@ -14,9 +14,10 @@ GRACE_SECONDS = 5.0
 class Interrupted(Exception):
     """Training stopped after a signal and a checkpoint; the command line exits with 128 + the signal's number."""
 
-    def __init__(self, number: int, message: str) -> None:
+    def __init__(self, number: int, message: str, resumable: bool = True) -> None:
         super().__init__(message)
         self.number = number
+        self.resumable = resumable
 
 
 class Interruption:

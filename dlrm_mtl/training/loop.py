@@ -27,6 +27,7 @@ from dlrm_mtl.training.build import build_step
 from dlrm_mtl.training.divergence import DivergenceWatch
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.interruption import Interrupted, Interruption
+from dlrm_mtl.training.saver import Saver
 from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.tensors import RunTensors
 
@@ -84,6 +85,8 @@ class Trainer:
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
         self.window = Window(self.names, parts.process.device)
+        tensors = RunTensors(parts.model, parts.optimizers)
+        self.saver = Saver(parts.checkpoints, tensors, parts.progress, config.training, self.tell)
         self.watch = DivergenceWatch(self.names, config.training.stop_on_divergence)
 
     @property
@@ -130,12 +133,12 @@ class Trainer:
                 self.log(epoch, self.window.close(self.train_data.wait_seconds), report)
             if step % self.evaluate_every == 0 or last:
                 self.validate()
-                self.save()
+                self.saver.save(last=self.finished, signal=bool(stop))
                 self.window.restart(self.train_data.wait_seconds)
             elif step % self.checkpoint_every == 0 or stop:
-                self.save()
+                self.saver.save(signal=bool(stop))
             if stop:
-                raise Interrupted(stop, f"stopped after step {step} of {self.total_steps}; the checkpoint is saved")
+                raise self.interrupted(stop)
             if self.finished:
                 return
             enter_phase(f"reading step {step + 1}")
@@ -207,12 +210,14 @@ class Trainer:
         is_best = self.progress.best_step == self.progress.step
         self.tell(events.Evaluation(self.progress.step, "validation", data.rows, metrics, is_best))
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        enter_phase(f"the checkpoint of step {self.progress.step}", lasting=True)
-        self.tell(events.CheckpointStart(self.progress.step))
-        self.checkpoints.save(RunTensors(self.model, self.optimizers), self.progress)
-        self.tell(events.CheckpointSaved(self.progress.step))
+    def interrupted(self, signal: int) -> Interrupted:
+        """Exception that ends the run after a signal, with what became of the checkpoint."""
+        stopped = f"stopped after step {self.progress.step} of {self.total_steps}"
+        error = self.saver.error
+        if error is None:
+            return Interrupted(signal, f"{stopped}; the checkpoint is saved")
+        reason = str(error).rstrip(".")
+        return Interrupted(signal, f"{stopped}, which is NOT saved: {reason}", resumable=error.newest is not None)
 
 
 def lower_is_better(metric: str) -> bool:

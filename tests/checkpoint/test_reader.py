@@ -220,16 +220,24 @@ def test_what_is_cut_short_or_gone_is_one_sentence(
             Checkpoints(store).load("latest", Tensors({"matrix": torch.zeros(1000, 1000)}))
         return str(raised.value)
 
+    def read_on() -> str:
+        with pytest.raises(UserError) as raised:
+            opened.reader.verify()
+        return str(raised.value)
+
     with process_group():
         Checkpoints(store).save(Tensors({"matrix": torch.randn(1000, 1000)}), RunState(step=1))
+        opened = Checkpoints(store).open("step_00000001")
     with bucket.open_input_file(f"{place}/{file}") as source:
         content = source.read()
     with bucket.open_output_stream(f"{place}/{file}") as target:
         target.write(content[:3_000_000])
     capfd.readouterr()
-    assert load().startswith(f"s3://{place}: cannot be read ({file} ends after 3,000,000 bytes, before 4,0")
+    assert "has 3,000,000 bytes instead of 4,0" in load()
+    assert read_on().startswith(f"s3://{place}: cannot be read ({file} ends after 3,000,000 bytes, before 4,0")
     assert max(said.count("trying again in 0 s") for said in (capfd.readouterr().err, caplog.text)) == 2
     bucket.delete_file(f"{place}/{file}")
-    assert load().startswith(f"s3://{place}: has been removed meanwhile (")
+    assert f"s3://{place}/{file}: is missing" in load()
+    assert read_on().startswith(f"s3://{place}: has been removed meanwhile (")
     bucket.delete_file(f"{place}/index.json")
     assert f"s3://{place}/index.json: is missing" in load()
