@@ -1,4 +1,4 @@
-"""What processes of tests have imported before they start: everything that a run needs."""
+"""Modules that processes of tests import before they start: everything that a run needs."""
 
 import importlib
 

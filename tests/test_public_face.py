@@ -22,7 +22,7 @@ def test_every_name_is_there() -> None:
 
 
 def test_type_checkers_see_the_same_names() -> None:
-    """What is imported for type checkers is what is imported when a name is used."""
+    """A name has the same import for type checkers and at run time."""
     tree = ast.parse(Path(dlrm_mtl.__file__).read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     seen = {

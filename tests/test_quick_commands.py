@@ -29,7 +29,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 
 def quick(*arguments: str, cwd: Path | None = None) -> str:
-    """What a command printed, which imported nothing heavy."""
+    """Output of a command, which imported nothing heavy."""
     done = run(*arguments, cwd=cwd)
     assert done.stdout.endswith("exit code 0 imported []\n"), done.stdout + done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What holds for all gradients, whatever their number, size and direction."""
+"""Properties of all methods for gradients of any number, size and direction."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def row_numbers(batch: Batch) -> list[int | None]:
 
 
 def expected(rows: pa.Table, number: int | None, longest: int = 50) -> dict[str, Any]:
-    """What a batch must hold for the row ``number``, or for padding."""
+    """Expected values of a batch for the row ``number``, or for padding."""
     if number is None:
         nothing = [0.0] * len(LABELS)
         return {
@@ -124,7 +124,7 @@ def expected(rows: pa.Table, number: int | None, longest: int = 50) -> dict[str,
 
 
 def actual(batch: Batch) -> list[dict[str, Any]]:
-    """What a batch holds, row by row."""
+    """Values of a batch, row by row."""
     columns: dict[str, list[Any]] = {
         key: [part.tolist() for part in feature.values().split(feature.lengths().tolist())]
         for key, feature in batch.sparse.to_dict().items()

@@ -80,7 +80,7 @@ def test_a_file_that_is_still_being_written(folder: Path) -> None:
 
 
 class Unsteady(LocalFileSystem):
-    """Fails to open a file as often as it is told to."""
+    """Fails to open a file a given number of times."""
 
     failures = 0
     cachable = False

@@ -1,4 +1,4 @@
-"""Parquet as it comes from other writers: nullability, dotted names, columns without a type, folders that are columns."""
+"""Parquet of other writers: nullability, dotted names, columns without a type, folders that are columns."""
 
 from __future__ import annotations
 

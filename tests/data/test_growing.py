@@ -32,7 +32,7 @@ def add(folder: Path, name: str, rows: int, first: int) -> Path:
 
 
 def remembered(consumed: Consumed) -> Consumed:
-    """What a checkpoint gives back."""
+    """State as restored from a checkpoint."""
     return Consumed.from_state(json.loads(json.dumps(consumed.state())))
 
 

@@ -149,7 +149,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "docs/architectures.md": architectures,
     "docs/tutorial.ipynb": tutorial,
 }
-"""What a page's code must have come to, beside running."""
+"""Results that a page's code must have, besides running."""
 
 
 class MLflow(ModuleType):

@@ -14,7 +14,7 @@ REMEDY = "upstream has changed: mend the function of this name in dlrm_mtl/embed
 
 
 def examine(rank: int) -> dict[str, Any]:
-    """What the functions of compat find in a sharded model with replicated and split tables."""
+    """The functions of compat on a sharded model with replicated and split tables."""
     import torch
 
     from dlrm_mtl.embeddings.torchrec import compat

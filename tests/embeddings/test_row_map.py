@@ -30,7 +30,7 @@ def mixed(value: int) -> int:
 
 @dataclass
 class Entry:
-    """What is known of an id that has a row."""
+    """State of an id that has a row."""
 
     row: int
     last_used: int

@@ -1,4 +1,4 @@
-"""Writes the golden files anew: ``python -m tests.golden.record [NAME...]``.
+"""Rewrites the golden files: ``python -m tests.golden.record [NAME...]``.
 
 Only for a change that is meant to change results; say so in its commit. Arithmetic is held to what every x86-64 processor
 gives alike: no vector instructions in PyTorch, the compatible mode of MKL, one thread.
@@ -55,7 +55,7 @@ def resume(folder: Path) -> None:
 
 
 def repeat(folder: Path) -> None:
-    """Train everything anew, and go on with the old run from its first checkpoint, below ``folder``; in held arithmetic."""
+    """Train all runs, and continue the old one from its first checkpoint, below ``folder``; in held arithmetic."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.golden.record", "--repeat", folder],
         env=ENVIRONMENT,

@@ -1,6 +1,6 @@
 """Losses and checkpoints of the past: what training computes does not change when the code does.
 
-``tests/golden/record.py`` wrote the files, and says when they may be written anew.
+``tests/golden/record.py`` wrote the files, and says when they may be rewritten.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_against_literal_loops(features: dict[str, Any], rows: int) -> None:
 
 @pytest.mark.parametrize("features", POOLINGS)
 def test_means_at_once_are_the_same_bits(features: dict[str, Any]) -> None:
-    """What a GPU does, beside the division feature by feature that the literal loops confirm."""
+    """The form for GPUs, compared with the division feature by feature that the literal loops confirm."""
     content = {"embeddings": {"dim": 4, "features": features, "tables": {"user": {"pooling": "sum"}}}}
     model = on_cpu(build_ranking_model(ModelConfig.model_validate(content), inputs()))
     b = batch(8, seed=3)
@@ -73,7 +73,7 @@ def test_means_at_once_are_the_same_bits(features: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("features", POOLINGS)
 def test_local_tables_give_the_same_bits(features: dict[str, Any]) -> None:
-    """What serving looks up without TorchRec is what TorchRec looks up."""
+    """Lookups in serving, without TorchRec, equal TorchRec's."""
     config = ModelConfig.model_validate({"embeddings": {"dim": 8, "features": features}})
     theirs = on_cpu(build_ranking_model(config, inputs()))
     weights = {name: table(theirs, name).detach() for name in ("user", "item")}

@@ -551,7 +551,7 @@ def test_warning_only_where_nothing_can_be_clipped() -> None:
 
 
 class TestDefectsOfOtherPorts:
-    """What the public PyTorch port does wrong, one test each; the numbers are those of docs/clippy.md."""
+    """Errors of the public PyTorch port, one test each; the numbers are those of docs/clippy.md."""
 
     def test_1_sparse_gradients_are_clipped(self) -> None:
         parameter = nn.Parameter(torch.full((3, 1), 0.001))

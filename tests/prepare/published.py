@@ -1,4 +1,4 @@
-"""What tests of the adapters of published data sets share: where real rows are, whole splits, equality of folders."""
+"""Helpers for the adapters of published data sets: places of real rows, whole splits, equality of folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What preparation out of core rests on: the workspace, the stream and the writer."""
+"""Parts of out-of-core preparation: the workspace, the stream and the writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic data: what truth.json states is so, whoever computes it."""
+"""Synthetic data: independent computations confirm the values in truth.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every page must be."""
+"""Checks that every page must pass."""
 
 from __future__ import annotations
 

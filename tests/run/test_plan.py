@@ -24,7 +24,7 @@ ROWS = 4000
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose tables are large enough to be told from rounding."""
+    """A run whose tables are much larger than rounding errors of the figures."""
     folder = synthetic.write_dataset(tmp_path_factory.mktemp("data"), rows=400)
     for name in ("user", "item", "tags"):
         spec = (folder / "dataset.yaml").read_text()

@@ -32,7 +32,7 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dlrm_mtl.Run
 
 @pytest.fixture(scope="module")
 def predicted(run: dlrm_mtl.Run, dataset: Path) -> pa.Table:
-    """What the files must hold, by other code: the API's table, which is written nowhere."""
+    """Expected content of the files, by other code: the API's table, which is not written."""
     table = run.predict(dataset / "test", carry=["row"], batch_size=37)
     assert table is not None
     return table

@@ -1,4 +1,4 @@
-"""What a resumed run may change, and what is refused by name: settings, data, and a run that is finished."""
+"""Changes that a resumed run allows, and those refused by name: settings, data, and a finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run, read by TensorBoard's own code."""
+"""A run in TensorBoard, read by TensorBoard's own code."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_hyperparameters_stand_beside_the_metrics_of_their_run(runs: Path) -> No
 
 
 class Backend:
-    """What the plugin's code asks of TensorBoard."""
+    """The interface of TensorBoard that the plugin's code needs."""
 
     def __init__(self, data_provider: MultiplexerDataProvider) -> None:
         self.data_provider = data_provider

@@ -236,7 +236,7 @@ def test_rows_are_appended_on_request(home: Path, tmp_path: Path) -> None:
 
 
 def test_vocabularies_that_were_written_over(home: Path, tmp_path: Path) -> None:
-    """A data set prepared anew in its folder is told from that of the old run, whose file may be named."""
+    """A data set prepared again in its folder is distinguished from that of the old run, whose file may be named."""
     data = shutil.copytree(home / "data", tmp_path / "data")
     train(write_config(tmp_path / "old.yaml", data), tmp_path / "old")
     shutil.copy(data / "vocabularies.parquet", tmp_path / "kept.parquet")

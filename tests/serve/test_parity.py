@@ -1,4 +1,4 @@
-"""What was evaluated is what is served: every model of configs/ scores as `dlrm-mtl predict` does, bit for bit."""
+"""The served model is the evaluated one: every model of configs/ scores like `dlrm-mtl predict`, bit for bit."""
 
 from __future__ import annotations
 

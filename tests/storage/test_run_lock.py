@@ -1,4 +1,4 @@
-"""One writer for a run's folder: a second one is told who the first is, and what a dead one left is taken over."""
+"""One writer for a run's folder: the refusal of a second one names the first, and a dead one's lock is taken over."""
 
 from __future__ import annotations
 

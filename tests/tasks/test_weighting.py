@@ -133,7 +133,7 @@ def test_dynamic_weights_go_on_from_their_state() -> None:
 
 
 def gradients(rank: int) -> tuple[list[float], list[float]]:
-    """What averaging over processes makes of the log variances' gradient, and the dynamic weights."""
+    """The log variances' gradient averaged over processes, and the dynamic weights."""
     import torch.distributed as dist
 
     from dlrm_mtl.tasks.config import TaskConfig

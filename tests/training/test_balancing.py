@@ -247,7 +247,7 @@ def test_methods_change_something(expected: dict[str, tuple[Any, Any]]) -> None:
 
 
 def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> dict[str, bool]:
-    """Whether two steps, a checkpoint and two more in another model give the bits of four steps in one go."""
+    """True if two steps, a checkpoint and two more in another model give the bits of four steps in one go."""
     import torch.distributed as dist
 
     from dlrm_mtl.checkpoint.checkpoints import Checkpoints

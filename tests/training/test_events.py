@@ -1,4 +1,4 @@
-"""What a run tells its listeners, on one process and on several; the trace of a few steps."""
+"""Events that listeners of a run receive, on one process and on several; the trace of a few steps."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_a_listener_raises_ends_the_run_and_every_listener_hears_of_the_end
 
 
 def skipped(rank: int, data: Path) -> list[Any]:
-    """Train with learning rates that spoil the model; what is told of the steps that are skipped."""
+    """Train with learning rates that spoil the model; return the events of the skipped steps."""
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.errors import UserError
     from dlrm_mtl.run.train import run_training

@@ -137,7 +137,7 @@ def test_losses_do_not_depend_on_processes_or_plan(dataset: Path, tmp_path: Path
 
 
 def mistakes(rank: int, folder: Path) -> list[str]:
-    """What is said of plans that cannot hold the table of a flattened feature, and of other mistakes of a model."""
+    """Error messages for plans that cannot hold the table of a flattened feature, and for other mistakes of a model."""
     import torch
     import torch.distributed as dist
 

@@ -25,7 +25,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 def sentence(folder: Path, tmp_path: Path, negatives: dict[str, Any], **changes: Any) -> str:
-    """What `dlrm-mtl config check` says of a run with these ``negatives``."""
+    """Output of `dlrm-mtl config check` for a run with these ``negatives``."""
     data = {"path": str(folder), "negatives": {"item": "item", **negatives}, **changes.pop("data", {})}
     content = {"name": "shop", "tasks": [{"name": "click"}], **changes, "data": data}
     place = commands.write_config(tmp_path / "run.yaml", content)

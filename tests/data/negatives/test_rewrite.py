@@ -39,7 +39,7 @@ def rows_of(batches: list[Batch]) -> list[dict[str, Any]]:
 
 
 def draws(row: dict[str, Any]) -> bool:
-    """Whether a row has a positive binary label that counts."""
+    """True if a row has a positive binary label that counts."""
     return any(row["labels"][column] > 0 and row["weights"][column] > 0 for column in BINARY)
 
 

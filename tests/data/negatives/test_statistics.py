@@ -1,4 +1,4 @@
-"""What negatives are drawn from, beside plain Python, whole and in shares."""
+"""Statistics for negatives, compared with plain Python, whole and in shares."""
 
 from __future__ import annotations
 

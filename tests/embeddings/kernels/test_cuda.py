@@ -455,7 +455,7 @@ def sorted_for_wider_tables(device: str) -> None:
 
 @check()
 def views_that_begin_anywhere(device: str) -> None:
-    """Compiled kernels expect what begins at 16 bytes, but for those views they are compiled anew."""
+    """Compiled kernels expect data aligned to 16 bytes; for unaligned views they are compiled again."""
     from dlrm_mtl.embeddings.kernels import cuda
 
     torch.manual_seed(10)

@@ -81,7 +81,7 @@ def shop(tmp_path: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
 
 
 def reference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """What becomes of the newer rows, by pandas; and the number of values that are unknown."""
+    """Expected output of the newer rows, by pandas; and the number of unknown values."""
     training = pd.concat([old["item"].dropna().astype(str), old["seen"].str.split().str[-2:].explode().dropna()])
     counts = training.value_counts().rename_axis("value").reset_index(name="count")
     counts = counts[counts["count"] >= 2].sort_values(["count", "value"], ascending=[False, True], ignore_index=True)

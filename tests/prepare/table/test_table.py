@@ -36,7 +36,7 @@ def numbered(counts: Counter[str], min_count: int = 1) -> dict[str, int]:
 
 
 def expected(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What becomes of every row, by the meaning of DESCRIPTION."""
+    """Expected output of every row, by the meaning of DESCRIPTION."""
     training = [row for position, row in enumerate(entries) if in_training(position)]
     products = Counter(row["product"] for row in training if row["product"])
     products += Counter(value for row in training for value in row["seen"].split()[-2:])
