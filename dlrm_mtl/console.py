@@ -32,13 +32,29 @@ LIVE_SECONDS = 0.5
 """Seconds between overwritten lines."""
 
 
+def is_terminal() -> bool:
+    """Whether a user sees the output in a terminal.
+
+    With ``srun --unbuffered``, which torchx sets, a Slurm job writes to a pseudo-terminal, but its output goes to a file.
+    """
+    unbuffered = "SLURM_STEP_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ
+    return sys.stdout.isatty() and not unbuffered
+
+
 def console() -> Console:
     """The console for all output; without a terminal it is wide enough for every table.
 
     Brackets and colons in texts are shown literally: names of tasks and features are data, not markup.
     """
-    terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else 140, highlight=False, soft_wrap=not terminal, markup=False, emoji=False)
+    terminal = is_terminal()
+    return Console(
+        width=None if terminal else 140,
+        force_terminal=terminal,
+        highlight=False,
+        soft_wrap=not terminal,
+        markup=False,
+        emoji=False,
+    )
 
 
 _bars: list[Bar] = []
@@ -71,7 +87,7 @@ class Bar:
         self._next = self._start + (LINE_SECONDS if brief else 0.0)
         self._live: Progress | None = None
         self._width = 0
-        if shown and sys.stdout.isatty():
+        if shown and is_terminal():
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(20),

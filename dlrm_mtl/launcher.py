@@ -5,7 +5,8 @@
 A worker that exits with code 2 has told the user what to correct: the workers are not restarted and the job ends with code 2
 and no further report. A signal goes on to the workers, which have --shutdown_timeout seconds (30) to save and leave; the job
 then ends with 128 + the signal's number. A second signal kills them. ``OMP_NUM_THREADS`` defaults to the cores per worker.
-Every attempt gets a store of its own, so that restarted workers find each other.
+Every attempt gets a store of its own, so that restarted workers find each other. With several hosts, ``--node_rank`` decides
+which one has the first ranks, also where hosts find one another by c10d.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed import run
@@ -21,6 +23,11 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    _NodeDesc,
+    _NodeDescGenerator,
+)
 from torch.distributed.launcher import api
 
 from dlrm_mtl.core.errors import EXIT_CODE
@@ -47,6 +54,30 @@ class Agent(LocalElasticAgent):
             raise
 
 
+@dataclass(frozen=True)
+class _Host(_NodeDesc):
+    """A host in the rendezvous, which gives out ranks in the order of sorted hosts: by place, then as torch sorts them."""
+
+    place: int
+
+    def __lt__(self, other: _NodeDesc) -> bool:
+        if not isinstance(other, _Host):
+            return NotImplemented
+        return (self.place, self.addr, self.pid, self.local_id) < (other.place, other.addr, other.pid, other.local_id)
+
+
+class _HostGenerator(_NodeDescGenerator):
+    """Generator of descriptions of this host, with its place among all hosts."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place = place
+
+    def generate(self, local_addr: str | None = None) -> _Host:
+        host = super().generate(local_addr)
+        return _Host(host.addr, host.pid, host.local_id, self.place)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run ``torchrun`` with ``argv`` and return the exit code."""
     arguments = run.parse_args(argv)
@@ -61,6 +92,11 @@ def main(argv: list[str] | None = None) -> int:
             logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     if not os.environ.get("TORCHX_JOB_ID", "").startswith("local"):
         os.environ.pop("DLRM_MTL_LIVE", None)  # the terminal of the launch is elsewhere
+    if os.environ.get("TORCHX_JOB_ID", "").startswith("slurm"):
+        os.environ.pop("SLURM_PTY_PORT", None)  # of a shell in `srun --pty` from which the job was submitted
+    if arguments.rdzv_backend != "static":
+        DynamicRendezvousHandler._node_desc_generator = _HostGenerator(arguments.node_rank)
+        arguments.node_rank = 0  # torchrun would warn that it ignores it
     api.LocalElasticAgent = Agent  # type: ignore[misc]  # launch_agent() takes no other class
     try:
         run.run(arguments)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -109,6 +110,37 @@ def test_threads_are_shared_out_unless_the_user_set_them(tmp_path: Path, env: di
     job = start(tmp_path, "threads", **env)
     out, err = job.communicate(timeout=120)
     assert (job.returncode, out, err) == (0, f"threads {expected}\n" * 2, "")
+
+
+def test_node_rank_decides_which_host_has_the_first_ranks(tmp_path: Path) -> None:
+    """Without it, hosts are sorted by their names and the numbers of their processes, here in the order of their starts."""
+    script = tmp_path / "worker.py"
+    script.write_text("import os, sys\nos.write(1, os.environ['RANK'].encode())\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = [
+        "--nnodes",
+        "2",
+        "--nproc_per_node",
+        "1",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        f"localhost:{port}",
+    ]
+    hosts = {
+        place: subprocess.Popen(
+            [sys.executable, "-m", "dlrm_mtl.launcher", *meeting, "--node_rank", str(place), str(script)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in (1, 0)
+    }
+    said = {place: host.communicate(timeout=120) for place, host in hosts.items()}
+    assert said == {0: ("0", ""), 1: ("1", "")}
 
 
 ORPHAN = """

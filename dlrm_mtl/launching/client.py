@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 import torchx.specs as specs
-from torchx.schedulers import local_scheduler
+from torchx.schedulers import local_scheduler, slurm_scheduler
 
 from dlrm_mtl.core.errors import EXIT_CODE
 
@@ -28,13 +29,17 @@ def refuse(sentence: str) -> NoReturn:
     raise SystemExit(EXIT_CODE)
 
 
-def explain_errors() -> None:
-    """Show the client's later errors in a sentence, where one is known, and pass its signals on to jobs on this machine."""
+def explain_errors(role: str) -> None:
+    """Show the client's later errors in a sentence, where one is known, and pass its signals on to jobs on this machine.
+
+    Args:
+        role: name of the job's role, of which files of output are named.
+    """
     client = logging.getLogger("torchx.cli.cmd_run")
     if not any(isinstance(each, _Reports) for each in client.filters):
         client.addFilter(_Reports())
     warnings.filterwarnings("ignore", message="failed to load kube config")  # the error that follows says so
-    sys.excepthook = _show
+    sys.excepthook = functools.partial(_show, role)
     # Set only while jobs run on this machine. It ends them at once and shows nothing of what they still have to say.
     if signal.getsignal(signal.SIGINT) is local_scheduler._terminate_process_handler:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -70,8 +75,8 @@ def _exit_code(status: specs.AppStatus) -> int | None:
         return None
 
 
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sentence = explain(error)
+def _show(role: str, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sentence = _how_to_follow(error, role) if _program(error) == "sacct" else explain(error)
     if sentence is None:
         sys.__excepthook__(kind, error, trace)
         return
@@ -97,8 +102,6 @@ def explain(error: BaseException) -> str | None:
             f"{PROGRAMS[program]}: there is no {program} on this machine; call torchx on a login node of the cluster, or use "
             "-s local_cwd for this machine."
         )
-    if program == "sacct":
-        return "Slurm: the job is submitted, but sacct cannot tell its state, as without accounting; squeue can."
     if program in PROGRAMS:
         return f"{PROGRAMS[program]}: {program} refused the job; what it said stands above."
     if isinstance(error, AssertionError) and "requires memMB" in text:
@@ -129,6 +132,16 @@ def explain(error: BaseException) -> str | None:
             "scheduler."
         )
     return None
+
+
+def _how_to_follow(error: BaseException, role: str) -> str:
+    """Advice on a submitted Slurm job whose state torchx's client cannot learn, as without accounting."""
+    job = error.cmd[-1] if isinstance(error, subprocess.CalledProcessError) else "JOBID"
+    folder = slurm_scheduler._get_job_dirs().get(job, os.getcwd())
+    return (
+        f"Slurm: job {job} is submitted. Without accounting torchx cannot tell its state: squeue -j {job} can, scancel {job} "
+        f"ends it, and its output is in {folder}/slurm-{job}-{role}-0.out."
+    )
 
 
 def _first_line(error: BaseException) -> str:

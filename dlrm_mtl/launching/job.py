@@ -47,7 +47,7 @@ def job(
         mounts: volumes for containers.
         rdzv_port: port on the first host where hosts find one another.
     """
-    explain_errors()
+    explain_errors(name)
     try:
         min_nodes, max_nodes, processes, nodes = dist.parse_nnodes(j)
     except ValueError:
@@ -63,10 +63,11 @@ def job(
 
     # Evaluated by bash on the host: the first host's name is known only there. One host picks a free port by itself.
     endpoint = "localhost:0" if max_nodes == 1 else f'"$${{{specs.macros.rank0_env}:=localhost}}:{rdzv_port}"'
+    place = "" if max_nodes == 1 else f" --node_rank {specs.macros.replica_id}"  # so that the first host has rank 0
     start = (
         # exec, so that the scheduler's signals reach Python.
         'exec "$${DLRM_MTL_PYTHON:-python}" -m dlrm_mtl.launcher'
-        f" --nnodes {nodes} --nproc_per_node {processes} --rdzv_backend c10d --rdzv_endpoint {endpoint}"
+        f" --nnodes {nodes} --nproc_per_node {processes}{place} --rdzv_backend c10d --rdzv_endpoint {endpoint}"
         f" --rdzv_id {specs.macros.app_id}" + (f" --max_restarts {max_restarts}" if max_restarts else "")
     )
     quoted = shlex.join(["-m", "dlrm_mtl", *command]).replace("$", "$$")

@@ -121,14 +121,14 @@ def options() -> set[str]:
     }
     for path in [*(ROOT / "studies").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
         found |= set(re.findall(r'"(--[a-z-]+)"', path.read_text()))
-    return found | {"--workspace", "--dryrun", "--no-deps"}
+    return found | {"--workspace", "--dryrun", "--wait", "--log", "--no-deps"}
 
 
 ELSEWHERE = {
     # of PyTorch, TorchRec, TensorFlow Recommenders, pandas, Python, Slurm and torchx
     *("torch", "torchrec", "utils", "GradScaler", "TrainPipelineBase", "fused_optimizer", "KeyedTensor", "init_fn"),
     *("ManagedCollisionEmbeddingBagCollection", "use_standard_accumulator_update", "to_parquet", "gbk"),
-    *("sacct", "torchxconfig"),
+    *("sacct", "torchxconfig", "KillWait", "GraceTime", "SlurmdTimeout", "BeginTime"),
     # of published data sets
     *("AliExpress_NL", "day_23", "sample_skeleton_train", "common_features_train", "field_101", "field_205"),
     # placeholders and examples

@@ -234,13 +234,16 @@ def test_a_scheduler_that_cannot_be_reached_is_one_sentence(
 
 @pytest.mark.parametrize(("options", "code"), [((), 0), (("--wait",), 2)])
 def test_slurm_without_accounting_has_the_job_nevertheless(folder: Path, options: tuple[str, ...], code: int) -> None:
-    for name, script in (("sbatch", "echo 17"), ("sacct", "exit 1")):
+    for name, script in (("sinfo", "exit 1"), ("sbatch", "echo 17"), ("sacct", "exit 1")):
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
     arguments = (*options, "-s", "slurm", COMPONENT, "--config", "config.yaml")
     done, out, err = run(folder, *arguments, path=f"{folder}:/usr/bin:/bin")
     assert (done, out) == (code, "slurm://torchx/17\n")
-    assert err == ["Slurm: the job is submitted, but sacct cannot tell its state, as without accounting; squeue can."]
+    assert err == [
+        "Slurm: job 17 is submitted. Without accounting torchx cannot tell its state: squeue -j 17 can, scancel 17 ends it, "
+        f"and its output is in {folder}/slurm-17-train-0.out."
+    ]
 
 
 def test_a_defect_keeps_its_traceback(folder: Path) -> None:
@@ -278,12 +281,14 @@ def test_dry_run_for_slurm(folder: Path) -> None:
     assert "--partition=gpu" in script
     assert "--mem" not in script
     assert "--cpus-per-task" not in script
-    command = (
-        """bash -c 'exec "${DLRM_MTL_PYTHON:-python}" -m dlrm_mtl.launcher --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d """
-        """--rdzv_endpoint "${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500" --rdzv_id '"$SLURM_JOB_ID"' --max_restarts 2 """
-        """-m dlrm_mtl train config.yaml --output '"'"'/shared/my runs'"'"''"""
-    )
-    assert script.count(command) == 2
+    for host in range(2):
+        command = (
+            f"""bash -c 'exec "${{DLRM_MTL_PYTHON:-python}}" -m dlrm_mtl.launcher --nnodes 2 --nproc_per_node 8 """
+            f"""--node_rank {host} --rdzv_backend c10d """
+            """--rdzv_endpoint "${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500" --rdzv_id '"$SLURM_JOB_ID"' """
+            """--max_restarts 2 -m dlrm_mtl train config.yaml --output '"'"'/shared/my runs'"'"''"""
+        )
+        assert script.count(command) == 1
 
 
 def test_dry_run_for_kubernetes(folder: Path) -> None:
