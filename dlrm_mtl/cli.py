@@ -183,7 +183,13 @@ def train(
 @app.command()
 def evaluate(
     run: RunPath,
-    split: Annotated[str, typer.Option(help="The split of the data set to evaluate on.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="The split of the data set to evaluate on. Default: test; with --watch: validation.",
+            show_default=False,
+        ),
+    ] = None,
     input: Annotated[
         str | None,
         typer.Option(
@@ -192,11 +198,43 @@ def evaluate(
     ] = None,
     checkpoint: CheckpointName = None,
     overrides: Overrides = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Evaluate every checkpoint as it appears, oldest first, until the run has ended."),
+    ] = False,
+    every: Annotated[
+        float,
+        typer.Option(min=0.1, max=300, metavar="SECONDS", help="With --watch: seconds between looks at the folder."),
+    ] = 30.0,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="With --watch: file to which a line of JSON is appended for each checkpoint; what it holds already is not "
+            "evaluated again. Default: print the lines."
+        ),
+    ] = None,
 ) -> None:
-    """Evaluate a trained run on a split of its data set, or on other files."""
+    """Evaluate a trained run on a split of its data set, or on other files; with --watch, while it is being trained."""
     from dlrm_mtl.run.predict import evaluate_run
 
-    evaluate_run(run, split, checkpoint, overrides, source=input)
+    if not watch:
+        if output is not None:
+            raise UserError(f"--output {output}: goes with --watch; a single evaluation is only shown.")
+        evaluate_run(run, split or "test", checkpoint, overrides, source=input)
+        return
+    if checkpoint is not None:
+        raise UserError(
+            f"--checkpoint {checkpoint}: does not go with --watch, which evaluates all; leave one of them out."
+        )
+    from dlrm_mtl.run.watch import watch_run
+    from dlrm_mtl.training.interruption import Interrupted
+
+    try:
+        watch_run(run, split or "validation", every, output, overrides, input)
+    except Interrupted as stopped:
+        if _speaks():
+            print(f"{stopped}; go on with the same command", flush=True)
+        raise SystemExit(128 + stopped.number) from None
 
 
 @app.command()

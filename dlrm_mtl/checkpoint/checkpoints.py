@@ -193,7 +193,7 @@ class Checkpoints:
         """
         self.finish()
         first_process_only(self.guard)
-        run = first_process_only(lambda: self._identity() or self._run or uuid.uuid4().hex)
+        run = first_process_only(lambda: self.identity() or self._run or uuid.uuid4().hex)
         name = step_name(state.step)
         parts = [] if name in self._whole else own_parts(flatten(content.tensors()), dist.get_rank())
         self._state = copy.deepcopy(state)
@@ -276,7 +276,7 @@ class Checkpoints:
         yield work(lambda: self._settle(state), only_first=True)
 
     def _begin(self, folder: str, run: str, files: dict[str, list[TensorPart]]) -> Need:
-        if dist.get_rank() == 0 and self._identity() is None:
+        if dist.get_rank() == 0 and self.identity() is None:
             self.store.write(IDENTITY_FILE, json.dumps({"run": run}))
         room = self.store.begin_folder(folder)
         return Need(self.store.host(), sum(map(size_of, files.values())), len(files), room)
@@ -287,7 +287,8 @@ class Checkpoints:
         text = json.dumps({"format": 1, **state.as_dict()}, indent=1) if format == 1 else state_text(state, run, index)
         self.store.write(f"{folder}/{STATE_FILE}", text)
 
-    def _identity(self) -> str | None:
+    def identity(self) -> str | None:
+        """Identity of the run; None before its first checkpoint, and in earlier versions. For one process."""
         content = self.store.read(IDENTITY_FILE)
         if content is None:
             return None
@@ -404,7 +405,7 @@ class Checkpoints:
         if state is None:
             raise UserError(f"{self.place}/{name}/{STATE_FILE}: is missing; {REMEDY}.")
         file = METADATA_FILE if parse_state_text(state, f"{self.place}/{name}/{STATE_FILE}")[0] == 1 else INDEX_FILE
-        return state, self.store.read(f"{folder}/{file}"), self._identity(), self.store.files(folder)
+        return state, self.store.read(f"{folder}/{file}"), self.identity(), self.store.files(folder)
 
     def _parse(
         self, name: str, state_bytes: bytes, index_bytes: bytes | None, identity: str | None, sizes: dict[str, int]

@@ -6,6 +6,7 @@ run's folder itself, or a staging folder of each host, whose content is publishe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -176,10 +177,13 @@ class LocalStore(RunStore):
         super().__init__(str(path), path)
 
     def files(self, folder: str) -> dict[str, int]:
-        root = self.local / folder
-        return {
-            path.relative_to(self.local).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()
-        }
+        sizes = {}
+        for root, _, names in os.walk(self.local / folder):
+            for path in (Path(root, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):  # removed since, by the job that writes here
+                    if path.is_file():
+                        sizes[path.relative_to(self.local).as_posix()] = path.stat().st_size
+        return sizes
 
     def names(self, folder: str) -> list[str]:
         root = self.local / folder
