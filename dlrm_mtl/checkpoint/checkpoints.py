@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import re
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from dlrm_mtl.checkpoint.copies import HostCopies
 from dlrm_mtl.checkpoint.format import INDEX_FILE, Index, parse_index, parse_state_text, sha256, state_text
 from dlrm_mtl.checkpoint.format_1 import METADATA_FILE, OldReader, read_metadata
 from dlrm_mtl.checkpoint.reader import Reader, targets
@@ -33,6 +35,9 @@ IDENTITY_FILE = f"{CHECKPOINTS}/run.json"
 """File that identifies the run; a checkpoint of another run is refused."""
 STEP_NAME = re.compile(r"step_\d{8,}")
 """Pattern of the name of a checkpoint and of its folder."""
+
+THREADS = 4
+"""Threads of a process that write while training waits."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +90,9 @@ class Checkpoints:
         self.place = f"{store.place}/{CHECKPOINTS}"
         self._whole: set[str] = set()
         self._run = ""
+        self.host = socket.gethostname()
+        self._copies = HostCopies()
+        self._copies_fit = True
         self._save: Save | None = None
         self._state: RunState | None = None
 
@@ -183,7 +191,8 @@ class Checkpoints:
         Args:
             content: holder of the tensors.
             state: state of the run; a copy is written.
-            background: return as soon as the tensors are copied; :meth:`poll` goes on, :meth:`finish` waits.
+            background: return as soon as the tensors are copied, if the copies fit into the memory; :meth:`poll` goes on,
+                :meth:`finish` waits.
 
         Returns:
             The state that was written; None while it is written in the background.
@@ -196,8 +205,18 @@ class Checkpoints:
         run = first_process_only(lambda: self.identity() or self._run or uuid.uuid4().hex)
         name = step_name(state.step)
         parts = [] if name in self._whole else own_parts(flatten(content.tensors()), dist.get_rank())
+        if background and not self._copies.fit(parts, self.host):
+            background = False
+            if dist.get_rank() == 0 and self._copies_fit:
+                logger.info(
+                    "%s: training waits for checkpoints, as copies of the tensors need too much memory", self.place
+                )
+            self._copies_fit = False
+        if background:
+            parts = self._copies.take(parts)
         self._state = copy.deepcopy(state)
-        self._save = Save(self._works(name, files_of(parts, dist.get_rank()), run, self._state), background)
+        threads = 1 if background else THREADS  # the cores are training's
+        self._save = Save(self._works(name, files_of(parts, dist.get_rank()), run, self._state, threads), background)
         return None if background else self.finish()
 
     def poll(self) -> RunState | None:
@@ -237,7 +256,7 @@ class Checkpoints:
             self._save = None
         return done
 
-    def _works(self, name: str, files: dict[str, list[TensorPart]], run: str, state: RunState) -> Works:
+    def _works(self, name: str, files: dict[str, list[TensorPart]], run: str, state: RunState, threads: int) -> Works:
         """The works of a save, see :class:`~dlrm_mtl.checkpoint.save.Save`."""
         folder, place, first = f"{CHECKPOINTS}/{name}", f"{self.place}/{name}", dist.get_rank() == 0
 
@@ -258,7 +277,7 @@ class Checkpoints:
             needs = yield work(lambda: self._begin(folder, run, files))
             check_room(needs, place)
             path = self.store.temporary(folder)
-            index = join_indices((yield work(lambda: write_files(path, files, run, state.step))), place)
+            index = join_indices((yield work(lambda: write_files(path, files, run, state.step, threads))), place)
             text = index.model_dump_json()
 
             def upload() -> dict[str, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dlrm_mtl.checkpoint.format import BLOCK, DTYPES, Chunk, Index, block_sums, blocks, sha256
 from dlrm_mtl.checkpoint.state import REMEDY
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.storage.run_store import PIECE, Range, RunStore
+from dlrm_mtl.storage.run_store import Range, RunStore
 
 Box = tuple[tuple[int, int], ...]
 """First and last-plus-one coordinate in every dimension."""
@@ -122,7 +122,7 @@ class Reader:
                 raise UserError(f"{self._place('index.json')}: does not hold all of {name}; {REMEDY}.")
         everything = [(name, chunk) for name, tensor in self.index.tensors.items() for chunk in tensor.chunks]
         self._read_sums(everything)
-        step = max(1, PIECE // BLOCK) * BLOCK
+        step = max(1, self.store.piece // BLOCK) * BLOCK
         self.store.read_ranges(
             Range(self._name(chunk.file), start, min(start + step, chunk.stop), self._checking(name, chunk, start))
             for name, chunk in everything
@@ -160,7 +160,7 @@ class Reader:
         row = math.prod(shape[1:]) * dtype.itemsize
         first, last = part.box[0] if part.box else (0, 1)
         offset = chunk.offset or (0,)
-        step = max(1, PIECE // row)
+        step = max(1, self.store.piece // row)
         for begin in range(first, last, step):
             end = min(begin + step, last)
             start = (begin - offset[0]) * row // BLOCK * BLOCK
@@ -172,7 +172,7 @@ class Reader:
             ) -> None:
                 check(content)
                 at = (begin - offset[0]) * row - start
-                numbers = torch.frombuffer(bytearray(content[at : at + (end - begin) * row]), dtype=dtype)
+                numbers = torch.frombuffer(content[at : at + (end - begin) * row], dtype=dtype)
                 if not chunk.shape:
                     part.target.tensor.detach().copy_(numbers[0])
                     return

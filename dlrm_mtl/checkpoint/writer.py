@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ def size_of(parts: list[TensorPart]) -> int:
     return sum(part.tensor.nbytes + 4 * blocks(part.tensor.nbytes) + PART_BYTES for part in parts)
 
 
-def write_files(folder: Path, files: dict[str, list[TensorPart]], run: str, step: int) -> Index:
+def write_files(folder: Path, files: dict[str, list[TensorPart]], run: str, step: int, threads: int) -> Index:
     """Write files of this process.
 
     Args:
@@ -112,6 +114,7 @@ def write_files(folder: Path, files: dict[str, list[TensorPart]], run: str, step
         files: parts by the name of the file.
         run: identity of the run.
         step: step of the checkpoint.
+        threads: number of threads that sum and write pieces.
 
     Returns:
         The index of these files.
@@ -121,7 +124,7 @@ def write_files(folder: Path, files: dict[str, list[TensorPart]], run: str, step
     """
     index = Index(format=FORMAT, run=run, step=step, files={}, tensors={})
     for name, parts in files.items():
-        _write_file(folder / name, parts, index)
+        _write_file(folder / name, parts, index, threads)
     sync_folder(folder)
     return index
 
@@ -138,7 +141,7 @@ def join_indices(indices: list[Index], place: str) -> Index:
     return whole
 
 
-def _write_file(path: Path, parts: list[TensorPart], index: Index) -> None:
+def _write_file(path: Path, parts: list[TensorPart], index: Index, threads: int) -> None:
     """Write one file, and add it and its chunks to ``index``."""
     entries: dict[str, tuple[str, Any, int]] = {}
     for part in parts:
@@ -150,10 +153,10 @@ def _write_file(path: Path, parts: list[TensorPart], index: Index) -> None:
     sums_at = at + sum(part.tensor.nbytes for part in parts)
     size = sums_at + 4 * total
     sums: list[bytes] = []
-    with open(path, "wb", buffering=0) as file:
-        _write_all(file, head)
+    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
+        _write_at(file, head, 0)
         for part in parts:
-            own = b"".join(_write_pieces(file, part.tensor))
+            own = _write_pieces(file, part.tensor, at, pool)
             shape = tuple(part.tensor.shape)
             chunk = Chunk(
                 file=path.name,
@@ -169,23 +172,26 @@ def _write_file(path: Path, parts: list[TensorPart], index: Index) -> None:
             stored.chunks.append(chunk)
             sums.append(own)
             at, sums_at = chunk.stop, sums_at + len(own)
-        _write_all(file, b"".join(sums))
+        _write_at(file, b"".join(sums), at)
         os.fsync(file.fileno())
     index.files[path.name] = StoredFile(size=size, header=len(head), sha256=sha256(head))
 
 
-def _write_pieces(file: Any, tensor: Tensor) -> list[bytes]:
-    """Write the bytes of ``tensor`` row by row, and return the checksums of their blocks; copies at most one piece."""
+def _write_pieces(file: FileIO, tensor: Tensor, at: int, pool: ThreadPoolExecutor) -> bytes:
+    """Write the bytes of ``tensor`` from ``at`` on; a thread copies a piece at most. Returns the checksums of the blocks."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    sums = []
-    for start in range(0, flat.numel(), PIECE):
+
+    def write(start: int) -> bytes:
         piece = flat[start : start + PIECE].cpu().numpy().data
-        sums.append(block_sums(piece))
-        _write_all(file, piece)
-    return sums
+        _write_at(file, piece, at + start)
+        return block_sums(piece)
+
+    starts = range(0, flat.numel(), PIECE)
+    return b"".join(pool.map(write, starts) if len(starts) > 1 else map(write, starts))
 
 
-def _write_all(file: Any, content: bytes | memoryview) -> None:
+def _write_at(file: FileIO, content: bytes | memoryview, at: int) -> None:
     left = memoryview(content)
     while len(left):
-        left = left[file.write(left) :]
+        count = os.pwrite(file.fileno(), left, at)
+        left, at = left[count:], at + count

@@ -65,6 +65,9 @@ class TrainingConfig(Strict):
     """Steps between checkpoints; default: at every evaluation on the validation split."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Number of checkpoints kept besides the best one."""
+    async_checkpoints: bool = True
+    """Write checkpoints in the background, from copies of the tensors in the host's memory, while training goes on. Where the
+    copies would take more than half of the memory available, training waits instead."""
     on_save_error: Literal["continue", "stop"] = "continue"
     """After a checkpoint that cannot be saved, as on a full disk: train on with a warning, or stop with an error. At the end
     of a run it is always an error."""

@@ -9,6 +9,26 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 """Memory limit of a container, in version 2 and version 1 of Linux control groups."""
 
 
+_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+"""Memory in use in a container, in the same order."""
+
+
+def available_bytes() -> int:
+    """Memory in bytes that is free on the machine, or in the container if that is less, where page cache counts as used."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, ValueError, KeyError):  # no Linux
+        pass
+    for limit, used in zip(_LIMITS, _USED, strict=True):
+        try:
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):
+            continue
+    return free
+
+
 def memory_bytes() -> int:
     """Memory of the machine in bytes, or the container's limit if that is lower."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.on_save_error",
+    "training.async_checkpoints",
     "training.max_skipped_steps",
     "training.stop_on_divergence",
     "training.stall_timeout",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 
 from dlrm_mtl.core.errors import UserError
@@ -26,6 +28,8 @@ THREADS = 8
 """Number of parallel requests. Arrow itself uploads the parts of a large file in parallel."""
 PIECE = 16 << 20
 """Largest number of bytes of one request, unless a single range is larger."""
+LOCAL_PIECE = 2 << 20
+"""The same on this machine: small enough that what is read is still in the processor's cache when it is checked and copied."""
 GAP = 64 << 10
 """Largest gap in bytes between two ranges of one request; the gap is read and dropped to save a request."""
 GROUPS = 16 * THREADS
@@ -62,6 +66,8 @@ class RunStore(ABC):
     def __init__(self, place: str, local: Path) -> None:
         self.place = place
         self.local = local
+        self.piece = PIECE
+        """Maximum bytes of one request, unless a single range is larger."""
 
     @abstractmethod
     def files(self, folder: str) -> dict[str, int]:
@@ -165,7 +171,7 @@ class RunStore(ABC):
         Raises:
             UserError: a range cannot be read, or does not exist.
         """
-        groups = neighbours(ranges)
+        groups = neighbours(ranges, self.piece)
         for first in range(0, len(groups), GROUPS):
             self._attempts(groups[first : first + GROUPS])
 
@@ -175,6 +181,8 @@ class LocalStore(RunStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), path)
+        self.piece = min(PIECE, LOCAL_PIECE)
+        self._buffers = threading.local()
 
     def files(self, folder: str) -> dict[str, int]:
         sizes = {}
@@ -251,12 +259,12 @@ class LocalStore(RunStore):
 
     def _read_group(self, group: list[Range]) -> None:
         start, stop = group[0].start, max(each.stop for each in group)
-        buffer = bytearray(stop - start)
+        buffer = self._buffer(stop - start)
         try:
             with open(self.local / group[0].name, "rb", buffering=0) as file:
                 file.seek(start)
                 count = 0
-                while count < len(buffer) and (more := file.readinto(memoryview(buffer)[count:])):
+                while count < len(buffer) and (more := file.readinto(buffer[count:])):
                     count += more
         except OSError as error:
             raise self._unreadable(group[0].name, error) from None
@@ -265,7 +273,14 @@ class LocalStore(RunStore):
                 f"{self.place}/{group[0].name}: ends after {start + count:,} bytes, before {stop:,}; it was cut short."
             )
         for each in group:
-            each.use(memoryview(buffer)[each.start - start : each.stop - start])
+            each.use(buffer[each.start - start : each.stop - start])
+
+    def _buffer(self, size: int) -> memoryview:
+        """Memory of this thread, which is used for one group after the other: new memory costs as much as reading."""
+        found: memoryview | None = getattr(self._buffers, "memory", None)
+        if found is None or len(found) < size:
+            found = self._buffers.memory = np.empty(size, np.uint8).data
+        return found[:size]
 
     def _attempts(self, groups: list[list[Range]]) -> None:
         with ThreadPoolExecutor(min(4, len(groups))) as pool:
@@ -281,13 +296,13 @@ class LocalStore(RunStore):
         return UserError(f"{self.place}/{name}: cannot be read ({error.strerror or first_line(error)}).")
 
 
-def neighbours(ranges: Iterable[Range]) -> list[list[Range]]:
+def neighbours(ranges: Iterable[Range], piece: int) -> list[list[Range]]:
     """Groups of ranges that one request reads together."""
     groups: list[list[Range]] = []
     stop = 0
     for one in sorted(ranges, key=lambda one: (one.name, one.start)):
         group = groups[-1] if groups else None
-        if group and group[0].name == one.name and one.start - stop <= GAP and one.stop - group[0].start <= PIECE:
+        if group and group[0].name == one.name and one.start - stop <= GAP and one.stop - group[0].start <= piece:
             group.append(one)
             stop = max(stop, one.stop)
         else:

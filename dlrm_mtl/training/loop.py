@@ -113,6 +113,7 @@ class Trainer:
                     epochs, start_step = divmod(self.progress.step - self.first_step, self.steps_per_epoch)
                     self._train_epoch(self.first_epoch + epochs, start_step)
             finally:
+                self.checkpoints.abandon()  # after an error; else none is being written
                 self.tell(events.RoundEnd(self.progress.step))
 
     def _train_epoch(self, epoch: int, start_step: int) -> None:
@@ -132,11 +133,14 @@ class Trainer:
             if logged:
                 self.log(epoch, self.window.close(self.train_data.wait_seconds), report)
             if step % self.evaluate_every == 0 or last:
+                self.saver.finish(signal=bool(stop))
                 self.validate()
                 self.saver.save(last=self.finished, signal=bool(stop))
                 self.window.restart(self.train_data.wait_seconds)
             elif step % self.checkpoint_every == 0 or stop:
                 self.saver.save(signal=bool(stop))
+            else:
+                self.saver.poll()
             if stop:
                 raise self.interrupted(stop)
             if self.finished:

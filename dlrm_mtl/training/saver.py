@@ -47,7 +47,7 @@ class Saver:
         self._best = (progress.best_step, progress.best_value)
 
     def save(self, last: bool = False, signal: bool = False) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint, in the background while training goes on.
 
         Args:
             last: the run ends here: an error is raised.
@@ -56,10 +56,24 @@ class Saver:
         Raises:
             UserError: the checkpoint cannot be written, and the run is not to go on without it.
         """
-        enter_phase(f"the checkpoint of step {self.progress.step}", lasting=True)
+        self.finish(signal)
         self.tell(events.CheckpointStart(self.progress.step))
+        background = self.config.async_checkpoints and not (last or signal)
         stop = last or self.config.on_save_error == "stop"
-        self._attempt(lambda: self.checkpoints.save(self.tensors, self.progress), stop and not signal)
+        self._attempt(lambda: self.checkpoints.save(self.tensors, self.progress, background), stop and not signal)
+
+    def poll(self) -> None:
+        """Go on with a checkpoint that is written in the background, without waiting; raises as :meth:`save` does."""
+        self._attempt(self.checkpoints.poll, self.config.on_save_error == "stop")
+
+    def finish(self, signal: bool = False) -> None:
+        """Wait for a checkpoint that is written in the background. Before an evaluation: a failure changes what is the best.
+
+        Args:
+            signal: the run stops here: an error is only noted.
+        """
+        enter_phase(f"the checkpoint of step {self.progress.step}", lasting=True)
+        self._attempt(self.checkpoints.finish, self.config.on_save_error == "stop" and not signal)
 
     def _attempt(self, action: Callable[[], RunState | None], stop: bool) -> None:
         try:

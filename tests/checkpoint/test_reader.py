@@ -173,7 +173,6 @@ def test_tensors_of_all_kinds(store: RunStore, monkeypatch: pytest.MonkeyPatch) 
     }
     monkeypatch.setattr(format, "BLOCK", 256)
     monkeypatch.setattr(reader, "BLOCK", 256)
-    monkeypatch.setattr(reader, "PIECE", 1001)
     monkeypatch.setattr(run_store, "PIECE", 1001)
     monkeypatch.setattr(run_store, "GAP", 30)
     monkeypatch.setattr(writer, "PIECE", 512)

@@ -207,7 +207,7 @@ def check(home: Path, tmp_path: Path, undamaged: dict[str, object], case: Case, 
             assert output is None
         elif case.damage == "unreadable":
             path.chmod(0o644)
-        if command == "resume":
+        if command == "resume" and "checkpoints" in case.file:
             assert content(run / "checkpoints") == before, "something was changed"
         return "refused"
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def test_each_file_once_over_runs_and_kills(tmp_path: Path) -> None:
     (folder / "train" / "part-4.parquet").write_bytes(b"PAR1 and no footer yet")
     process = start("train", config, "--output", run, "--resume", processes=2, log=tmp_path / "log")
     wait_for_step(run / "metrics.jsonl", steps + 3, process)
+    while progress(run)["step"] == steps and process.poll() is None:  # its checkpoint is written in the background
+        time.sleep(0.01)
     kill_tree(process)
     process.wait()
     second = commands.run("train", config, "--output", run, "--resume")
