@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 
 import torch.distributed as dist
 
-FRAMES = 8
-"""Innermost frames of a stack that are shown."""
+FRAMES = 12
+"""Frames of a stack that are shown: the innermost three, and those above them outside of installed packages."""
 WAITING = ("torch/distributed/", "torchrec/distributed/types.py", "torchrec/distributed/dist_data.py")
 """Files in which a main thread that waits for other processes is found."""
 
@@ -118,9 +118,9 @@ class JobWatch:
         frame = sys._current_frames().get(self._main or 0)
         own = self.own
         own.beat, own.count, own.phase, own.lasting = own.beat + 1, _count, _phase, _lasting
-        own.stack = [
-            f"{entry.filename}:{entry.lineno} in {entry.name}" for entry in traceback.extract_stack(frame)[-FRAMES:]
-        ]
+        frames = traceback.extract_stack(frame)
+        shown = [entry for entry in frames[:-3] if "site-packages" not in entry.filename] + frames[-3:]
+        own.stack = [f"{entry.filename}:{entry.lineno} in {entry.name}" for entry in shown[-FRAMES:]]
         self.store.set(str(self.rank), json.dumps(asdict(own)))
 
     def _look(self) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests import commands, synthetic
 
-PATIENCE = 2
+PATIENCE = 8
 STEPS = 100_000
 
 
@@ -68,7 +68,7 @@ def test_a_stopped_process_is_named(dataset: Path, tmp_path: Path) -> None:
     assert said.startswith("error: process 1 (")
     assert "of step " in said or "reading step " in said
     assert "where process 1 stood:" in log
-    assert "dlrm_mtl/training/" in log
+    assert "dlrm_mtl/training/loop.py:" in log
     assert "Traceback" not in log
 
 
@@ -81,7 +81,7 @@ def test_the_first_process_is_looked_at_too(dataset: Path, tmp_path: Path) -> No
     code, log, _ = run_until(written(dataset, tmp_path), tmp_path, stop)
     assert code == 1
     (said,) = sentences(log)
-    assert "did not answer for 4 seconds" in said or "process 0 (" in said
+    assert f"did not answer for {2 * PATIENCE} seconds" in said or "process 0 (" in said
     assert "Traceback" not in log
 
 
@@ -122,7 +122,7 @@ def test_survivors_leave_with_one_sentence(dataset: Path, tmp_path: Path) -> Non
     def kill(workers: list[int]) -> None:
         os.kill(workers[1], signal.SIGKILL)
 
-    code, log, _ = run_until(written(dataset, tmp_path), tmp_path, kill, processes=4)
+    code, log, _ = run_until(written(dataset, tmp_path, stall_timeout=60), tmp_path, kill, processes=4)
     assert code == 1
     (said,) = sentences(log)
     assert "lost another process of the job" in said
@@ -142,7 +142,7 @@ def test_a_mistake_that_one_process_meets_is_all_that_is_said(dataset: Path, tmp
     spoilt = table["price"].to_numpy().copy()
     spoilt[300] = float("nan")
     pq.write_table(table.set_column(column, "price", pa.array(spoilt)), path, row_group_size=130)
-    done = commands.run("train", written(data, tmp_path), "--output", tmp_path / "out", processes=2)
+    done = commands.run("train", written(data, tmp_path, stall_timeout=60), "--output", tmp_path / "out", processes=2)
     assert done.returncode == 2
     assert len(sentences(done.stderr)) == 1
     assert "price" in done.stderr
@@ -164,15 +164,15 @@ def test_long_phases_of_all_processes_are_no_stall(
             every_process = True
 
             def on_checkpoint_start(self, event):
-                time.sleep(3)
+                time.sleep(13)
 
             def on_end(self, event):
                 import torch.distributed as dist
-                time.sleep(3 * (dist.get_rank() == 0))
+                time.sleep(13 * (dist.get_rank() == 0))
         """)
     )
     monkeypatch.setitem(commands.ENVIRONMENT, "PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    config = written(dataset, tmp_path, listeners=["slow"], epochs=1, max_steps=5, stall_timeout=1)
+    config = written(dataset, tmp_path, listeners=["slow"], epochs=1, max_steps=5, stall_timeout=6)
     config.write_text(config.read_text() + "plugins: [slow]\n")
     done = commands.run("train", config, "--output", tmp_path / "out", processes=2)
     assert done.returncode == 0, done.stderr
