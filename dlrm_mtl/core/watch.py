@@ -68,7 +68,7 @@ class JobWatch:
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, patience: float) -> None:
         self.store, self.rank, self.world_size, self.patience = store, rank, world_size, patience
-        self.interval = min(10.0, patience / 6)
+        self.interval = min(10.0, patience / 20)
         self.own = Status(socket.gethostname(), os.getpid())
         self._watched = [
             other for other in (range(world_size) if rank == 0 else [0] if rank == 1 else []) if other != rank
