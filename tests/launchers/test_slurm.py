@@ -180,7 +180,9 @@ def test_a_job_goes_on_elsewhere_when_a_node_dies(cluster: Cluster, shared: Path
     hold.touch()
     job = Job(cluster, shared, "crash", "--resume", "True")
     try:
-        job.wait_for_step(HELD + 2)
+        job.wait_for_step(HELD)
+        latest = job.output / "checkpoints" / "latest"  # written in the background
+        job.wait_for(lambda: latest.read_text() == f"step_{HELD:08}", "the last checkpoint before the crash")
         assert job.nodes() == list(NODES[:2])
         cluster.crash(NODES[1])
         hold.unlink()
