@@ -128,7 +128,7 @@ def _agent(arguments: list[str], processes: int, environment: dict[str, str], ou
         workers.remove(worker)
         codes.add(os.waitstatus_to_exitcode(status))
         if codes != {0}:  # the others may be about to say the same
-            signal.signal(signal.SIGALRM, lambda *_: [os.kill(other, signal.SIGTERM) for other in workers])
+            signal.signal(signal.SIGALRM, lambda *_: _end(workers))
             signal.alarm(3)
     os._exit(2 if 2 in codes else 0 if codes == {0} else 1)
 
@@ -138,6 +138,12 @@ def _give_up_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
     none = (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
+
+
+def _end(workers: set[int]) -> None:
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGTERM)
 
 
 def _main(arguments: list[str]) -> None:
