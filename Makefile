@@ -1,7 +1,7 @@
 # All paths are relative, so that a folder whose name holds a space works.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: docs help setup train test test-all lint format lock wheel clean
+.PHONY: docs help setup train test test-all chaos lint format lock wheel clean
 
 # The build that is installed already, or else the one that this machine can use.
 ifndef BUILD
@@ -27,6 +27,7 @@ help:
 	@echo "make train      train configs/kuairand_mmoe.yaml with two processes (ARGS=\"-j 1x1 --set training.epochs=1\")"
 	@echo "make test       run the tests, under 10 minutes on 2 cores (ARGS=\"-k name\")"
 	@echo "make test-all   run the slow tests, too"
+	@echo "make chaos      kill trainings at random moments, and compare what they end with (ROUNDS=300; goes on after Ctrl-C)"
 	@echo "make lint       check format, style, types, and that imports run downwards"
 	@echo "make format     put format and imports in order"
 	@echo "make docs       build the documentation as a site into build/site"
@@ -65,6 +66,9 @@ test: setup
 
 test-all: setup
 	@.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+chaos: setup
+	@nice .venv/bin/python -m tests.chaos --rounds $(or $(ROUNDS),300) $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff format --check --quiet . || { echo "These files are not formatted: run make format."; .venv/bin/ruff format --check .; exit 1; }

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from types import TracebackType
 
-from dlrm_mtl.core.processes import first_process_only
+from dlrm_mtl.core.processes import first_process_only, gather_objects
 from dlrm_mtl.run.folder import RunFolder
 
 
@@ -26,8 +26,9 @@ class Claim:
     def __init__(self, folder: RunFolder, resume: bool) -> None:
         self.folder = folder
         self.resume = resume
-        # After a failure a launcher starts all processes again with the same command: then the run is continued.
-        self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        # After a failure a launcher starts all processes again with the same command: then the run is continued. Of several
+        # agents only the one that saw the failure counts it.
+        self.restarted = any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
         self.lock = folder.lock(self.restarted)
         self._held = ExitStack()
         self.goes_on = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -91,8 +90,8 @@ def test_what_an_attempt_that_was_killed_has_left_is_no_reason_to_remove_the_lat
     assert (tmp_path / "checkpoints" / "best").read_text() == "step_00000005"
 
 
-@pytest.mark.parametrize("optimizer", ["clippy_rowwise_adagrad", "rowwise_adam"])
-def test_a_checkpoint_of_any_plan_loads_under_any_other(tmp_path: Path, optimizer: str) -> None:
+def test_mixtures_and_sharding_types_load_one_after_the_other(tmp_path: Path) -> None:
+    optimizer = "clippy_rowwise_adagrad"
     data, runs = synthetic.write_dataset(tmp_path / "data", rows=300), tmp_path / "runs"
     first = run_processes(4, visit, data, runs, optimizer, "grid_shard", None)[0]
     assert any(key.startswith("accumulator/") for key in first)
