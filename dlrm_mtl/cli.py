@@ -351,8 +351,40 @@ def compare(
 
 
 @app.command()
-def doctor() -> None:
-    """Print versions, devices and backends, and check that they fit together; exit code 1 if they don't."""
+def doctor(
+    distributed: Annotated[
+        bool,
+        typer.Option("--distributed", help="Check between the processes of a job that is started like a training."),
+    ] = False,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --distributed: file or folder that all hosts must see alike, such as the data set; path or URI. May be "
+            "repeated."
+        ),
+    ] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --distributed: folder that all hosts must share and write to, such as the run's. May be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Print versions, devices and backends, and check that they fit together; exit code 1 if they don't.
+
+    With --distributed, started like `train`: check sums, bandwidth, clocks, versions and paths between the processes of a job;
+    exit code 2 if something is wrong.
+    """
+    if distributed:
+        from dlrm_mtl.doctor import check_or_raise
+
+        check_or_raise()
+        from dlrm_mtl.job_check.report import check_job
+
+        check_job(path or [], output or [])
+        return
+    if path or output:
+        raise UserError(f"--{'path' if path else 'output'}: goes with --distributed; add it.")
     from rich.console import Console
 
     from dlrm_mtl.doctor import hints, problems, report

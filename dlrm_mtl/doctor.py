@@ -24,6 +24,7 @@ PYTHON = (3, 10)
 EXPECTED = TESTED
 """Releases that this package is tested with; a release with the same first two numbers works as well."""
 
+_SHOWN = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow")
 _LOAD = """
 import torch, fbgemm_gpu, torchrec
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -140,8 +141,7 @@ def report() -> str:
 def facts() -> list[tuple[str, str]]:
     """Names and values of :func:`report`."""
     rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
-    for name in ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx", "pyarrow"):
-        rows.append((name, _version(name, sys.path) or "not installed"))
+    rows += [(name, version or "not installed") for name, version in _versions(*_SHOWN, "torchx")]
     rows.append(("cores", str(len(os.sched_getaffinity(0)))))
     try:
         import torch
@@ -168,6 +168,16 @@ def facts() -> list[tuple[str, str]]:
         ("CUDA devices", ", ".join(devices) or "none"),
         ("backends", ", ".join(backends) or "none"),
     ]
+
+
+def versions() -> dict[str, str]:
+    """Versions that all processes of a job must share, by name."""
+    found = {name: version for name, version in _versions("dlrm-mtl", *_SHOWN) if version}
+    return {"python": platform.python_version(), **found}
+
+
+def _versions(*names: str) -> list[tuple[str, str | None]]:
+    return [(name, _version(name, sys.path)) for name in names]
 
 
 def _fbgemm(path: Sequence[str], has_gpu: bool) -> list[str]:

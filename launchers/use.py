@@ -1,7 +1,7 @@
-"""The torchx components around training: prepare a data set, evaluate a run, predict with it.
+"""The torchx components around training: check the hosts, prepare a data set, evaluate a run, predict with it.
 
-``torchx run -s SCHEDULER launchers/use.py:predict --run runs/mine --input new --output scores.parquet``; so ``:evaluate`` and
-``:prepare``. torchx executes this file as it does ``train.py``.
+``torchx run -s SCHEDULER launchers/use.py:predict --run runs/mine --input new --output scores.parquet``; so ``:evaluate``,
+``:prepare`` and ``:doctor``. torchx executes this file as it does ``train.py``.
 """
 
 import os
@@ -169,4 +169,52 @@ def prepare(
         env=env,
         max_retries=max_retries,
         mounts=mounts,
+    )
+
+
+def doctor(
+    *script_args: str,
+    j: str = "1x2",
+    path: Optional[str] = None,
+    output: Optional[str] = None,
+    name: str = "doctor",
+    image: str = "dlrm_mtl",
+    h: Optional[str] = None,
+    cpu: int = -1,
+    gpu: int = 0,
+    memMB: int = -1,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+) -> specs.AppDef:
+    """Checks the hosts of a job before hours are spent: ``dlrm-mtl doctor --distributed`` between all their processes.
+
+    Args:
+        script_args: further arguments of ``dlrm-mtl doctor``, after ``--``
+        j: [[MIN:]N x]M, the number of hosts and the number of processes on each
+        path: file or folder that all hosts must see alike, such as the data set, or a URI
+        output: folder that all hosts must share and write to, or a URI
+        name: the job's name
+        image: the container image, for schedulers that use containers
+        h: a named resource (takes precedence over cpu, gpu and memMB)
+        cpu: CPU cores per host; -1 leaves it to the scheduler
+        gpu: GPUs per host
+        memMB: memory in MB per host; -1 leaves it to the scheduler
+        env: environment variables of the job, as in ``A=1,B=2``
+        mounts: volumes for containers, as in ``type=bind,src=/data,dst=/data,readonly``
+        rdzv_port: port on the first host at which the hosts find one another
+    """
+    places = [*(["--path", path] if path else []), *(["--output", output] if output else [])]
+    return job(
+        ["doctor", "--distributed", *places, *script_args],
+        name=name,
+        image=image,
+        j=j,
+        h=h,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memMB,
+        env=env,
+        mounts=mounts,
+        rdzv_port=rdzv_port,
     )

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,23 @@ def run_launched(*arguments: object, processes: int) -> subprocess.CompletedProc
     return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
 
 
-def start(*arguments: object, processes: int = 1, log: Path) -> Command:
-    """Start ``dlrm-mtl`` in a session of its own, with its output in ``log``."""
-    return Command(arguments, processes, log, log)
+def start(
+    *arguments: object,
+    processes: int = 1,
+    log: Path,
+    variables: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Command:
+    """Start ``dlrm-mtl`` in a session of its own, with its output in ``log``.
+
+    Args:
+        arguments: arguments of ``dlrm-mtl``.
+        processes: number of processes.
+        log: file for standard output and standard error.
+        variables: environment variables in addition to the usual ones.
+        before: called first in the new process.
+    """
+    return Command(arguments, processes, log, log, variables=variables, before=before)
 
 
 class Command:
@@ -63,11 +77,18 @@ class Command:
     """
 
     def __init__(
-        self, arguments: Sequence[object], processes: int, out: Path, err: Path, cwd: Path | None = None
+        self,
+        arguments: Sequence[object],
+        processes: int,
+        out: Path,
+        err: Path,
+        cwd: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
-        given = [str(argument) for argument in arguments]
+        given, environment = [str(argument) for argument in arguments], {**ENVIRONMENT, **(variables or {})}
         self._process = CONTEXT.Process(
-            target=_agent, args=(given, processes, dict(ENVIRONMENT), str(out), str(err), str(cwd or Path.cwd()))
+            target=_agent, args=(given, processes, environment, str(out), str(err), str(cwd or Path.cwd()), before)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -90,10 +111,20 @@ class Command:
         return self._process.exitcode
 
 
-def _agent(arguments: list[str], processes: int, environment: dict[str, str], out: str, err: str, cwd: str) -> None:
+def _agent(
+    arguments: list[str],
+    processes: int,
+    environment: dict[str, str],
+    out: str,
+    err: str,
+    cwd: str,
+    before: Callable[[], None] | None,
+) -> None:
     os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if before is not None:
+        before()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

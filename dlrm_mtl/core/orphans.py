@@ -1,4 +1,4 @@
-"""Workers that end when their agent is gone: an orphan would keep writing beside a restarted job."""
+"""Workers and their agent (torchrun's process): they end when it is gone, and it tells a restarted job from another one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+
+from dlrm_mtl.core.kernel import machine, process_start
 
 PATIENCE_SECONDS = 60.0
 """Time that an orphan has for its last checkpoint."""
@@ -25,6 +27,14 @@ def end_with_agent() -> None:
     agent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=_watch, args=(agent,), name="end-with-agent", daemon=True).start()
+
+
+def agent_identity() -> str:
+    """Identity of this process's agent, the same for all workers that it starts in turn; empty without an agent."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    agent = os.getppid()
+    return f"{machine()}/{agent}/{process_start(agent)}"
 
 
 def _watch(agent: int) -> None:

@@ -153,7 +153,9 @@ class JobWatch:
                 print(f"warning: {text}.", file=sys.stderr, flush=True)
         elif now - self._moved > self.patience:
             busy = [rank for rank in behind if not is_waiting(every[rank].stack)]
-            self._give_up(self._stuck(sorted(busy or behind), now), sorted(busy or behind), every)
+            heard = [now - self._heard[rank] for rank in busy or behind if rank != self.rank]
+            if max(heard, default=0.0) < 3 * self.interval:  # otherwise it is silent, which is told when it is certain
+                self._give_up(self._stuck(sorted(busy or behind), now), sorted(busy or behind), every)
 
     def _silence(self, ranks: list[int]) -> str:
         return (

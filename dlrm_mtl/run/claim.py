@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from types import TracebackType
 
-from dlrm_mtl.core.processes import first_process_only, gather_objects
+from dlrm_mtl.core.processes import first_process_only
 from dlrm_mtl.run.folder import RunFolder
+from dlrm_mtl.run.history import Starter
 
 
 class Claim:
@@ -26,9 +26,10 @@ class Claim:
     def __init__(self, folder: RunFolder, resume: bool) -> None:
         self.folder = folder
         self.resume = resume
-        # After a failure a launcher starts all processes again with the same command: then the run is continued. Of several
-        # agents only the one that saw the failure counts it.
-        self.restarted = any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
+        self.starter = Starter()
+        # After a failure, or when a host joins, the launcher starts all processes again with the same command: then the run
+        # is continued.
+        self.restarted = first_process_only(lambda: self.starter.began(folder))
         self.lock = folder.lock(self.restarted)
         self._held = ExitStack()
         self.goes_on = False

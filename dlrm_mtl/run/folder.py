@@ -64,7 +64,7 @@ class RunFolder(RunFiles):
 
         Args:
             resume: True if the user asked to resume.
-            restarted: True if a launcher has restarted the same command after a failure.
+            restarted: True if the launcher of this job has started the run before.
 
         Raises:
             UserError: the folder cannot be written to, holds something other than a run, or a run that must not be
@@ -72,10 +72,10 @@ class RunFolder(RunFiles):
         """
         from dlrm_mtl.storage.run_lock import LOCK
 
-        there = [name for name in self.store.check_writable() if name != LOCK]
+        there = [name for name in self.store.check_writable() if name not in (LOCK, self.history.name)]
         if there and self.config.name not in there:
             raise UserError(f"{self.place}: this folder holds other files; name a new or empty one with --output.")
-        if there and not resume and (not restarted or self.results.name in there):
+        if there and not resume and not restarted:
             raise UserError(
                 f"{self.place}: this folder already holds a run; continue it with --resume, or name another with --output."
             )

@@ -10,7 +10,34 @@ from typing import Any
 
 import dlrm_mtl
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.orphans import agent_identity
+from dlrm_mtl.core.processes import gather_objects
 from dlrm_mtl.run.folder import RunFolder
+
+
+class Starter:
+    """Processes of this job and their agents; to be made on every process."""
+
+    def __init__(self) -> None:
+        found = gather_objects(((socket.gethostname(), os.getpid()), agent_identity()))
+        self._processes = {process for process, _ in found}
+        self.agents = sorted({agent for _, agent in found} - {""})
+        """Identities of the agents; an agent keeps it when it starts its processes again."""
+
+    def began(self, folder: RunFolder) -> bool:
+        """Return True if an agent of this job started the run in ``folder`` before, with other processes.
+
+        A host that joins brings an agent of its own, and the others are still there. For one process.
+        """
+        for line in (folder.store.read(folder.history.name) or b"").splitlines():
+            try:
+                entry = json.loads(line)
+                own = (entry["host"], entry["pid"]) in self._processes
+                if not own and not set(self.agents).isdisjoint(entry["agents"]):
+                    return True
+            except (ValueError, KeyError, TypeError):  # a line of an earlier version, or one that was cut off
+                continue
+        return False
 
 
 def record(folder: RunFolder, event: str, step: int, **details: Any) -> None:
@@ -28,6 +55,7 @@ def record(folder: RunFolder, event: str, step: int, **details: Any) -> None:
         "step": step,
         **details,
         "host": socket.gethostname(),
+        "pid": os.getpid(),
         "version": dlrm_mtl.__version__,
     }
     try:

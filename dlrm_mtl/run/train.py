@@ -103,7 +103,7 @@ def run_training(
 
         def prepare() -> None:
             claim.take()
-            prepare_folder(folder, config, data.contract, model, progress, changes, claim.goes_on, initial)
+            prepare_folder(folder, config, data.contract, model, progress, changes, claim, initial)
 
         first_process_only(prepare)
 
@@ -189,7 +189,7 @@ def prepare_folder(
     model: ShardedModel,
     progress: RunState,
     changes: Sequence[Difference],
-    resumed: bool,
+    claim: Claim,
     initial: dict[str, Any] | None,
 ) -> None:
     """Write configuration, contract, plan, history, and what the weights of a new run began with (``initial``).
@@ -198,15 +198,16 @@ def prepare_folder(
     """
     if progress.step == 0:
         folder.clear()
+    changed = {"changes": [{"key": key, "was": was, "is": now} for key, was, now in changes]} if changes else {}
+    world_size, event = dist.get_world_size(), "resume" if claim.goes_on else "start"
+    # First: it tells that the run is this job's own.
+    record(folder, event, progress.step, processes=world_size, agents=claim.starter.agents, **changed)
     folder.create(config)
     if initial is not None:
         write_initial(folder, initial)
     if contract.training_files is not None or not folder.contract.is_file():
         write_contract(folder, contract)
     say_changes(changes)
-    changed = {"changes": [{"key": key, "was": was, "is": now} for key, was, now in changes]} if changes else {}
-    world_size = dist.get_world_size()
-    record(folder, "resume" if resumed else "start", progress.step, processes=world_size, **changed)
     folder.write_plan(describe_plan(model.plan, model.tables, config.optimizer.sparse.states, world_size))
     folder.publish()
 

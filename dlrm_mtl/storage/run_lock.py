@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.kernel import machine, process_start
 from dlrm_mtl.storage.run_store import LocalStore, RunStore
 
 LOCK = "run.lock"
@@ -69,7 +70,9 @@ class Holder:
     def is_gone(self) -> bool:
         """Return True if the holder's process is known to be gone."""
         own = this_process("")
-        return (self.machine, self.namespace) == (own.machine, own.namespace) and _started(self.pid) != self.started
+        return (self.machine, self.namespace) == (own.machine, own.namespace) and process_start(
+            self.pid
+        ) != self.started
 
     def refusal(self, place: str) -> UserError:
         """Error for a second job."""
@@ -85,8 +88,8 @@ def this_process(job: str) -> Holder:
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
         pid=os.getpid(),
-        started=_started(os.getpid()),
-        machine=_first_line("/proc/sys/kernel/random/boot_id") or socket.gethostname(),
+        started=process_start(os.getpid()),
+        machine=machine(),
         namespace=_link("/proc/self/ns/pid"),
         job=job,
         since=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -100,30 +103,6 @@ def _parse(content: bytes | None) -> Holder | None:
         return None
     types = {field.name: int if field.name in ("pid", "renewed") else str for field in fields(Holder)}
     return found if all(isinstance(getattr(found, name), kind) for name, kind in types.items()) else None
-
-
-def _started(pid: int) -> str:
-    """Start time of a process, in ticks since boot; empty if it is gone or a zombie."""
-    stat = _first_line(f"/proc/{pid}/stat")
-    fields = stat.rpartition(")")[2].split()
-    if fields:
-        return "" if fields[0] in "ZX" else fields[19]
-    if os.path.isdir("/proc/self"):
-        return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        pass
-    return "unknown"
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _link(path: str) -> str:

@@ -87,7 +87,10 @@ def check_overrides(words: list[str], place: str) -> None:
         raise AssertionError(f"{place}: --set: {error}") from None
 
 
-COMPONENTS = ("launchers/train.py:ddp", *(f"launchers/use.py:{name}" for name in ("evaluate", "predict", "prepare")))
+COMPONENTS = (
+    "launchers/train.py:ddp",
+    *(f"launchers/use.py:{name}" for name in ("doctor", "evaluate", "predict", "prepare")),
+)
 
 
 @cache

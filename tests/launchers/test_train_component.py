@@ -146,11 +146,13 @@ def test_components_around_training(folder: Path) -> None:
         "evaluate": ("--run", "run", "--set", "data.path=a b", "--", "--checkpoint", "latest"),
         "predict": ("--run", "run", "--input", "new", "--output", "p.csv", "-j", "1x1", "--", "--carry=a", "--carry=b"),
         "prepare": ("--adapter", "table", "--", "--input", "raw", "--output", "data"),
+        "doctor": ("-j", "1x3", "--path", "a b", "--output", "out", "--", "--path=c"),
     }
     expected = {
         "evaluate": (2, ["evaluate", "run", "--split", "test", "--set", "data.path=a b", "--checkpoint", "latest"]),
         "predict": (1, ["predict", "run", "--input", "new", "--output", "p.csv", "--carry=a", "--carry=b"]),
         "prepare": (1, ["prepare", "table", "--input", "raw", "--output", "data"]),
+        "doctor": (3, ["doctor", "--distributed", "--path", "a b", "--output", "out", "--path=c"]),
     }
     for name, arguments in given.items():
         code, out, err = run(folder, "--dryrun", "-s", "local_cwd", f"{USE}:{name}", *arguments)
