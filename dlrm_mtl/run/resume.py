@@ -107,9 +107,14 @@ def finished(config: RunConfig, state: RunState, steps: int | None, folder: RunF
     impatient = 0 < patience <= state.evaluations_without_improvement
     if steps is None or not (impatient or state.step >= steps):
         return None
+    return results_at(state.step, folder)
+
+
+def results_at(step: int, folder: RunFolder) -> dict[str, float] | None:
+    """Results on the test split of a run that ended after ``step`` steps; None if there are none. For one process."""
     try:
         results = json.loads(folder.store.read(folder.results.name) or b"{}")
         test: dict[str, float] = results["test"]
     except (ValueError, KeyError, TypeError):
         return None
-    return test if results.get("last_step", state.step) == state.step else None
+    return test if results.get("last_step", step) == step else None

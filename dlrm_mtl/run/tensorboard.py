@@ -45,11 +45,13 @@ class TensorBoard(Listener):
         self._start, self._step = event, event.step
 
     def on_round_start(self, event: RoundStart) -> None:
-        """Open a file, with the configuration; entries after the checkpoint that a run resumes from are hidden."""
-        if self._writer is None and not self._broken:
-            self._attempt(self._open)
+        """Open the file."""
+        self._attempt(self._open)
 
     def _open(self) -> None:
+        """Open a file once, with the configuration; entries after the checkpoint that a run resumes from are hidden."""
+        if self._writer is not None:
+            return
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
@@ -113,6 +115,7 @@ class TensorBoard(Listener):
         file_writer.add_summary(summary)
 
     def _end_session(self, metrics: dict[str, float]) -> None:
+        self._open()  # a run that owes only its results trains no round
         self._write("test", self._step, metrics)
         self._add(self._session_end)
         self.writer.flush()

@@ -32,7 +32,15 @@ from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
 from dlrm_mtl.run.history import record
 from dlrm_mtl.run.initial import begin_weights, write_initial
-from dlrm_mtl.run.resume import Resumption, apply_changes, data_order, finished, resumption, say_changes
+from dlrm_mtl.run.resume import (
+    Resumption,
+    apply_changes,
+    data_order,
+    finished,
+    results_at,
+    resumption,
+    say_changes,
+)
 from dlrm_mtl.run.scalars import MetricsFile
 from dlrm_mtl.run.settings import Difference
 from dlrm_mtl.run.staging import run_folder
@@ -125,7 +133,11 @@ def run_training(
                 report_unknown_ids(process, loader.unknown_ids)
             if config.data.growing and progress.step == before:
                 say(process, f"{dataset.folder('train')}: every file was used already; nothing to do")
-                return None
+                # A run that was stopped between its last step and its results still owes them.
+                if before == 0 or "test" not in data.dataset.spec.splits:
+                    return None
+                if first_process_only(partial(results_at, before, folder)) is not None:
+                    return None
             metrics = conclude(config, data.dataset, model, checkpoints, process, folder, told)
             outcome.update(metrics or {})
         return metrics

@@ -80,6 +80,13 @@ def test_each_file_once_over_runs_and_kills(tmp_path: Path) -> None:
     assert "every file was used already; nothing to do" in nothing.stdout
     assert progress(run)["step"] == len(ours)
 
+    # Stopped between its last step and its results, it still owes them.
+    results = (run / "results.json").read_text()
+    (run / "results.json").unlink()
+    again = commands.run("train", config, "--output", run, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert (run / "results.json").read_text() == results
+
 
 def test_what_needs_an_end_is_refused(tmp_path: Path) -> None:
     folder = synthetic.write_dataset(tmp_path / "data", rows=100)
