@@ -62,8 +62,8 @@ class Watchdog:
         self._end = time.monotonic() + seconds
 
     def _watch(self) -> None:
-        while time.monotonic() < self._end:
-            time.sleep(1.0)
+        while (left := self._end - time.monotonic()) > 0:
+            time.sleep(min(1.0, left))
         print(f"error: {self._sentence}", file=sys.stderr, flush=True)
         os._exit(1)  # the workers end with their agent
 
@@ -176,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RendezvousError, DistError) as error:
         print(f"error: {_explained(error, arguments)}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        Agent.watchdog.allow(math.inf)
     return 0
 
 
