@@ -118,8 +118,9 @@ class Agent:
     def kill(self) -> None:
         """Send SIGKILL to the agent alone."""
         self.workers()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if self.poll() is None:  # its number may be another process's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
         """Send SIGKILL to the agent and its workers, also those whose agent is gone."""
