@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.memory import size_text
 from dlrm_mtl.storage.run_store import FreeRoom
 
 OTHER_FILES = 4
@@ -43,21 +44,11 @@ def check_room(needs: Iterable[Need], place: str) -> None:
         where = f" on {host}" if host else ""
         if size > room.bytes:
             raise UserError(
-                f"{place}: cannot be written, as it needs {amount(size)} and {amount(room.bytes)} are free{where}; make room, "
-                "or keep fewer checkpoints with training.keep_checkpoints."
+                f"{place}: cannot be written, as it needs {size_text(size, 'bytes')} and {size_text(room.bytes, 'bytes')} are "
+                f"free{where}; make room, or keep fewer checkpoints with training.keep_checkpoints."
             )
         if room.files is not None and files > room.files:
             raise UserError(
                 f"{place}: cannot be written, as it needs {files:,} files and the file system{where} has room for "
                 f"{room.files:,}; remove files there."
             )
-
-
-def amount(size: int) -> str:
-    """Bytes in a unit that fits."""
-    value, unit = float(size), "bytes"
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Memory of this machine, or of the container on it."""
+"""Memory of this machine, or of the container on it; sizes as text."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ def memory_bytes() -> int:
         except (OSError, ValueError):  # no container, or no limit
             continue
     return limit
+
+
+def size_text(size: int, unit: str = "B") -> str:
+    """A number of bytes in a unit that fits; ``unit`` is what bytes are called."""
+    if size < 1024:
+        return f"{size} {unit}"
+    power = min((size.bit_length() - 1) // 10, 4)
+    return f"{size / 1024**power:,.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.memory import size_text
 
 app = typer.Typer(help="List, check, show and remove the checkpoints of a run.", no_args_is_help=True)
 
@@ -123,13 +124,3 @@ def prune(
         inspect_checkpoints.prune(checkpoints, names)
     done = "would be removed" if dry_run else "removed"
     console().print(f"{run}: {done}: {', '.join(names) or 'nothing'}", soft_wrap=True, markup=False)
-
-
-def size_text(size: int) -> str:
-    """A number of bytes in a suitable unit."""
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from dlrm_mtl.checkpoint.checkpoints import Checkpoints, SaveError
-from dlrm_mtl.checkpoint.room import amount
 from dlrm_mtl.checkpoint.state import RunState
+from dlrm_mtl.core.memory import size_text
 from dlrm_mtl.storage.run_store import LocalStore
 from tests import commands, synthetic
 from tests.processes import run_processes
@@ -236,8 +236,8 @@ def test_the_failure_of_one_process_is_that_of_all(tmp_path: Path, background: b
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000003"
 
 
-def test_amount() -> None:
-    assert [amount(size) for size in (12, 2048, 3 << 20, 5 << 30, 1 << 50)] == [
+def test_size_text() -> None:
+    assert [size_text(size, "bytes") for size in (12, 2048, 3 << 20, 5 << 30, 1 << 50)] == [
         "12 bytes",
         "2.0 KiB",
         "3.0 MiB",
