@@ -133,13 +133,17 @@ def config_in_use(config: RunConfig, state: RunState, place: str) -> RunConfig:
     return config
 
 
-def dataset_in_use(config: RunConfig, contract: Contract | None) -> Dataset:
-    """The run's data set, read through its contract if it has one.
+def dataset_in_use(config: RunConfig, contract: Contract | None, source: str | Path | None = None) -> Dataset:
+    """The run's data set, read through its contract if it has one; or the files ``source``, see :func:`other_files`.
 
     Raises:
         UserError: it does not exist, or differs from the one that the run was trained on.
     """
+    if source is not None and contract is not None:
+        return other_files(source, contract)
     dataset = open_dataset(config.data.path)
+    if source is not None:
+        return other_files(source, dataset.spec)
     return dataset if contract is None else read_through(contract, dataset)
 
 

@@ -24,7 +24,7 @@ from dlrm_mtl.core.processes import Process, first_process_only, on_every_proces
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.row_reader import iterate_rows
-from dlrm_mtl.run.contract import config_in_use, dataset_in_use, other_files, saved_contract
+from dlrm_mtl.run.contract import config_in_use, dataset_in_use, saved_contract
 from dlrm_mtl.run.folder import NO_RUN
 from dlrm_mtl.run.show import ShowProgress
 from dlrm_mtl.run.staging import run_folder
@@ -81,15 +81,12 @@ def evaluate_run(
         state = checkpoints.state(name)
         contract = saved_contract(state, str(run))
         config = config_in_use(config, state, str(run))
-        if source is None:
-            dataset = dataset_in_use(config, contract)
-        else:
-            split, dataset = "input", other_files(source, contract or open_dataset(config.data.path).spec)
+        dataset = dataset_in_use(config, contract, source)
         check_tasks(config, dataset.spec)
         model = build_model(config, dataset.spec, process)
         step = checkpoints.load(name, RunTensors(model)).step
         listeners = Listeners([ShowProgress(config)] if show else [], process.is_main)
-        return evaluate_split(config, dataset, model, process, split, listeners, step)
+        return evaluate_split(config, dataset, model, process, split if source is None else "input", listeners, step)
 
 
 def predict_run(

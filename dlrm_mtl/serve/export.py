@@ -15,12 +15,12 @@ from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.data.chosen_columns import select
-from dlrm_mtl.data.dataset import Dataset, open_dataset
+from dlrm_mtl.data.dataset import Dataset
 from dlrm_mtl.data.row_reader import RowReader
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
-from dlrm_mtl.run.contract import config_in_use, dataset_in_use, in_full, other_files, saved_contract
+from dlrm_mtl.run.contract import config_in_use, dataset_in_use, in_full, saved_contract
 from dlrm_mtl.run.predict import trained_run
 from dlrm_mtl.serve.bundle import (
     DENSE_FILE,
@@ -80,10 +80,7 @@ def export_run(
         state = checkpoints.state(name)
         contract = saved_contract(state, str(run))
         config = _without_plan(in_full(config_in_use(config, state, str(run)), contract))
-        if golden is None:
-            dataset = dataset_in_use(config, contract)
-        else:
-            dataset = other_files(golden, contract or open_dataset(config.data.path).spec)
+        dataset = dataset_in_use(config, contract, golden)
 
         def check(folder: Path) -> None:
             versions.append(Scorer(folder, plugins=config.plugins).version)
