@@ -1,4 +1,4 @@
-"""JSON files that others may have edited or damaged."""
+"""JSON files that others may have edited or damaged, or are writing."""
 
 from __future__ import annotations
 
@@ -26,3 +26,16 @@ def parse_mapping(text: bytes, place: object, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{place}: holds no mapping; {remedy}.")
     return content
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+    """The mappings in complete lines of JSON; other lines, and a last one that was cut, are left out."""
+    found = []
+    for line in text.splitlines(keepends=True):
+        try:
+            entry = json.loads(line) if line.endswith("\n") else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            found.append(entry)
+    return found

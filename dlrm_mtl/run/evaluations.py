@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from dlrm_mtl.checkpoint.checkpoints import step_name
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.json_text import parse_lines
 from dlrm_mtl.run.folder import RunFolder
 
 
@@ -63,8 +64,8 @@ class EvaluationFile:
             raise UserError(f"--output {path}: cannot be written ({error.strerror}); name another file.") from None
 
     def _known(self, text: str) -> list[dict[str, Any]]:
-        lines = list(whole_lines(text))
-        if len(lines) != len(text.splitlines()) or not all({"kind", "step", "run"} <= line.keys() for line in lines):
+        lines = [line for line in parse_lines(text) if isinstance(line.get("step"), int)]
+        if len(lines) != len(text.splitlines()) or not all({"kind", "run"} <= line.keys() for line in lines):
             raise UserError(f"--output {self.path}: holds other lines than those of an evaluation; name another file.")
         return lines
 
@@ -90,16 +91,3 @@ class EvaluationFile:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(f"--output {self.path}: cannot be written ({error.strerror}); make room.") from None
-
-
-def whole_lines(text: str) -> list[dict[str, Any]]:
-    """The mappings in complete lines of JSON; other lines are left out."""
-    found = []
-    for line in text.splitlines(keepends=True):
-        try:
-            entry = json.loads(line) if line.endswith("\n") else None
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            found.append(entry)
-    return found

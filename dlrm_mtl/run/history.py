@@ -10,6 +10,7 @@ from typing import Any
 
 import dlrm_mtl
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.json_text import parse_lines
 from dlrm_mtl.core.orphans import agent_identity
 from dlrm_mtl.core.processes import gather_objects
 from dlrm_mtl.run.folder import RunFolder
@@ -29,15 +30,26 @@ class Starter:
 
         A host that joins brings an agent of its own, and the others are still there. For one process.
         """
-        for line in (folder.store.read(folder.history.name) or b"").splitlines():
+        for entry in parse_lines(_text(folder)):
             try:
-                entry = json.loads(line)
                 own = (entry["host"], entry["pid"]) in self._processes
                 if not own and not set(self.agents).isdisjoint(entry["agents"]):
                     return True
-            except (ValueError, KeyError, TypeError):  # a line of an earlier version, or one that was cut off
+            except (KeyError, TypeError):  # a line of an earlier version
                 continue
         return False
+
+
+def has_ended(folder: RunFolder) -> bool:
+    """True if the last event of the run is its end; runs of earlier versions have results only. For one process."""
+    lines = _text(folder).splitlines(keepends=True)
+    if not lines:
+        return folder.store.read(folder.results.name) is not None
+    return any(entry.get("event") == "end" for entry in parse_lines(lines[-1]))
+
+
+def _text(folder: RunFolder) -> str:
+    return (folder.store.read(folder.history.name) or b"").decode(errors="replace")
 
 
 def record(folder: RunFolder, event: str, step: int, **details: Any) -> None:

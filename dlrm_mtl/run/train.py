@@ -134,9 +134,8 @@ def run_training(
             if config.data.growing and progress.step == before:
                 say(process, f"{dataset.folder('train')}: every file was used already; nothing to do")
                 # A run that was stopped between its last step and its results still owes them.
-                if before == 0 or "test" not in data.dataset.spec.splits:
-                    return None
-                if first_process_only(partial(results_at, before, folder)) is not None:
+                may_owe = before > 0 and "test" in data.dataset.spec.splits
+                if not may_owe or first_process_only(partial(results_at, before, folder)) is not None:
                     return None
             metrics = conclude(config, data.dataset, model, checkpoints, process, folder, told)
             outcome.update(metrics or {})

@@ -13,12 +13,14 @@ from dlrm_mtl.config.load import load_config
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.console import console, headlines
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.json_text import parse_lines
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.data.contract import Contract
-from dlrm_mtl.data.dataset import Dataset, open_dataset
-from dlrm_mtl.run.contract import config_in_use, dataset_in_use, other_files, saved_contract
-from dlrm_mtl.run.evaluations import EvaluationFile, whole_lines
+from dlrm_mtl.data.dataset import Dataset
+from dlrm_mtl.run.contract import config_in_use, dataset_in_use, saved_contract
+from dlrm_mtl.run.evaluations import EvaluationFile
 from dlrm_mtl.run.folder import RunFolder
+from dlrm_mtl.run.history import has_ended
 from dlrm_mtl.run.show import ShowProgress
 from dlrm_mtl.run.staging import run_folder
 from dlrm_mtl.run.train import evaluate_split
@@ -175,7 +177,7 @@ class Watch:
                 logger.info("%s: there is no run here yet; waiting for it", self.folder.place)
             self.waiting = True
             return WatchPlan(None, False, signal)
-        ended = self._has_ended()  # before the list, so that no later checkpoint is left out
+        ended = has_ended(self.folder)  # before the list, so that no later checkpoint is left out
         there = self.checkpoints.names()
         done = self.file.done(self.checkpoints.identity())
         self._say_missed(there, done)
@@ -183,17 +185,14 @@ class Watch:
         left = [name for name in there if name not in done and name not in self.failed]
         return WatchPlan(left[0] if left else None, ended and not left, signal)
 
-    def _has_ended(self) -> bool:
-        """True if the last event of the run is its end; runs of earlier versions have results only."""
-        history = (self.folder.store.read(self.folder.history.name) or b"").decode(errors="replace").splitlines()
-        if history:
-            return '"event": "end"' in history[-1]
-        return self.folder.store.read(self.folder.results.name) is not None
-
     def _say_missed(self, there: list[str], done: set[str]) -> None:
         """Remark on checkpoints that were removed before they were evaluated; every validation had one."""
         text = (self.folder.store.read(self.folder.metrics.name) or b"").decode(errors="replace")
-        validated = {step_name(entry["step"]) for entry in whole_lines(text) if entry.get("kind") == "validation"}
+        validated = {
+            step_name(entry["step"])
+            for entry in parse_lines(text)
+            if entry.get("kind") == "validation" and isinstance(entry.get("step"), int)
+        }
         older = {name for name in validated if there and name < there[-1]}
         missed = sorted((self.seen | older) - set(there) - done - self.failed)
         if missed:
@@ -249,10 +248,7 @@ class Watch:
         """The model for a checkpoint; the last one, if it was of the same configuration and contract."""
         built = self.built
         if built is None or (built.config, built.contract) != (config, contract):
-            if self.source is None:
-                dataset = dataset_in_use(config, contract)
-            else:
-                dataset = other_files(self.source, contract or open_dataset(config.data.path).spec)
+            dataset = dataset_in_use(config, contract, self.source)
             check_tasks(config, dataset.spec)
             self.built = None  # its memory is needed
             built = EvaluatedModel(config, contract, dataset, build_model(config, dataset.spec, self.process))
