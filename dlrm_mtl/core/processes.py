@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from dlrm_mtl.core.errors import PeerLostError, UserError
+from dlrm_mtl.core.job_watch import JobWatch
 from dlrm_mtl.core.launch_environment import check_launch_environment
 from dlrm_mtl.core.orphans import end_with_agent
 from dlrm_mtl.core.peers import is_lost_peer, sentence
-from dlrm_mtl.core.watch import JobWatch
 
 T = TypeVar("T")
 
@@ -55,8 +55,8 @@ def process_group(patience: float | None = PATIENCE) -> Iterator[Process]:
     group is used as it is and not destroyed.
 
     Args:
-        patience: seconds without a sign of life from a process before the job ends, see :class:`~dlrm_mtl.core.watch.JobWatch`;
-            None to wait for ever.
+        patience: seconds without a sign of life from a process before the job ends, see
+            :class:`~dlrm_mtl.core.job_watch.JobWatch`; None to wait for ever.
 
     Raises:
         UserError: variables of the launcher are missing or wrong.

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from dlrm_mtl.console import console, ranks_text
 from dlrm_mtl.core.errors import EXIT_CODE, UserError
+from dlrm_mtl.core.job_watch import enter_phase
 from dlrm_mtl.core.memory import memory_bytes
 from dlrm_mtl.core.processes import Process, gather_objects, process_group
-from dlrm_mtl.core.watch import enter_phase
 from dlrm_mtl.doctor import versions
 from dlrm_mtl.job_check import network, paths
 

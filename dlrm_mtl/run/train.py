@@ -20,8 +20,8 @@ from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.job_watch import enter_phase
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
-from dlrm_mtl.core.watch import enter_phase
 from dlrm_mtl.data.contract import Contract
 from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.reader import BatchLoader

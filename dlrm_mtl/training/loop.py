@@ -14,8 +14,8 @@ from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.job_watch import enter_phase
 from dlrm_mtl.core.processes import Process
-from dlrm_mtl.core.watch import enter_phase
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.embeddings.two_phase import StepReport

@@ -12,7 +12,7 @@ from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.checkpoint.tensors import Checkpointed
 from dlrm_mtl.config.training import TrainingConfig
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.watch import enter_phase
+from dlrm_mtl.core.job_watch import enter_phase
 from dlrm_mtl.training import events
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.job_watch import enter_phase
 from dlrm_mtl.core.processes import Process
-from dlrm_mtl.core.watch import enter_phase
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.optim.build import Optimizers

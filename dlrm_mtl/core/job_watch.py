@@ -15,11 +15,16 @@ import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch.distributed as dist
 
 FRAMES = 12
-"""Frames of a stack that are shown: the innermost three, and those above them outside of installed packages."""
+"""Frames of a stack that are shown: the innermost three, and those above them of this package or outside of installed ones."""
+PACKAGE = str(Path(__file__).parents[1])
+NAMED = 4
+"""Processes that are named, with their stacks."""
+END = "the job ends here, and a launcher with --max-restarts starts it again."
 WAITING = ("torch/distributed/", "torchrec/distributed/types.py", "torchrec/distributed/dist_data.py")
 """Files in which a main thread that waits for other processes is found."""
 
@@ -73,7 +78,7 @@ class JobWatch:
         self._watched = [
             other for other in (range(world_size) if rank == 0 else [0] if rank == 1 else []) if other != rank
         ]
-        self._seen: dict[int, Status] = {}
+        self._known = {rank: self.own}
         now = time.monotonic()
         self._heard = dict.fromkeys(self._watched, now)
         self._least = -1  # phases of the processes that are behind
@@ -119,32 +124,32 @@ class JobWatch:
         own = self.own
         own.beat, own.count, own.phase, own.lasting = own.beat + 1, _count, _phase, _lasting
         frames = traceback.extract_stack(frame)
-        shown = [entry for entry in frames[:-3] if "site-packages" not in entry.filename] + frames[-3:]
+        shown = [entry for entry in frames[:-3] if _is_told(entry.filename)] + frames[-3:]
         own.stack = [f"{entry.filename}:{entry.lineno} in {entry.name}" for entry in shown[-FRAMES:]]
         self.store.set(str(self.rank), json.dumps(asdict(own)))
 
     def _look(self) -> None:
         now = time.monotonic()
-        there = [rank for rank in self._watched if rank in self._seen or self.store.check([str(rank)])]
+        there = [rank for rank in self._watched if rank in self._known or self.store.check([str(rank)])]
         found = self.store.multi_get([str(rank) for rank in there]) if there else []
         for rank, content in zip(there, found, strict=True):
             status = Status(**json.loads(content))
-            if rank not in self._seen or self._seen[rank].beat != status.beat:
+            if rank not in self._known or self._known[rank].beat != status.beat:
                 self._heard[rank] = now
-            self._seen[rank] = status
-        active = [rank for rank in self._watched if not (rank in self._seen and self._seen[rank].left)]
+            self._known[rank] = status
+        active = [rank for rank in self._watched if not (rank in self._known and self._known[rank].left)]
         silent = [rank for rank in active if now - self._heard[rank] > self.patience]
         if silent:
-            self._give_up(self._silence(silent), silent)
-        if self.rank == 0 and len(self._seen) == len(self._watched) == len(active):
+            seconds = f"{self.patience:.0f} seconds"
+            self._give_up(silent, f"gave no sign of life for {seconds}: stopped, or cut off from the others")
+        if self.rank == 0 and len(self._known) == self.world_size == len(active) + 1:
             self._look_for_stuck(now)
 
     def _look_for_stuck(self, now: float) -> None:
-        every = {**self._seen, self.rank: self.own}
-        counts = [every[rank].count for rank in range(self.world_size)]
-        behind = [rank for rank in every if every[rank].count == min(counts)]
-        if min(counts) != self._least:
-            self._least, self._entered, self._moved, self._warned = min(counts), now, now, False
+        least = min(status.count for status in self._known.values())
+        behind = sorted(rank for rank, status in self._known.items() if status.count == least)
+        if least != self._least:
+            self._least, self._entered, self._moved, self._warned = least, now, now, False
         if len(behind) == self.world_size and self.own.lasting:
             self._moved = now
             if now - self._entered > self.patience and not self._warned:
@@ -152,43 +157,26 @@ class JobWatch:
                 text = f"all processes have been in {self.own.phase} for {now - self._entered:.0f} seconds"
                 print(f"warning: {text}.", file=sys.stderr, flush=True)
         elif now - self._moved > self.patience:
-            busy = [rank for rank in behind if not is_waiting(every[rank].stack)]
-            heard = [now - self._heard[rank] for rank in busy or behind if rank != self.rank]
+            stuck = [rank for rank in behind if not is_waiting(self._known[rank].stack)] or behind
+            heard = [now - self._heard[rank] for rank in stuck if rank != self.rank]
             if max(heard, default=0.0) < 3 * self.interval:  # otherwise it is silent, which is told when it is certain
-                self._give_up(self._stuck(sorted(busy or behind), now), sorted(busy or behind), every)
-
-    def _silence(self, ranks: list[int]) -> str:
-        return (
-            f"{self._name(ranks)} gave no sign of life for {self.patience:.0f} seconds: stopped, or cut off from the others"
-            f"{self._last_seen(ranks[0])}; the job ends here, and a launcher with --max-restarts starts it again."
-        )
-
-    def _stuck(self, ranks: list[int], now: float) -> str:
-        return (
-            f"{self._name(ranks)} made no progress for {now - self._moved:.0f} seconds, and the others wait"
-            f"{self._last_seen(ranks[0])}; the job ends here, and a launcher with --max-restarts starts it again."
-        )
+                seconds = f"{now - self._moved:.0f} seconds"
+                self._give_up(stuck, f"made no progress for {seconds}, and the others wait")
 
     def _name(self, ranks: list[int]) -> str:
-        known = {**self._seen, self.rank: self.own}
-        names = [
-            f"{rank} ({known[rank].host}, pid {known[rank].pid})" if rank in known else str(rank) for rank in ranks
-        ]
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        return f"process {shown}" if len(ranks) == 1 else f"processes {shown}"
+        hosts = {rank: f" ({status.host}, pid {status.pid})" for rank, status in self._known.items()}
+        shown = ", ".join(f"{rank}{hosts.get(rank, '')}" for rank in ranks[:NAMED])
+        more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
+        return f"process{'es' * (len(ranks) > 1)} {shown}{more}"
 
-    def _last_seen(self, rank: int) -> str:
-        status = self.own if rank == self.rank else self._seen.get(rank)
-        return "" if status is None else f"; last seen in {status.phase}"
-
-    def _give_up(self, sentence: str, ranks: list[int], every: dict[int, Status] | None = None) -> None:
+    def _give_up(self, ranks: list[int], problem: str) -> None:
+        """End this process, after saying what is wrong with ``ranks`` and where they stood."""
         if self.first_to_tell():
-            lines = [f"error: {sentence}"]
-            for rank in ranks[:4]:
-                status = (every or self._seen).get(rank)
-                lines += (
-                    [f"  where process {rank} stood:", *(f"    {frame}" for frame in status.stack)] if status else []
-                )
+            last = f"; last seen in {self._known[ranks[0]].phase}" if ranks[0] in self._known else ""
+            lines = [f"error: {self._name(ranks)} {problem}{last}; {END}"]
+            for rank in ranks[:NAMED]:
+                if rank in self._known:
+                    lines += [f"  where process {rank} stood:", *(f"    {each}" for each in self._known[rank].stack)]
             print("\n".join(lines), file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -199,11 +187,15 @@ class JobWatch:
                 print(
                     f"error: process {self.rank} on {self.own.host}: the store of the job did not answer for "
                     f"{2 * self.patience:.0f} seconds, so the process or host that holds it, usually the first one, is stopped "
-                    "or cut off; the job ends here, and a launcher with --max-restarts starts it again.",
+                    f"or cut off; {END}",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(1)
+
+
+def _is_told(filename: str) -> bool:
+    return filename.startswith(PACKAGE) or "site-packages" not in filename
 
 
 def is_waiting(stack: list[str]) -> bool:
