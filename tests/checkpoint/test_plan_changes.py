@@ -12,18 +12,9 @@ import torch
 from torch import Tensor
 
 from tests import hashed
-from tests.embeddings.two_phase_model import whole
+from tests.embeddings.two_phase_model import SHARDING_TYPES, whole
 from tests.processes import run_processes
 
-SHARDING_TYPES = [
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
 WORLD_SIZES = [1, 2, 4, 8]
 Plan = tuple[str, int]
 """Sharding type and world size."""

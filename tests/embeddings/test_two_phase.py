@@ -19,15 +19,6 @@ RULES: dict[str, dict[str, Any]] = {
     "row": {"lr": 0.02, "rel": 0.1, "abs": 1e-3, "per_row": True},
     "delayed": {**PLAIN, "delayed": True, "lr": 0.05},
 }
-TYPES = [
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
 MIXTURES = {
     "mixture": {"a": "row_wise", "b": {"type": "column_wise", "column_shards": 4}, "c": "data_parallel"},
     "other mixture": {"a": "column_wise", "b": "grid_shard", "c": "table_wise"},
@@ -36,7 +27,7 @@ MIXTURES = {
 
 def plans(world_size: int) -> dict[str, dict[str, Any]]:
     hosts = {"processes_per_host": 2} if world_size == 4 else {}
-    result: dict[str, dict[str, Any]] = {name: {"default": name, **hosts} for name in TYPES}
+    result: dict[str, dict[str, Any]] = {name: {"default": name, **hosts} for name in tiny.SHARDING_TYPES}
     return result | {name: {"tables": tables, **hosts} for name, tables in MIXTURES.items()}
 
 

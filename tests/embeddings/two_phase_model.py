@@ -12,6 +12,15 @@ TABLES = {"a": (40, 8), "b": (25, 16), "c": (9, 16)}
 FEATURES = {"f0": "a", "f1": "b", "f2": "b", "f3": "c"}
 MEAN_LENGTHS = {"f0": 2, "f1": 1, "f2": 3, "f3": 1}
 BATCH = 16
+SHARDING_TYPES = [
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
 
 
 def initial_weights(table: str) -> Tensor:

@@ -17,8 +17,9 @@ from dlrm_mtl.checkpoint import copies
 from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.storage.run_store import LocalStore
-from tests import commands, synthetic
+from tests import commands
 from tests.processes import run_processes
+from tests.run.homes import write_home
 
 TRAINING = {"max_steps": 24, "epochs": 10, "log_every": 1, "checkpoint_every": 2, "evaluate_every": 7}
 
@@ -96,15 +97,7 @@ def test_training_waits_where_copies_do_not_fit(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set, a configuration, and a run ``whole`` that waited for each checkpoint."""
-    folder = tmp_path_factory.mktemp("home")
-    synthetic.write_dataset(folder / "data", rows=400)
-    content = synthetic.config(folder / "data", training=TRAINING)
-    content["model"]["embeddings"]["dim"] = 64  # type: ignore[index]
-    commands.write_config(folder / "run.yaml", content)
-    waiting = ("--set", "training.async_checkpoints=false")
-    done = commands.run("train", folder / "run.yaml", "--output", folder / "whole", *waiting, processes=2)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return write_home(tmp_path_factory.mktemp("home"), TRAINING, 64, "--set", "training.async_checkpoints=false")
 
 
 def last_tensors(run: Path) -> dict[str, Any]:

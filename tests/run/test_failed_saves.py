@@ -21,8 +21,9 @@ from dlrm_mtl.checkpoint.checkpoints import Checkpoints, SaveError
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.core.memory import size_text
 from dlrm_mtl.storage.run_store import LocalStore
-from tests import commands, synthetic
+from tests import commands
 from tests.processes import run_processes
+from tests.run.homes import write_home
 
 TRAINING = {"max_steps": 10, "epochs": 10, "log_every": 1, "checkpoint_every": 3, "evaluate_every": 6}
 
@@ -44,14 +45,7 @@ def small_disk(path: Path, options: str) -> Iterator[Callable[[str], None]]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set, a configuration, and an uninterrupted run ``whole``."""
-    folder = tmp_path_factory.mktemp("home")
-    synthetic.write_dataset(folder / "data", rows=400)
-    content = synthetic.config(folder / "data", training=TRAINING)
-    content["model"]["embeddings"]["dim"] = 32  # type: ignore[index]
-    commands.write_config(folder / "run.yaml", content)
-    done = commands.run("train", folder / "run.yaml", "--output", folder / "whole", processes=2)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return write_home(tmp_path_factory.mktemp("home"), TRAINING, 32)
 
 
 def size(folder: Path) -> int:

@@ -26,6 +26,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic.write_dataset(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture
+def add_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str, str], None]:
+    """Adds a module, from its name and code, to the plugins of a configuration."""
+
+    def add(config: Path, name: str, code: str) -> None:
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(code))
+        path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        monkeypatch.setitem(commands.ENVIRONMENT, "PYTHONPATH", path)
+        config.write_text(config.read_text() + f"plugins: [{name}]\n")
+
+    return add
+
+
 def written(dataset: Path, tmp_path: Path, **training: Any) -> Path:
     training = {"epochs": STEPS, "max_steps": STEPS, "log_every": 1, "stall_timeout": PATIENCE, **training}
     content = synthetic.config(dataset, training=training)
@@ -87,28 +100,28 @@ def test_the_first_process_is_looked_at_too(dataset: Path, tmp_path: Path) -> No
 
 
 def test_a_stuck_process_is_named_with_its_stack(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, add_plugin: Callable[[Path, str, str], None]
 ) -> None:
-    (tmp_path / "stuck.py").write_text(
-        textwrap.dedent("""
-        import time
-
-        import torch.distributed as dist
-
-        import dlrm_mtl
-
-        @dlrm_mtl.register("listener", "stuck")
-        class Stuck(dlrm_mtl.Listener):
-            every_process = True
-
-            def on_step(self, event):
-                while event.step == 30 and dist.get_rank() == 1:
-                    time.sleep(0.1)
-        """)
-    )
-    monkeypatch.setitem(commands.ENVIRONMENT, "PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     config = written(dataset, tmp_path, listeners=["stuck"])
-    config.write_text(config.read_text() + "plugins: [stuck]\n")
+    add_plugin(
+        config,
+        "stuck",
+        """
+    import time
+
+    import torch.distributed as dist
+
+    import dlrm_mtl
+
+    @dlrm_mtl.register("listener", "stuck")
+    class Stuck(dlrm_mtl.Listener):
+        every_process = True
+
+        def on_step(self, event):
+            while event.step == 30 and dist.get_rank() == 1:
+                time.sleep(0.1)
+    """,
+    )
     code, log, workers = run_until(config, tmp_path, lambda workers: None)
     assert code == 1
     (said,) = sentences(log)
@@ -151,30 +164,30 @@ def test_a_mistake_that_one_process_meets_is_all_that_is_said(dataset: Path, tmp
 
 
 def test_long_phases_of_all_processes_are_no_stall(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, add_plugin: Callable[[Path, str, str], None]
 ) -> None:
     """A save that takes longer than the limit is only remarked on, and a process that has left is not missed."""
-    (tmp_path / "slow.py").write_text(
-        textwrap.dedent("""
-        import time
-
-        import dlrm_mtl
-
-        @dlrm_mtl.register("listener", "slow")
-        class Slow(dlrm_mtl.Listener):
-            every_process = True
-
-            def on_checkpoint_start(self, event):
-                time.sleep(13)
-
-            def on_end(self, event):
-                import torch.distributed as dist
-                time.sleep(13 * (dist.get_rank() == 0))
-        """)
-    )
-    monkeypatch.setitem(commands.ENVIRONMENT, "PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     config = written(dataset, tmp_path, listeners=["slow"], epochs=1, max_steps=5, stall_timeout=6)
-    config.write_text(config.read_text() + "plugins: [slow]\n")
+    add_plugin(
+        config,
+        "slow",
+        """
+    import time
+
+    import dlrm_mtl
+
+    @dlrm_mtl.register("listener", "slow")
+    class Slow(dlrm_mtl.Listener):
+        every_process = True
+
+        def on_checkpoint_start(self, event):
+            time.sleep(13)
+
+        def on_end(self, event):
+            import torch.distributed as dist
+            time.sleep(13 * (dist.get_rank() == 0))
+    """,
+    )
     done = commands.run("train", config, "--output", tmp_path / "out", processes=2)
     assert done.returncode == 0, done.stderr
     assert "all processes have been in the checkpoint of step 5 for " in done.stderr
