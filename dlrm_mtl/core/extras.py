@@ -13,18 +13,24 @@ TESTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "torchx
 EXTRA_OF = {
     "duckdb": "prepare",
     "fbgemm_gpu": "tables",
+    "httptools": "server",
     "jinja2": "reports",
     "kubernetes": "kubernetes",
     "matplotlib": "reports",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "prometheus_client": "server",
     "pyarrow": "reader",
     "pyre_extensions": "tables",
     "scipy": "reports",
+    "starlette": "server",
     "tensorboard": "train",
     "tensordict": "tables",
     "torchmetrics": "tables",
     "torchrec": "tables",
     "torchx": "launch",
     "tqdm": "tables",
+    "uvicorn": "server",
 }
 """Extra that installs a package, by import name."""
 
