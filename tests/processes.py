@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+# Read when the server imports torch: with other threads than processes that are started afresh, products have other last bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 CONTEXT = multiprocessing.get_context("forkserver")
 """Makes processes from one that has imported already what takes ten seconds to import."""
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
