@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dlrm_mtl.core.errors import UserError
@@ -32,6 +32,8 @@ class Selection:
     max_sequence_length: int
     dense_limit: float | None
     out_of_range: Literal["error", "unknown"]
+    constants: Mapping[str, int | float | None] = field(default_factory=dict)
+    """Values of features that are not read: those of `data.train_only` outside training."""
 
     @property
     def keys(self) -> list[str]:
@@ -40,8 +42,9 @@ class Selection:
 
     @property
     def feature_columns(self) -> list[str]:
-        """Parquet columns of all features, each once."""
-        return list(dict.fromkeys(feature.source for feature in (*self.sparse, *self.dense)))
+        """Parquet columns of all features but constants, each once."""
+        read = (feature for feature in (*self.sparse, *self.dense) if feature.name not in self.constants)
+        return list(dict.fromkeys(feature.source for feature in read))
 
     @property
     def columns(self) -> list[str]:
@@ -50,23 +53,61 @@ class Selection:
         return list(dict.fromkeys([*self.feature_columns, *(label.source for label in self.labels), *weight]))
 
 
-def select(spec: DatasetSpec, config: DataConfig, labels: Sequence[str]) -> Selection:
-    """Resolve the names in ``config`` and ``labels``; raises :class:`UserError` for a name that is not in the data set."""
+def select(spec: DatasetSpec, config: DataConfig, labels: Sequence[str], *, served: bool = False) -> Selection:
+    """Resolve the names in ``config`` and ``labels``.
+
+    Args:
+        spec: description of the data set.
+        config: features that the run reads.
+        labels: names of the labels.
+        served: True outside training: features in `data.train_only` are constant.
+
+    Raises:
+        UserError: a name is not in the data set, or a constant does not fit its feature.
+    """
     sparse = [*_features(spec, "sparse", config.sparse), *_features(spec, "sequence", config.sequence)]
     known = {label.name: label for label in spec.labels}
     for name in labels:
         if name not in known:
             raise UserError(f"data set {spec.name}: there is no label {name!r}; {suggest(name, known)}.")
+    dense = _features(spec, "dense", config.dense)
+    sizes = _vocabulary_sizes(spec, config, [feature.name for feature in sparse])
+    _check_constants(config.train_only, [*sparse, *dense], sizes)
     return Selection(
         sparse=tuple(sparse),
-        dense=tuple(_features(spec, "dense", config.dense)),
+        dense=tuple(dense),
         labels=tuple(known[name] for name in labels),
         weight=config.weight,
-        vocabulary_sizes=_vocabulary_sizes(spec, config, [feature.name for feature in sparse]),
+        vocabulary_sizes=sizes,
         max_sequence_length=config.max_sequence_length,
         dense_limit=config.dense_limit,
         out_of_range=config.out_of_range,
+        constants=config.train_only if served else {},
     )
+
+
+def _check_constants(
+    constants: Mapping[str, int | float | None], features: Sequence[FeatureSpec], sizes: Mapping[str, int]
+) -> None:
+    read = {feature.name: feature for feature in features}
+    for name, value in constants.items():
+        place = f"data.train_only.{name}"
+        if name not in read:
+            raise UserError(f"{place}: the run reads no feature of this name; {suggest(name, read)}.")
+        if value is None or read[name].kind == "dense":
+            continue
+        if read[name].kind == "sequence":
+            raise UserError(f"{place}: {value} is no constant for a sequence; give null, for none.")
+        if not isinstance(value, int) or value not in _ids(sizes[name]):
+            known = _ids(sizes[name])
+            raise UserError(
+                f"{place}: {value} is no id of the feature; give one from {known[0]} to {known[-1]}, or null for none."
+            )
+
+
+def _ids(size: int) -> range:
+    """Ids of a vocabulary of this size."""
+    return range(-(2**63), 2**63) if size == ANY_ID else range(size)
 
 
 def _vocabulary_sizes(spec: DatasetSpec, config: DataConfig, names: list[str]) -> dict[str, int]:

@@ -57,6 +57,9 @@ class DataConfig(Strict):
     unbounded: dict[str, UnboundedConfig] = Field(default_factory=dict)
     """Features whose ids are any 64-bit integers, and the rows of their tables, by the name of the feature that owns the
     vocabulary: `user: 1000000`, or `user: {rows: 1000000, eviction: lru}`. An id gets a row when it first occurs."""
+    train_only: dict[str, int | float | None] = Field(default_factory=dict)
+    """Features that are known in training only, such as the position on the page, and the constant that evaluation,
+    prediction and serving read in place of their column: an id or a number as in the column, or null for no value."""
     weight: str | None = None
     """Name of a float column with the weight of each row; default: every row has weight 1."""
     negatives: NegativesConfig | None = None

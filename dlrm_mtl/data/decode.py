@@ -112,10 +112,10 @@ class BlockBuilder:
             values, complete[position] = self._single(sources, feature)
             _place(values, order, ids[position])
         lists = [self._list(sources, feature, order) for feature in listed]
-        dense, labels = len(selection.dense), len(selection.labels)
+        dense, labels, limit = len(selection.dense), len(selection.labels), selection.dense_limit
         numbers: Array = np.empty((dense + 2 * labels, rows), np.float32)
         for position, feature in enumerate(selection.dense):
-            _place(_dense(sources, feature, selection.dense_limit), order, numbers[position])
+            _place(_dense(sources, self._column(sources, feature), feature, limit), order, numbers[position])
         weight = _weights(sources, selection.weight) if selection.weight is not None else None
         for position, label in enumerate(selection.labels, start=dense):
             if label.name in self._layout.absent:
@@ -133,10 +133,17 @@ class BlockBuilder:
                 _place(weights, order, numbers[position + labels])
         return DecodedBlock(ids, complete, lists, numbers)
 
+    def _column(self, sources: Sources, feature: FeatureSpec) -> Iterator[tuple[pa.Array, int]]:
+        """Values of a feature that is no list, as from :meth:`Sources.columns`."""
+        if feature.name not in self._selection.constants:
+            return sources.columns(feature.source)
+        type_ = pa.float64() if feature.kind == "dense" else pa.int64()
+        return iter([(pa.repeat(pa.scalar(self._selection.constants[feature.name], type_), sources.rows), 0)])
+
     def _single(self, sources: Sources, feature: FeatureSpec) -> tuple[Array, bool]:
         """Ids in file order, and True if none is :data:`ABSENT`."""
         parts, complete = [], True
-        for array, first in sources.columns(feature.source):
+        for array, first in self._column(sources, feature):
             values, null = _integers(array)
             values = self._in_range(sources, feature, values, first)
             if null is not None:
@@ -172,7 +179,7 @@ class BlockBuilder:
         """Check the ids of the rows from ``first`` on; for lists, ``ends`` holds the end of each row's ids."""
         size = self._selection.vocabulary_sizes[feature.name]
         if size == ANY_ID:
-            return _any_ids(values)
+            return any_ids(values)
         if len(values) == 0 or int(values.view(f"u{values.itemsize}").max()) < size:  # a negative id looks huge
             return values
         bad = (values < 0) | (values >= size)
@@ -186,7 +193,7 @@ class BlockBuilder:
         return np.where(bad, values.dtype.type(0), values)
 
 
-def _any_ids(values: Array) -> Array:
+def any_ids(values: Array) -> Array:
     """Ids of 64 bits as int64; -1, which marks nulls, becomes the smallest int64, -2^63."""
     values = values.astype(np.int64, copy=False)
     absent = values == ABSENT
@@ -263,10 +270,10 @@ def _integers(array: pa.Array) -> tuple[Array, Array | None]:
     return _numpy(pc.fill_null(array, 0)), _numpy(array.is_null())
 
 
-def _floats(sources: Sources, column: str) -> tuple[Array, Array | None]:
+def _floats(column: Iterator[tuple[pa.Array, int]]) -> tuple[Array, Array | None]:
     """All values (0 for null) in the files' number type, and the mask of nulls if there are any."""
     parts, nulls = [], []
-    for array, _ in sources.columns(column):
+    for array, _ in column:
         if pt.is_decimal(array.type) or pt.is_null(array.type) or pt.is_boolean(array.type):
             array = array.cast(pa.uint8() if pt.is_boolean(array.type) else pa.float64())
         nulls.append(_numpy(array.is_null()) if array.null_count else np.zeros(len(array), np.bool_))
@@ -278,8 +285,10 @@ def _floats(sources: Sources, column: str) -> tuple[Array, Array | None]:
     return values, null if null.any() else None
 
 
-def _dense(sources: Sources, feature: FeatureSpec, limit: float | None) -> Array:
-    values, null = _floats(sources, feature.source)
+def _dense(
+    sources: Sources, column: Iterator[tuple[pa.Array, int]], feature: FeatureSpec, limit: float | None
+) -> Array:
+    values, null = _floats(column)
     out: Array = np.empty(len(values), np.float32)
     with np.errstate(over="ignore"):
         if isinstance(feature.statistics, DenseStatistics):
@@ -300,7 +309,7 @@ def _dense(sources: Sources, feature: FeatureSpec, limit: float | None) -> Array
 
 
 def _label(sources: Sources, label: LabelSpec) -> tuple[Array, Array | None]:
-    values, null = _floats(sources, label.source)
+    values, null = _floats(sources.columns(label.source))
     if label.kind == "binary":
         good = (values == 0) | (values == 1)
         error: Callable[[str, str, Any], UserError] = bad_label
@@ -315,7 +324,7 @@ def _label(sources: Sources, label: LabelSpec) -> tuple[Array, Array | None]:
 
 
 def _weights(sources: Sources, column: str) -> Array:
-    values, null = _floats(sources, column)
+    values, null = _floats(sources.columns(column))
     good = np.isfinite(values) & (values >= 0)
     if null is not None:
         good &= ~null

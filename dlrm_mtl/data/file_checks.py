@@ -112,7 +112,7 @@ def _typed_in_one(files: Sequence[DataFile], selection: Selection) -> dict[str, 
     """Types of id columns that are untyped in some file: pyarrow writes a column of only nulls without a type."""
     typed: dict[str, pa.DataType] = {}
     schemas = [file.schema for file in files]
-    for column in {feature.source for feature in selection.sparse}:
+    for column in {feature.source for feature in selection.sparse if feature.name not in selection.constants}:
         types = [schema.field(column).type for schema in schemas if schema.names.count(column) == 1]
         if any(pt.is_null(type_) for type_ in types):
             typed[column] = next((type_ for type_ in types if not pt.is_null(type_)), pa.null())
@@ -127,6 +127,8 @@ def _check_schema(file: DataFile, selection: Selection, labels_required: bool, t
     schema = file.schema
     lists = set()
     for feature in selection.sparse:
+        if feature.name in selection.constants:
+            continue
         type_ = _type(file, schema, feature.source, f"{feature.kind} feature {feature.name!r}")
         if pt.is_null(type_):
             type_ = typed.get(feature.source, type_)
@@ -136,7 +138,8 @@ def _check_schema(file: DataFile, selection: Selection, labels_required: bool, t
             wanted = "a list of integers" if feature.kind == "sequence" else "an integer or a list of integers"
             raise _wrong_type(file, feature.source, type_, wanted)
     for feature in selection.dense:
-        _expect_number(file, feature.source, _type(file, schema, feature.source, f"dense feature {feature.name!r}"))
+        if feature.name not in selection.constants:
+            _expect_number(file, feature.source, _type(file, schema, feature.source, f"dense feature {feature.name!r}"))
     absent = set()
     for label in selection.labels:
         if label.source not in schema.names and not labels_required:
@@ -208,9 +211,9 @@ def _check_statistics(file: DataFile, layout: Layout) -> None:
     if selection.out_of_range == "error":
         for feature in selection.sparse:
             size = selection.vocabulary_sizes[feature.name]
-            if size != ANY_ID:
+            if size != ANY_ID and feature.name not in selection.constants:
                 checks.setdefault(feature.source, []).append(_id_check(feature, size))
-    for column in [feature.source for feature in selection.dense]:
+    for column in [feature.source for feature in selection.dense if feature.name not in selection.constants]:
         checks.setdefault(column, []).append(_number_check(column))
     for label in selection.labels:
         if label.name not in layout.absent:

@@ -46,6 +46,7 @@ class BatchLoader:
         shuffle: bool | None = None,
         negatives: Negatives | None = None,
         pin: bool = False,
+        served: bool = False,
     ) -> None:
         """Check the files of ``split`` and cut them into lanes; reads no row yet.
 
@@ -60,6 +61,7 @@ class BatchLoader:
             shuffle: default: ``config.shuffle``.
             negatives: rewriter that adds rows with drawn items; default: none, even with ``config.negatives``.
             pin: True for batches in page-locked memory, which are copied to a GPU asynchronously.
+            served: True outside training: features in ``config.train_only`` are constant.
 
         Raises:
             UserError: if names, columns, types, footer statistics, the world size or the batch size do not fit.
@@ -68,7 +70,7 @@ class BatchLoader:
         if batch_size <= 0 or batch_size % config.lanes:
             raise UserError(f"batch size {batch_size} is not a multiple of data.lanes ({config.lanes}); set it to one.")
         own = own_lanes(config.lanes, rank, world_size)
-        self.selection = select(split.spec, config, labels)
+        self.selection = select(split.spec, config, labels, served=served)
         self.layout = check_files(split.files, self.selection)
         self.rows = split.rows
         """Rows of the split, over all processes."""

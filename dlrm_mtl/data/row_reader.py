@@ -35,7 +35,7 @@ class RowReader:
         carry: Sequence[str],
         labels: Sequence[str],
     ) -> None:
-        self.selection = select(spec, config.model_copy(update={"weight": None}), labels)
+        self.selection = select(spec, config.model_copy(update={"weight": None}), labels, served=True)
         self.layout = check_files(files, self.selection, labels_required=False)
         self.rows = sum(file.rows for file in files)
         """Rows of all files."""

@@ -29,6 +29,7 @@ PREDICTION_KEYS = (
     "data.max_sequence_length",
     "data.dense_limit",
     "data.unbounded",
+    "data.train_only",
 )
 """Keys of a configuration that determine predictions: evaluation and prediction refuse other values."""
 

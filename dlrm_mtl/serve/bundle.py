@@ -73,6 +73,7 @@ class ServedData(Strict):
     dense_limit: float | None
     out_of_range: str
     unbounded: dict[str, UnboundedConfig]
+    train_only: dict[str, int | float | None] = Field(default_factory=dict)
 
     def config(self, path: str) -> DataConfig:
         """The ``data`` part of a configuration with these keys."""

@@ -68,13 +68,14 @@ class RowEncoder:
         missing: Policies | None = None,
         unknown: Policies | None = None,
     ) -> None:
-        self._read = (*selection.sparse, *selection.dense)
+        self._read = [each for each in (*selection.sparse, *selection.dense) if each.name not in selection.constants]
         names = [feature.name for feature in self._read]
         self.missing = _by_feature(missing, dict.fromkeys(names, MISSING), "missing")
         strict = selection.out_of_range == "error"  # new ids are expected in unbounded vocabularies
         defaults: dict[str, Policy] = {
             feature.name: "refuse" if strict and feature.name not in vocabularies else "unknown"
             for feature in selection.sparse
+            if feature.name in names
         }
         self.unknown = _by_feature(unknown, defaults, "unknown")
         self._row_of, self._vocabularies = row_of, vocabularies
@@ -124,7 +125,7 @@ class RowEncoder:
         with self._lock:
             for what, counter in seen.items():
                 self._counts[what].update({name: number for name, number in counter.items() if number})
-        lists = frozenset(feature.name for feature in self._selection.sparse if is_list(columns[feature.name].type))
+        lists = frozenset(name for name in self.keys if name in columns and is_list(columns[name].type))
         layout = Layout(self._selection, lists)
         if not count:
             return Encoded(layout, None, 0)

@@ -131,6 +131,7 @@ def _served(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums) -> Se
             dense_limit=data.dense_limit,
             out_of_range=data.out_of_range,
             unbounded=data.unbounded,
+            train_only=data.train_only,
         ),
         tasks=config.tasks,
         model=config.model,
@@ -169,7 +170,7 @@ def _write_golden(path: Path, config: RunConfig, dataset: Dataset, model: Sharde
         raise UserError(
             f"{dataset.path}: has no split {' or '.join(GOLDEN_SPLITS[1:])} to take golden rows from; name rows by --golden."
         )
-    chosen = select(dataset.spec, config.data, [])
+    chosen = select(dataset.spec, config.data, [], served=True)
     files = dataset.split(split).files
     reader = RowReader(files, dataset.spec, config.data, ROWS, chosen.feature_columns, [])
     rows: list[dict[str, Any]] = []

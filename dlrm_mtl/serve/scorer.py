@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.chosen_columns import select
+from dlrm_mtl.data.decode import any_ids
 from dlrm_mtl.data.join_rows import Joined
 from dlrm_mtl.data.keyed_ids import PlainKeyedIds
 from dlrm_mtl.data.spec import DatasetSpec
@@ -152,8 +153,15 @@ def _build(
     """The model with the bundle's weights, and a function that makes an encoder of rows for it from policies."""
     data = served.data.config(str(folder))
     spec = served.dataset.with_rows({name: each.rows for name, each in data.unbounded.items()})
-    selection = select(spec, data.model_copy(update={"unbounded": {}}), [])
     stored = map_tensors(folder / TABLES_FILE)
+    row_of = {name: _rows_of(stored[f"ids.{name}"]) for name in data.unbounded}
+    vocabularies = _vocabularies(served.dataset, [*served.data.sparse, *served.data.sequence], list(data.unbounded))
+    constants = {
+        name: int(row_of[vocabularies[name]](torch.from_numpy(any_ids(np.array([value]))))) if id_ else value
+        for name, value in data.train_only.items()
+        for id_ in [name in vocabularies and value is not None]
+    }
+    selection = select(spec, data.model_copy(update={"unbounded": {}, "train_only": constants}), [], served=True)
     weights = {name.removeprefix("tables."): tensor for name, tensor in stored.items() if name.startswith("tables.")}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         model = build_ranking_model(
@@ -170,8 +178,6 @@ def _build(
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{folder / DENSE_FILE}: does not fit the model ({reason}); {REMEDY}.") from None
-    row_of = {name: _rows_of(stored[f"ids.{name}"]) for name in data.unbounded}
-    vocabularies = _vocabularies(served.dataset, selection.keys, list(data.unbounded))
     return model, partial(RowEncoder, selection, row_of, vocabularies)
 
 

@@ -13,8 +13,8 @@ from dlrm_mtl.tasks.targets import label_columns
 
 
 def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:
-    """Loader of one split for this process: shuffled for training, in file order otherwise."""
-    return split_loader(config, dataset.split(split), process)
+    """Loader of one split for evaluation on this process: features in `data.train_only` are constant."""
+    return split_loader(config, dataset.split(split), process, served=True)
 
 
 def training_loader(config: RunConfig, split: Split, process: Process) -> BatchLoader:
@@ -33,8 +33,18 @@ def training_loader(config: RunConfig, split: Split, process: Process) -> BatchL
     return split_loader(config, split, process, Negatives(split.spec, config.data, labels, statistics, config.seed))
 
 
-def split_loader(config: RunConfig, split: Split, process: Process, negatives: Negatives | None = None) -> BatchLoader:
-    """Loader of an open split for this process, with ``negatives`` if there are any."""
+def split_loader(
+    config: RunConfig, split: Split, process: Process, negatives: Negatives | None = None, *, served: bool = False
+) -> BatchLoader:
+    """Loader of an open split for this process: shuffled for training, in file order otherwise.
+
+    Args:
+        config: configuration of the run.
+        split: files to read.
+        process: this process.
+        negatives: rewriter that adds rows with drawn items.
+        served: True outside training: features in `data.train_only` are constant.
+    """
     training = split.name == "train"
     size = config.data.batch_size // config.training.micro_batches if training else config.data.evaluation_batch_size
     return BatchLoader(
@@ -48,4 +58,5 @@ def split_loader(config: RunConfig, split: Split, process: Process, negatives: N
         shuffle=config.data.shuffle and training,
         negatives=negatives,
         pin=process.device.type == "cuda",
+        served=served,
     )
