@@ -32,7 +32,7 @@ class HostCopies:
             parts: parts of this process.
             host: name of its machine.
         """
-        new = sum(part.tensor.nbytes for part in parts if not _matches(self._buffers.get(part.key), part.tensor))
+        new = sum(_size(part.tensor) for part in parts if not _matches(self._buffers.get(part.key), part.tensor))
         found = gather_objects((host, new, available_bytes()))
         return all(
             sum(needed for name, needed, _ in found if name == host) <= available * SHARE
@@ -52,14 +52,26 @@ class HostCopies:
             self._buffers[part.key] = buffer
             copied.append(replace(part, tensor=buffer))
             pieces += _pieces(source, buffer)
-        if any(source.is_cuda for source, _ in pieces):
+        devices = {source.device for source, _ in pieces if source.is_cuda}
+        if devices:
+            _synchronize(devices)  # another stream may still be writing
             for source, target in pieces:
                 target.copy_(source, non_blocking=True)
-            torch.cuda.synchronize()
+            _synchronize(devices)
         else:
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(lambda pair: pair[1].copy_(pair[0]), pieces))
         return copied
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes that a copy takes: PyTorch rounds pinned memory up to a power of two."""
+    return 1 << max(tensor.nbytes - 1, 0).bit_length() if tensor.is_cuda else tensor.nbytes
+
+
+def _synchronize(devices: set[torch.device]) -> None:
+    for device in devices:
+        torch.cuda.synchronize(device)
 
 
 def _matches(buffer: Tensor | None, tensor: Tensor) -> bool:
