@@ -34,6 +34,7 @@ def ddp(
     max_restarts: int = 0,
     max_retries: int = 0,
     mounts: Optional[List[str]] = None,
+    secrets: Optional[List[str]] = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
     """Trains a model on one or more hosts: N hosts with M processes each run ``dlrm-mtl train CONFIG``.
@@ -50,7 +51,7 @@ def ddp(
         check: False to submit without checking the configuration here, as where a plugin is installed in the image only
         name: the job's name
         image: the container image, for schedulers that use containers; it needs dlrm_mtl and its pinned set installed
-        h: a named resource (takes precedence over cpu, gpu and memMB)
+        h: a named resource, such as h100x8 (takes precedence over cpu, gpu and memMB)
         cpu: CPU cores per host; -1 leaves it to the scheduler
         gpu: GPUs per host
         memMB: memory in MB per host; -1 leaves it to the scheduler
@@ -58,6 +59,7 @@ def ddp(
         max_restarts: how often the processes are restarted after one has failed; they resume from the latest checkpoint
         max_retries: how often the scheduler may start the whole job anew
         mounts: volumes for containers, as in ``type=bind,src=/data,dst=/data,readonly``
+        secrets: secrets of Kubernetes, whose entries become environment variables
         rdzv_port: port on the first host at which the hosts find one another
     """
     overrides = overrides_of(set)
@@ -80,5 +82,6 @@ def ddp(
         max_restarts=max_restarts,
         max_retries=max_retries,
         mounts=mounts,
+        secrets=secrets,
         rdzv_port=rdzv_port,
     )

@@ -30,6 +30,7 @@ def evaluate(
     memMB: int = -1,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    secrets: Optional[List[str]] = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
     """Evaluates a trained run: the processes of all hosts run ``dlrm-mtl evaluate``.
@@ -43,12 +44,13 @@ def evaluate(
         check: False to submit without checking the configuration here
         name: the job's name
         image: the container image, for schedulers that use containers
-        h: a named resource (takes precedence over cpu, gpu and memMB)
+        h: a named resource, such as h100x8 (takes precedence over cpu, gpu and memMB)
         cpu: CPU cores per host; -1 leaves it to the scheduler
         gpu: GPUs per host
         memMB: memory in MB per host; -1 leaves it to the scheduler
         env: environment variables of the job, as in ``A=1,B=2``
         mounts: volumes for containers, as in ``type=bind,src=/data,dst=/data,readonly``
+        secrets: secrets of Kubernetes, whose entries become environment variables
         rdzv_port: port on the first host at which the hosts find one another
     """
     overrides = overrides_of(set)
@@ -67,6 +69,7 @@ def evaluate(
         memMB=memMB,
         env=env,
         mounts=mounts,
+        secrets=secrets,
         rdzv_port=rdzv_port,
     )
 
@@ -87,6 +90,7 @@ def predict(
     memMB: int = -1,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    secrets: Optional[List[str]] = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
     """Predicts with a trained run: the processes of all hosts share the rows of ``dlrm-mtl predict``.
@@ -101,12 +105,13 @@ def predict(
         check: False to submit without checking the configuration here
         name: the job's name
         image: the container image, for schedulers that use containers
-        h: a named resource (takes precedence over cpu, gpu and memMB)
+        h: a named resource, such as h100x8 (takes precedence over cpu, gpu and memMB)
         cpu: CPU cores per host; -1 leaves it to the scheduler
         gpu: GPUs per host
         memMB: memory in MB per host; -1 leaves it to the scheduler
         env: environment variables of the job, as in ``A=1,B=2``
         mounts: volumes for containers, as in ``type=bind,src=/data,dst=/data,readonly``
+        secrets: secrets of Kubernetes, whose entries become environment variables
         rdzv_port: port on the first host at which the hosts find one another
     """
     overrides = overrides_of(set)
@@ -125,6 +130,7 @@ def predict(
         memMB=memMB,
         env=env,
         mounts=mounts,
+        secrets=secrets,
         rdzv_port=rdzv_port,
     )
 
@@ -141,6 +147,7 @@ def prepare(
     env: Optional[Dict[str, str]] = None,
     max_retries: int = 0,
     mounts: Optional[List[str]] = None,
+    secrets: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Prepares a data set in one process: ``dlrm-mtl prepare ADAPTER``.
 
@@ -150,12 +157,13 @@ def prepare(
         plugin: module that registers adapters of your own
         name: the job's name
         image: the container image, for schedulers that use containers
-        h: a named resource (takes precedence over cpu and memMB)
+        h: a named resource, such as cpu.xlarge (takes precedence over cpu and memMB)
         cpu: CPU cores; -1 leaves it to the scheduler
         memMB: memory in MB; -1 leaves it to the scheduler
         env: environment variables of the job, as in ``A=1,B=2``
         max_retries: how often the scheduler may start the job anew
         mounts: volumes for containers, as in ``type=bind,src=/data,dst=/data``
+        secrets: secrets of Kubernetes, whose entries become environment variables
     """
     check_adapter(adapter, plugin)
     command = ["prepare", *(["--plugin", plugin] if plugin else []), adapter]
@@ -169,6 +177,7 @@ def prepare(
         env=env,
         max_retries=max_retries,
         mounts=mounts,
+        secrets=secrets,
     )
 
 
@@ -185,6 +194,7 @@ def doctor(
     memMB: int = -1,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    secrets: Optional[List[str]] = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
     """Checks the hosts of a job before hours are spent: ``dlrm-mtl doctor --distributed`` between all their processes.
@@ -196,12 +206,13 @@ def doctor(
         output: folder that all hosts must share and write to, or a URI
         name: the job's name
         image: the container image, for schedulers that use containers
-        h: a named resource (takes precedence over cpu, gpu and memMB)
+        h: a named resource, such as h100x8 (takes precedence over cpu, gpu and memMB)
         cpu: CPU cores per host; -1 leaves it to the scheduler
         gpu: GPUs per host
         memMB: memory in MB per host; -1 leaves it to the scheduler
         env: environment variables of the job, as in ``A=1,B=2``
         mounts: volumes for containers, as in ``type=bind,src=/data,dst=/data,readonly``
+        secrets: secrets of Kubernetes, whose entries become environment variables
         rdzv_port: port on the first host at which the hosts find one another
     """
     places = [*(["--path", path] if path else []), *(["--output", output] if output else [])]
@@ -216,5 +227,6 @@ def doctor(
         memMB=memMB,
         env=env,
         mounts=mounts,
+        secrets=secrets,
         rdzv_port=rdzv_port,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -12,6 +13,11 @@ import torchx.specs as specs
 from torchx.components import dist
 
 from dlrm_mtl.launching.client import explain_errors, refuse
+from dlrm_mtl.launching.kubernetes_secrets import give_secrets
+from dlrm_mtl.launching.resources import named_resource
+
+NAME = re.compile(r"[a-zA-Z]([\w-]{0,28}[a-zA-Z0-9])?", re.ASCII)
+"""A name that every scheduler takes: with what torchx and Volcano add, a host's name in Kubernetes must have 63 characters."""
 
 
 def job(
@@ -28,13 +34,14 @@ def job(
     max_restarts: int = 0,
     max_retries: int = 0,
     mounts: list[str] | None = None,
+    secrets: Sequence[str] | None = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
     """Describe the job; a mistake ends the client in one sentence.
 
     Args:
         command: arguments of ``dlrm-mtl``.
-        name: name of the job and its role.
+        name: name of the job; its letters and digits are the name of its role.
         image: container image, for schedulers that use containers.
         j: ``[[MIN:]N x]M``, the number of hosts and the number of processes on each.
         h: named resource; takes precedence over ``cpu``, ``gpu`` and ``memMB``.
@@ -45,9 +52,17 @@ def job(
         max_restarts: number of times that processes are restarted after one has failed.
         max_retries: number of times that the scheduler may start the whole job anew.
         mounts: volumes for containers.
+        secrets: secrets of Kubernetes, whose entries become environment variables.
         rdzv_port: port on the first host where hosts find one another.
     """
-    explain_errors(name)
+    if not NAME.fullmatch(name):
+        refuse(
+            f"--name: '{name}' cannot be the name of a job; it has up to 30 letters, digits, hyphens and underscores, begins "
+            "with a letter, and ends with a letter or a digit."
+        )
+    # In Kubernetes the role is part of an environment variable's name, in which torchx leaves hyphens, and bash has none.
+    role_name = re.sub("[^a-z0-9]", "", name.lower())[:12]
+    explain_errors(role_name)
     try:
         min_nodes, max_nodes, processes, nodes = dist.parse_nnodes(j)
     except ValueError:
@@ -57,9 +72,9 @@ def job(
     if min(min_nodes, processes) < 1 or max_nodes < min_nodes:
         refuse(f"-j: '{j}' asks for no process; hosts and processes must be at least 1, and MIN:N must rise.")
     try:
-        resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
-    except KeyError:
-        refuse(f"-h: there is no named resource '{h}'; name a registered one, or use --cpu, --gpu and --memMB.")
+        resource = named_resource(h) if h else specs.resource(cpu=cpu, gpu=gpu, memMB=memMB)
+    except KeyError as error:
+        refuse(f"-h: there is no named resource '{h}'; {error.args[0]}; or use --cpu, --gpu and --memMB.")
 
     # Evaluated by bash on the host: the first host's name is known only there. One host picks a free port by itself.
     endpoint = "localhost:0" if max_nodes == 1 else f'"$${{{specs.macros.rank0_env}:=localhost}}:{rdzv_port}"'
@@ -74,24 +89,22 @@ def job(
 
     # Local jobs inherit this process's environment, as Slurm's do; in a container the variable is unset and python is meant.
     os.environ.setdefault("DLRM_MTL_PYTHON", sys.executable)
-    return specs.AppDef(
-        name=name,
-        roles=[
-            specs.Role(
-                name=name,
-                image=image,
-                entrypoint="bash",
-                args=["-c", f"{start} {quoted}"],
-                env={**_terminal(name), "PYTHONUNBUFFERED": "1", **(env or {})},
-                num_replicas=max_nodes,
-                min_replicas=min_nodes,
-                max_retries=max_retries,
-                resource=resource,
-                port_map={"c10d": rdzv_port},
-                mounts=specs.parse_mounts(mounts) if mounts else [],
-            )
-        ],
+    role = specs.Role(
+        name=role_name,
+        image=image,
+        entrypoint="bash",
+        args=["-c", f"{start} {quoted}"],
+        env={**_terminal(role_name), "PYTHONUNBUFFERED": "1", **(env or {})},
+        num_replicas=max_nodes,
+        min_replicas=min_nodes,
+        max_retries=max_retries,
+        resource=resource,
+        port_map={"c10d": rdzv_port},
+        mounts=specs.parse_mounts(mounts) if mounts else [],
     )
+    if secrets:
+        give_secrets(role, secrets)
+    return specs.AppDef(name=name, roles=[role])
 
 
 def _terminal(role: str) -> dict[str, str]:

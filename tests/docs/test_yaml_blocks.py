@@ -15,6 +15,7 @@ from dlrm_mtl.core.schema import validate
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.prepare.table.description import TableDescription
 from tests.docs.pages import NAMES, Piece, blocks
+from tests.launchers.schemas import check_manifest
 
 ELSEWHERE = {"docs/extending.md": "tests/test_plugins.py trains with it"}
 BLOCKS = [block for page in NAMES if page not in ELSEWHERE for block in blocks(page, "yaml")]
@@ -29,7 +30,9 @@ def test_it_validates(block: Piece, tmp_path: Path) -> None:
 
 
 def check(content: dict[str, Any], block: Piece, folder: Path) -> None:
-    if "features" in content and "splits" in content and "folder" in str(content["splits"]):
+    if "apiVersion" in content:
+        check_manifest(content)
+    elif "features" in content and "splits" in content and "folder" in str(content["splits"]):
         validate(DatasetSpec, content, block.page)
     elif "unbounded: true" in block.text:
         validate(

@@ -130,7 +130,12 @@ def test_a_users_mistake_in_the_job_is_one_line(folder: Path) -> None:
         (("--config", "config.yaml", "-j", "4by2"), "-j: '4by2' is not a number of hosts and processes"),
         (("--config", "config.yaml", "-j", "0x2"), "-j: '0x2' asks for no process"),
         (("--config", "config.yaml", "-j", "3:2x1"), "-j: '3:2x1' asks for no process"),
-        (("--config", "config.yaml", "-h", "nothing"), "-h: there is no named resource 'nothing'"),
+        (
+            ("--config", "config.yaml", "-h", "h100_8"),
+            "-h: there is no named resource 'h100_8'; did you mean 'h100x8'? ",
+        ),
+        (("--config", "config.yaml", "--name", "a/b"), "--name: 'a/b' cannot be the name of a job"),
+        (("--config", "config.yaml", "--secrets", "s"), "--secrets: only Kubernetes has secrets, and the scheduler is"),
     ],
 )
 def test_a_mistaken_launch_is_refused_in_one_sentence(folder: Path, arguments: tuple[str, ...], sentence: str) -> None:
