@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dlrm_mtl.balancing import BalancingConfig, NoBalancingConfig
 from dlrm_mtl.config.init_from import InitFromConfig
+from dlrm_mtl.config.serving import ServingConfig
 from dlrm_mtl.config.training import TrainingConfig
 from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.data.config import DataConfig
@@ -47,6 +48,9 @@ class RunConfig(Strict):
     init_from: InitFromConfig | None = None
     """Weights to begin with, from a checkpoint of another run: `init_from: runs/a`, or with options `{run: runs/a,
     optimizer_state: true}`."""
+
+    serving: ServingConfig = ServingConfig()
+    """Use of the predictions by an exported bundle."""
 
     @field_validator("tasks")
     @classmethod

@@ -124,6 +124,8 @@ def _visible(location: tuple[int | str, ...], content: Any, missing: bool) -> li
         last = position == len(location) - 1
         if isinstance(content, dict) and part not in content and not (last and missing):
             continue
+        if isinstance(content, list) and not isinstance(part, int):
+            continue
         if isinstance(content, str) and part == content:  # a part by its bare name, which is the tag
             continue
         visible.append(part)

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "data.prefetch",
     "data.read_ahead",
     "data.read_threads",
+    "serving",
     "sharding",
     "training.epochs",
     "training.max_steps",
@@ -35,8 +36,8 @@ MAY_CHANGE = (
     "training.profile",
     "training.listeners",
 )
-"""Keys that a resumed run may change: its length, and how it is executed, saved and watched. ``data.path`` must lead to the
-same files."""
+"""Keys that a resumed run may change: its length, and how it is executed, saved, watched and served. ``data.path`` must
+lead to the same files."""
 ORDER = ("seed", "data.batch_size", "data.lanes", "data.shuffle", "data.block_rows", "data.negatives")
 """Keys that determine the order of rows and the drawn rows: no resumed run can change them."""
 

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 from pydantic import Field
 
+from dlrm_mtl.config.serving import ScoreFormula
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.json_text import parse_mapping
 from dlrm_mtl.core.parts import rebuild
@@ -94,6 +95,8 @@ class ServedModel(Strict):
     data: ServedData
     tasks: list[TaskConfig] = Field(min_length=1)
     model: AnyModelConfig
+    score: ScoreFormula | None = None
+    """Score that candidates are ordered by; default: the prediction of the first task."""
     golden: dict[str, tuple[float, float]]
     """Two sums over the golden rows for every part of the model's input, by its name; see :mod:`dlrm_mtl.serve.golden`."""
 

@@ -135,6 +135,7 @@ def _served(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums) -> Se
         ),
         tasks=config.tasks,
         model=config.model,
+        score=config.serving.score,
         golden=golden,
     )
 

@@ -52,7 +52,7 @@ def columns_of(
     Raises:
         UserError: the rows, or a value, are of a wrong type.
     """
-    table = _table(rows)
+    table = table_of(rows)
     if table is None:
         return _from_mappings(rows, features, where)
     found, missing = {}, {}
@@ -70,7 +70,7 @@ def columns_of(
     return found, missing, table.num_rows
 
 
-def _table(rows: Rows) -> pa.Table | None:
+def table_of(rows: Rows) -> pa.Table | None:
     """``rows`` as an Arrow table; None for a sequence of mappings."""
     if isinstance(rows, pa.Table):
         return rows

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlrm_mtl.config.serving import ScoreFormula
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.decode import any_ids
@@ -24,6 +26,7 @@ from dlrm_mtl.models.registry import build_ranking_model
 from dlrm_mtl.serve.bundle import DENSE_FILE, GOLDEN_FILE, TABLES_FILE, ServedModel, check_bundle, read_model
 from dlrm_mtl.serve.encode import Policies, RowEncoder
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, input_sums, read_golden
+from dlrm_mtl.serve.ranking import Ranked, best, merged
 from dlrm_mtl.serve.rows import Rows, Where
 from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
 from dlrm_mtl.tasks.targets import predictions
@@ -73,6 +76,8 @@ class Scorer:
         self.name, self.step = served.name, served.step
         self.tasks = [task.name for task in served.tasks]
         """Names of the scores."""
+        self.formula = served.score or ScoreFormula(sum={self.tasks[0]: 1.0})
+        """Score that candidates are ordered by."""
         self._tasks = served.tasks
         self._keys = [*served.data.sparse, *served.data.sequence]
         self._model, encoder = _build(self.folder, served)
@@ -98,6 +103,32 @@ class Scorer:
             scores[start : start + part.rows] = self._scores(self._features(part), part.dense)
             start += part.rows
         return {task: np.ascontiguousarray(scores[:, number]) for number, task in enumerate(self.tasks)}
+
+    def rank(
+        self,
+        context: Mapping[str, Any],
+        candidates: Rows,
+        top: int | None = None,
+        *,
+        where: Where = Where(),  # noqa: B008  (immutable)
+    ) -> Ranked:
+        """The best of ``candidates`` for one user, ordered by the bundle's score.
+
+        The predictions are those of :meth:`score` for rows with the fields of both, bit for bit. A field of a candidate comes
+        before the field of the same name in ``context``.
+
+        Args:
+            context: fields that all candidates share, such as the user's.
+            candidates: fields of N items, in any form that :meth:`score` takes.
+            top: number of candidates to return; default: all of them.
+            where: origin of the candidates, for errors.
+
+        Raises:
+            UserError: a field is missing in both, or a value is not allowed.
+        """
+        if not isinstance(context, Mapping):
+            raise UserError(f"context: is {type(context).__name__} where a mapping from fields to values is expected.")
+        return best(self.formula, self.score(merged(context, candidates), where=where), top, where)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
