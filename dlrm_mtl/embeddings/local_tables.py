@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,51 @@ from dlrm_mtl.data.keyed_ids import KeyedIds, PlainFeatureIds
 from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet
 
 
-def local_tables(tables: TableSet, weights: Mapping[str, Tensor]) -> tuple[nn.Module | None, nn.Module | None]:
+class LookupTable(Protocol):
+    """A table whose rows can be looked up, whatever their format."""
+
+    def sums(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        """Sums [B, dim] float32 of the rows of bags, added in the order of the ids; 0 for an empty bag.
+
+        Args:
+            ids: [N] int64, numbers of rows.
+            offsets: [B] int64: first id of each bag.
+        """
+        ...
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Rows [N, dim] float32 of ``ids`` [N] int64."""
+        ...
+
+
+class TensorTable:
+    """A table in memory.
+
+    Args:
+        weights: [rows, dim] float32; not copied.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+
+    def sums(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        """Sums [B, dim] of the rows of bags."""
+        return F.embedding_bag(ids, self._weights, offsets, mode="sum")
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Rows [N, dim] of ids."""
+        return torch.index_select(self._weights, 0, ids)
+
+
+def local_tables(tables: TableSet, rows: Mapping[str, LookupTable]) -> tuple[nn.Module | None, nn.Module | None]:
     """Lookups of pooled and of unpooled tables, for :meth:`~dlrm_mtl.models.feature_lookup.FeatureLookup.use`.
 
     Args:
         tables: tables of the model.
-        weights: [rows, dim] float32 by name of the table; not copied, so they may be mapped from a file.
+        rows: the rows by name of the table.
     """
-    pooled = LocalBagCollection(tables.pooled, weights) if tables.pooled else None
-    return pooled, LocalCollection(tables.unpooled, weights) if tables.unpooled else None
+    pooled = LocalBagCollection(tables.pooled, rows) if tables.pooled else None
+    return pooled, LocalCollection(tables.unpooled, rows) if tables.unpooled else None
 
 
 class LocalBagCollection(nn.Module):
@@ -29,10 +66,10 @@ class LocalBagCollection(nn.Module):
     Rows of a bag are added in the order of its ids, as in FBGEMM's kernels. The weights are not parameters.
     """
 
-    def __init__(self, tables: Sequence[EmbeddingTable], weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, tables: Sequence[EmbeddingTable], rows: Mapping[str, LookupTable]) -> None:
         super().__init__()
         names = [name for table in tables for name in table.feature_names]
-        self._weights = weights
+        self._rows = rows
         self._lookups = [
             (f"{name}@{table.name}" if names.count(name) > 1 else name, name, table.name)
             for table in tables
@@ -45,7 +82,7 @@ class LocalBagCollection(nn.Module):
         for key, name, table in self._lookups:
             ids = sparse[name]
             lengths = ids.lengths().long()
-            sums[key] = F.embedding_bag(ids.values(), self._weights[table], lengths.cumsum(0) - lengths, mode="sum")
+            sums[key] = self._rows[table].sums(ids.values(), lengths.cumsum(0) - lengths)
         return NamedSums(sums)
 
 
@@ -63,9 +100,9 @@ class NamedSums:
 class LocalCollection(nn.Module):
     """Lookup that returns a row for every id, like TorchRec's EmbeddingCollection. The weights are not parameters."""
 
-    def __init__(self, tables: Sequence[EmbeddingTable], weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, tables: Sequence[EmbeddingTable], rows: Mapping[str, LookupTable]) -> None:
         super().__init__()
-        self._weights = weights
+        self._rows = rows
         self._table_of = {name: table.name for table in tables for name in table.feature_names}
 
     def forward(self, sparse: KeyedIds) -> dict[str, PlainFeatureIds]:
@@ -73,6 +110,5 @@ class LocalCollection(nn.Module):
         found = {}
         for name, table in self._table_of.items():
             ids = sparse[name]
-            rows = torch.index_select(self._weights[table], 0, ids.values())
-            found[name] = PlainFeatureIds(rows, ids.lengths())
+            found[name] = PlainFeatureIds(self._rows[table].vectors(ids.values()), ids.lengths())
         return found

@@ -4,10 +4,12 @@ It holds
 
 - ``model.json``: the tasks, the model's configuration, and the data contract: features in order, kinds, transforms,
   vocabulary sizes.
-- ``tables.safetensors``: every whole embedding table, ``tables.NAME`` [rows, dim] float32, and the row of every unbounded
-  id, ``ids.NAME`` [rows] int64.
+- ``tables.safetensors``: every whole embedding table, ``tables.NAME`` [rows, dim] of float32 or float16, or [rows, row_bytes]
+  uint8 if quantised, see :mod:`dlrm_mtl.embeddings.row_formats`; and the id of each row, ``ids.NAME`` [rows] int64.
+- ``tables.pages``: SHA-256 of each page of ``tables.safetensors``, see :mod:`dlrm_mtl.serve.pages`.
 - ``dense.safetensors``: all other weights.
 - ``golden.jsonl``: rows of the data set as stored, with their scores from the trained model.
+- files of :data:`OPTIONAL`, as the export asks for them.
 - ``bundle.json``: the format, and size and SHA-256 of each file. It is written last; its own SHA-256 is the bundle's version.
 """
 
@@ -32,18 +34,26 @@ from dlrm_mtl.core.plugins import load_plugins
 from dlrm_mtl.core.schema import Strict, validate
 from dlrm_mtl.data.config import DataConfig, UnboundedConfig
 from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.row_formats import FormatName
 from dlrm_mtl.models.registry import AnyModelConfig
+from dlrm_mtl.serve.pages import digests_size, write_digests
 from dlrm_mtl.serve.tensor_files import REMEDY
 from dlrm_mtl.storage.output import sync_folder, write_whole
 from dlrm_mtl.tasks.config import TaskConfig
 
-FORMAT = 1
+FORMAT = 2
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.json"
 TABLES_FILE = "tables.safetensors"
+DIGESTS_FILE = "tables.pages"
 DENSE_FILE = "dense.safetensors"
 GOLDEN_FILE = "golden.jsonl"
-FILES = (MODEL_FILE, TABLES_FILE, DENSE_FILE, GOLDEN_FILE)
+FILES = (MODEL_FILE, TABLES_FILE, DIGESTS_FILE, DENSE_FILE, GOLDEN_FILE)
+"""Files of every bundle."""
+OPTIONAL: tuple[str, ...] = ()
+"""Files that a bundle may hold as well. They are listed in ``bundle.json`` and checked like the others."""
+PAGED = {TABLES_FILE: DIGESTS_FILE}
+"""Files that are checked page by page on use, and those with the digests of their pages."""
 PIECE = 16 << 20
 """Number of bytes that are read at a time for checking."""
 THREADS = 4
@@ -62,6 +72,7 @@ class Manifest(Strict):
 
     format: int
     files: dict[str, BundleFile]
+    """The files of the bundle; nothing else is read."""
 
 
 class ServedData(Strict):
@@ -93,6 +104,8 @@ class ServedModel(Strict):
     dataset: DatasetSpec
     """Features that the model reads, and labels of the tasks."""
     data: ServedData
+    tables: FormatName
+    """Format of the rows of all tables."""
     tasks: list[TaskConfig] = Field(min_length=1)
     model: AnyModelConfig
     score: ScoreFormula | None = None
@@ -126,7 +139,10 @@ def new_bundle(output: str | Path, check: Callable[[Path], object]) -> Iterator[
         temporary.mkdir()
         try:
             yield temporary
-            files = {name: measure(temporary / name) for name in FILES}
+            for name, digests in PAGED.items():
+                write_digests(temporary / name, temporary / digests)
+            written = [name for name in (*FILES, *OPTIONAL) if name in FILES or (temporary / name).exists()]
+            files = {name: measure(temporary / name) for name in written}
             write_whole(temporary / BUNDLE_FILE, Manifest(format=FORMAT, files=files).model_dump_json(indent=1))
             check(temporary)
             os.rename(temporary, target)
@@ -141,7 +157,7 @@ def new_bundle(output: str | Path, check: Callable[[Path], object]) -> Iterator[
 def _remove_left(folder: Path) -> None:
     """Remove the remains of an export that was killed, and nothing else."""
     if folder.exists():
-        if not folder.is_dir() or set(os.listdir(folder)) - {*FILES, BUNDLE_FILE, f"{BUNDLE_FILE}.tmp"}:
+        if not folder.is_dir() or set(os.listdir(folder)) - {*FILES, *OPTIONAL, BUNDLE_FILE, f"{BUNDLE_FILE}.tmp"}:
             raise UserError(f"{folder}: this name is needed while the bundle is written, and taken; remove it.")
         shutil.rmtree(folder)
 
@@ -165,7 +181,10 @@ def measure(path: Path) -> BundleFile:
 
 
 def check_bundle(folder: Path) -> str:
-    """Check every byte of the bundle in ``folder``; return its version, the first 16 digits of a SHA-256 over all of it.
+    """Check the bundle in ``folder``: every byte, but of the files in :data:`PAGED` only the size.
+
+    Returns:
+        The bundle's version, the first 16 digits of a SHA-256 over all of it.
 
     Raises:
         UserError: there is no bundle, its format is unknown, or a byte was changed; the file is named.
@@ -186,8 +205,14 @@ def check_bundle(folder: Path) -> str:
             "export the run again."
         )
     manifest = validate(Manifest, content, str(place))
-    if sorted(manifest.files) != sorted(FILES):
-        raise UserError(f"{place}: does not name the files of a bundle; {REMEDY}.")
+    for name in FILES:
+        if name not in manifest.files:
+            raise UserError(f"{place}: does not name {name}, which every bundle has; {REMEDY}.")
+    for name in manifest.files:
+        if name not in (*FILES, *OPTIONAL):
+            raise UserError(
+                f"{place}: names {name}, which this version of dlrm-mtl does not know; use the one that exported it."
+            )
 
     def check(name: str) -> None:
         expected = manifest.files[name]
@@ -195,7 +220,10 @@ def check_bundle(folder: Path) -> str:
             size = (folder / name).stat().st_size
             if size != expected.size:
                 raise UserError(f"{folder / name}: has {size:,} bytes instead of {expected.size:,}; {REMEDY}.")
-            if measure(folder / name) != expected:
+            if name in PAGED:
+                if manifest.files[PAGED[name]].size != digests_size(size):
+                    raise UserError(f"{folder / PAGED[name]}: does not fit {name}; {REMEDY}.")
+            elif measure(folder / name) != expected:
                 raise UserError(f"{folder / name}: does not have its checksum; {REMEDY}.")
         except FileNotFoundError:
             raise UserError(f"{folder / name}: is missing; {REMEDY}.") from None
@@ -203,7 +231,7 @@ def check_bundle(folder: Path) -> str:
             raise UserError(f"{folder / name}: cannot be read ({error.strerror}).") from None
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(check, FILES):
+        for _ in pool.map(check, manifest.files):
             pass
     return hashlib.sha256(text).hexdigest()[:16]
 

@@ -133,6 +133,7 @@ def _served(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums) -> Se
             unbounded=data.unbounded,
             train_only=data.train_only,
         ),
+        tables="fp32",
         tasks=config.tasks,
         model=config.model,
         score=config.serving.score,

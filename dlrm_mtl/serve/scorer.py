@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlrm_mtl.config.serving import ScoreFormula
 from dlrm_mtl.core.errors import UserError
@@ -20,14 +20,24 @@ from dlrm_mtl.data.join_rows import Joined
 from dlrm_mtl.data.keyed_ids import PlainKeyedIds
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.local_tables import local_tables
+from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.embeddings.unbounded.row_map import RowSlots
 from dlrm_mtl.models.base import ModelInputs, RankingModel
 from dlrm_mtl.models.registry import build_ranking_model
-from dlrm_mtl.serve.bundle import DENSE_FILE, GOLDEN_FILE, TABLES_FILE, ServedModel, check_bundle, read_model
+from dlrm_mtl.serve.bundle import (
+    DENSE_FILE,
+    DIGESTS_FILE,
+    GOLDEN_FILE,
+    TABLES_FILE,
+    ServedModel,
+    check_bundle,
+    read_model,
+)
 from dlrm_mtl.serve.encode import Policies, RowEncoder
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, input_sums, read_golden
 from dlrm_mtl.serve.ranking import Ranked, best, merged
 from dlrm_mtl.serve.rows import Rows, Where
+from dlrm_mtl.serve.tables import ServedTable, StoredTables
 from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
 from dlrm_mtl.tasks.targets import predictions
 
@@ -56,6 +66,8 @@ class Scorer:
         unknown: policy for ids outside the vocabulary; default: according to the run's `data.out_of_range`, and ``unknown``
             for unbounded ids.
         plugins: modules that register parts of the model; they are imported, which runs them.
+        check_all: check every page of the tables now; default: each when it is first used, so that loading takes no longer for
+            large tables.
 
     Raises:
         UserError: the folder holds no bundle, a byte was changed, or golden rows do not get their scores.
@@ -68,6 +80,7 @@ class Scorer:
         missing: Policies | None = None,
         unknown: Policies | None = None,
         plugins: Sequence[str] = (),
+        check_all: bool = False,
     ) -> None:
         self.folder = Path(bundle)
         self.version = check_bundle(self.folder)
@@ -80,7 +93,11 @@ class Scorer:
         """Score that candidates are ordered by."""
         self._tasks = served.tasks
         self._keys = [*served.data.sparse, *served.data.sequence]
-        self._model, encoder = _build(self.folder, served)
+        self._model, encoder, self.tables = _build(self.folder, served)
+        """The tables by name."""
+        if check_all:
+            for table in self.tables.values():
+                table.check()
         self.golden_difference = self._check_golden(encoder(None, None), served)
         """Largest difference from the trained model's scores on the golden rows; 0 means equal bits."""
         self._encoder = encoder(missing, unknown)
@@ -94,7 +111,8 @@ class Scorer:
             where: origin of the rows, for errors.
 
         Raises:
-            UserError: a field is missing, or a value is not allowed; the row and the field are named.
+            UserError: a field is missing, or a value is not allowed; the row and the field are named. A
+                :class:`~dlrm_mtl.serve.pages.DamagedPageError` if a page of the tables does not have its checksum.
         """
         encoded = self._encoder.encode(rows, where)
         scores = np.empty((encoded.rows, len(self.tasks)), np.float32)
@@ -180,12 +198,12 @@ def _padded(rows: Tensor) -> Tensor:
 
 def _build(
     folder: Path, served: ServedModel
-) -> tuple[RankingModel, Callable[[Policies | None, Policies | None], RowEncoder]]:
-    """The model with the bundle's weights, and a function that makes an encoder of rows for it from policies."""
+) -> tuple[RankingModel, Callable[[Policies | None, Policies | None], RowEncoder], dict[str, ServedTable]]:
+    """The model with the bundle's weights, a function that makes an encoder of rows for it from policies, and its tables."""
     data = served.data.config(str(folder))
     spec = served.dataset.with_rows({name: each.rows for name, each in data.unbounded.items()})
-    stored = map_tensors(folder / TABLES_FILE)
-    row_of = {name: _rows_of(stored[f"ids.{name}"]) for name in data.unbounded}
+    stored = StoredTables(folder / TABLES_FILE, folder / DIGESTS_FILE, served.tables)
+    row_of = {name: _rows_of(stored.ids(name)) for name in data.unbounded}
     vocabularies = _vocabularies(served.dataset, [*served.data.sparse, *served.data.sequence], list(data.unbounded))
     constants = {
         name: int(row_of[vocabularies[name]](torch.from_numpy(any_ids(np.array([value]))))) if id_ else value
@@ -193,23 +211,25 @@ def _build(
         for id_ in [name in vocabularies and value is not None]
     }
     selection = select(spec, data.model_copy(update={"unbounded": {}, "train_only": constants}), [], served=True)
-    weights = {name.removeprefix("tables."): tensor for name, tensor in stored.items() if name.startswith("tables.")}
+
+    def tables_of(tables: TableSet) -> tuple[nn.Module | None, nn.Module | None]:
+        for table in tables.configs:
+            rows[table.name] = stored.table(table.name, table.num_embeddings, table.embedding_dim)
+        return local_tables(tables, rows)
+
+    rows: dict[str, ServedTable] = {}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         model = build_ranking_model(
             served.model,
             ModelInputs(spec, selection.keys, selection.dense, served.tasks),
-            lambda tables: local_tables(tables, weights),
+            tables_of,
         ).eval()
-    for table in model.lookup.table_set.configs:
-        shape = tuple(weights[table.name].shape) if table.name in weights else None
-        if shape != (table.num_embeddings, table.embedding_dim):
-            raise UserError(f"{folder / TABLES_FILE}: table {table.name} has the shape {shape}; {REMEDY}.")
     try:
         model.load_state_dict(map_tensors(folder / DENSE_FILE))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{folder / DENSE_FILE}: does not fit the model ({reason}); {REMEDY}.") from None
-    return model, partial(RowEncoder, selection, row_of, vocabularies)
+    return model, partial(RowEncoder, selection, row_of, vocabularies), rows
 
 
 def _rows_of(ids: Tensor) -> Callable[[Tensor], Tensor]:

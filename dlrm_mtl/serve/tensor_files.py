@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,28 +47,56 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is not one, or its header does not fit it.
     """
-    size = path.stat().st_size
+    places = tensor_places(path)
+    if not any(place.stop > place.start for place in places.values()):
+        return {name: torch.empty(place.shape, dtype=place.dtype) for name, place in places.items()}
+    # Copy-on-write, and nothing writes: torch warns of read-only memory.
+    content = torch.from_numpy(np.memmap(path, np.uint8, mode="c"))
+    return {name: place.of(content) for name, place in places.items()}
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Position and type of a tensor in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """First byte in the file."""
+    stop: int
+
+    def of(self, content: Tensor) -> Tensor:
+        """The tensor, given the content of the file, [size] uint8."""
+        return content[self.start : self.stop].view(self.dtype).view(self.shape)
+
+
+def header_size(path: Path) -> int:
+    """Size in bytes of the header that a safetensors file says it has."""
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(min(length, HEADER_LIMIT))
-    start = 8 + length
+        return 8 + min(int.from_bytes(file.read(8), "little"), HEADER_LIMIT)
+
+
+def tensor_places(path: Path) -> dict[str, TensorPlace]:
+    """Positions of the tensors in a safetensors file, by name.
+
+    Raises:
+        UserError: the file is not one, or its header does not fit it.
+    """
+    size, start = path.stat().st_size, header_size(path)
+    with open(path, "rb") as file:
+        text = file.read(start)[8:]
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        places = {name: _place(entry, size - start) for name, entry in entries.items()}
+        return {name: _place(entry, start, size) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: has no header of a safetensors file; {REMEDY}.") from None
-    if size == start:
-        return {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape, _, _) in places.items()}
-    # Copy-on-write, and nothing writes: torch warns of read-only memory.
-    content = torch.from_numpy(np.memmap(path, np.uint8, mode="c", offset=start))
-    return {name: content[first:last].view(dtype).view(shape) for name, (dtype, shape, first, last) in places.items()}
 
 
-def _place(entry: Any, size: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+def _place(entry: Any, start: int, size: int) -> TensorPlace:
     dtype, shape, (first, last) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, first, last)):
         raise ValueError
-    if last > size or last - first != math.prod(shape) * dtype.itemsize:
+    if start + last > size or last - first != math.prod(shape) * dtype.itemsize:
         raise ValueError
-    return dtype, shape, first, last
+    return TensorPlace(dtype, shape, start + first, start + last)

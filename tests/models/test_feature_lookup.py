@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.data.keyed_ids import PlainKeyedIds
-from dlrm_mtl.embeddings.local_tables import local_tables
+from dlrm_mtl.embeddings.local_tables import TensorTable, local_tables
 from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.models.registry import build_ranking_model
 from tests.models.inputs import bags, batch, inputs, on_cpu, table
@@ -76,8 +76,8 @@ def test_local_tables_give_the_same_bits(features: dict[str, Any]) -> None:
     """Lookups in serving, without TorchRec, equal TorchRec's."""
     config = ModelConfig.model_validate({"embeddings": {"dim": 8, "features": features}})
     theirs = on_cpu(build_ranking_model(config, inputs()))
-    weights = {name: table(theirs, name).detach() for name in ("user", "item")}
-    ours = build_ranking_model(config, inputs(), lambda tables: local_tables(tables, weights))
+    rows = {name: TensorTable(table(theirs, name).detach()) for name in ("user", "item")}
+    ours = build_ranking_model(config, inputs(), lambda tables: local_tables(tables, rows))
     b = batch(50, seed=4)
     plain = PlainKeyedIds(b.sparse.keys(), b.sparse.values(), b.sparse.lengths(), b.sparse.stride())
     assert torch.equal(ours.lookup(plain), theirs.lookup(b.sparse))

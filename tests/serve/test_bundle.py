@@ -19,7 +19,7 @@ from dlrm_mtl.config.load import load_config
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.serve.bundle import FILES, Manifest, measure
+from dlrm_mtl.serve.bundle import FILES, FORMAT, Manifest, measure
 from dlrm_mtl.serve.export import export_run
 from dlrm_mtl.storage.run_store import LocalStore
 from dlrm_mtl.training.build import build_model
@@ -121,7 +121,7 @@ def test_files_that_change_places_are_refused(bundle: Path) -> None:
 
 def sign(bundle: Path) -> None:
     """Make the checksums fit the files."""
-    manifest = Manifest(format=1, files={name: measure(bundle / name) for name in FILES})
+    manifest = Manifest(format=FORMAT, files={name: measure(bundle / name) for name in FILES})
     (bundle / "bundle.json").write_text(manifest.model_dump_json(indent=1))
 
 
@@ -174,8 +174,8 @@ def test_nothing_is_imported_for_a_bundle(bundle: Path) -> None:
 
 def test_an_unknown_format_is_refused(bundle: Path) -> None:
     manifest = json.loads((bundle / "bundle.json").read_text())
-    (bundle / "bundle.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(UserError, match="has the format 2 and this version of dlrm-mtl reads 1"):
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(UserError, match="has the format 1 and this version of dlrm-mtl reads 2; export the run again"):
         dlrm_mtl.Scorer(bundle)
 
 
