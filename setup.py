@@ -1,4 +1,4 @@
-"""Builds the native kernels of the sparse update; the metadata is in setup.cfg.
+"""Builds the native kernels of the sparse update and of lookups in serving; the metadata is in setup.cfg.
 
 They are a plain shared library without a line of Python or PyTorch in it, so it is built without either's headers and fits
 any version of both; one wheel serves every Python. Where there is no compiler, or it fails, the package is installed

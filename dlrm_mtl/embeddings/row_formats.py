@@ -2,7 +2,8 @@
 
 A quantised row is 2 bytes scale, 2 bytes offset, both bfloat16 and little-endian, and its codes: one byte each, or two in a
 byte, the even column in the low bits. The value of code q is ``q * scale + offset``, computed in float32. The product is
-exact, because a code has 8 bits and a scale 8 significant bits; so is the sum's rounding the only one.
+exact, because a code has 8 bits and a scale 8 significant bits, so the sum is rounded once. Native kernels look rows up if they
+are there, and plain PyTorch does otherwise; both give the same bits.
 
 The offset is the row's minimum rounded down, the scale the range from there to the maximum, divided by the largest code and
 rounded up: so every value of the row lies between the first and the last code. The code of a value is the nearest by the
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from dlrm_mtl.embeddings.kernels.stored import stored_sums, use_stored_kernels
+
 FormatName = Literal["fp32", "fp16", "int8", "int4"]
 """Name of a format of rows."""
 HEAD = 4
@@ -34,6 +37,8 @@ class RowFormat(ABC):
     """A format of rows: encoding, and lookup of encoded rows [rows, row_bytes] uint8."""
 
     name: FormatName
+    number: int
+    """Number of the format in the native kernels."""
     limit: float
     """Largest absolute value that can be encoded."""
 
@@ -46,6 +51,9 @@ class RowFormat(ABC):
         """Encoded rows [K, row_bytes] of ``values`` [K, dim], which are in range."""
 
     @abstractmethod
+    def plain_vectors(self, stored: Tensor, dim: int, ids: Tensor) -> Tensor:
+        """The same as :meth:`vectors`, in plain PyTorch."""
+
     def vectors(self, stored: Tensor, dim: int, ids: Tensor) -> Tensor:
         """Rows [N, dim] float32.
 
@@ -57,6 +65,9 @@ class RowFormat(ABC):
         Raises:
             IndexError: an id is not the number of a row.
         """
+        if use_stored_kernels():
+            return stored_sums(stored, self.number, dim, ids, torch.arange(len(ids) + 1))
+        return self.plain_vectors(stored, dim, ids)
 
     def sums(self, stored: Tensor, dim: int, ids: Tensor, offsets: Tensor) -> Tensor:
         """Sums [B, dim] float32 of the rows of bags, added in the order of the ids; 0 for an empty bag.
@@ -70,7 +81,10 @@ class RowFormat(ABC):
         Raises:
             IndexError: an id is not the number of a row.
         """
-        return sums_of(self.vectors(stored, dim, ids), offsets)
+        if use_stored_kernels():
+            ends = torch.cat([offsets, offsets.new_tensor([len(ids)])])
+            return stored_sums(stored, self.number, dim, ids, ends)
+        return sums_of(self.plain_vectors(stored, dim, ids), offsets)
 
     def encode(self, values: Tensor) -> Tensor:
         """Encoded rows [K, row_bytes] uint8 of ``values`` [K, dim] float32 on the CPU; a row's bytes depend on it alone.
@@ -102,8 +116,8 @@ def sums_of(vectors: Tensor, offsets: Tensor) -> Tensor:
 class FloatRows(RowFormat):
     """Rows of float32, or of float16 rounded to nearest."""
 
-    def __init__(self, name: FormatName, dtype: torch.dtype) -> None:
-        self.name, self._dtype = name, dtype
+    def __init__(self, name: FormatName, number: int, dtype: torch.dtype) -> None:
+        self.name, self.number, self._dtype = name, number, dtype
         self.limit = float(torch.finfo(dtype).max) if dtype != torch.float32 else float("inf")
 
     def row_bytes(self, dim: int) -> int:
@@ -121,6 +135,10 @@ class FloatRows(RowFormat):
 
     def vectors(self, stored: Tensor, dim: int, ids: Tensor) -> Tensor:
         """Rows [N, dim] float32."""
+        return self.plain_vectors(stored, dim, ids)
+
+    def plain_vectors(self, stored: Tensor, dim: int, ids: Tensor) -> Tensor:
+        """Rows [N, dim] float32."""
         return torch.index_select(stored.view(self._dtype), 0, ids).float()
 
     def sums(self, stored: Tensor, dim: int, ids: Tensor, offsets: Tensor) -> Tensor:
@@ -135,8 +153,8 @@ class QuantisedRows(RowFormat):
 
     limit = LARGEST
 
-    def __init__(self, name: FormatName, bits: int) -> None:
-        self.name, self.bits = name, bits
+    def __init__(self, name: FormatName, number: int, bits: int) -> None:
+        self.name, self.number, self.bits = name, number, bits
         self.levels = (1 << bits) - 1
         """Largest code."""
 
@@ -152,10 +170,10 @@ class QuantisedRows(RowFormat):
         head = np.stack([_high_half(scale), _high_half(offset)], axis=1).view(np.uint8)
         return np.concatenate([head, codes if self.bits == 8 else _pairs(codes)], axis=1)
 
-    def vectors(self, stored: Tensor, dim: int, ids: Tensor) -> Tensor:
+    def plain_vectors(self, stored: Tensor, dim: int, ids: Tensor) -> Tensor:
         """Rows [N, dim] float32."""
         rows = torch.index_select(stored, 0, ids)
-        head = rows[:, :HEAD].contiguous().view(torch.bfloat16).float()
+        head = rows[:, :HEAD].clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
         codes = rows[:, HEAD:]
         if self.bits == 4:
             codes = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)[:, :dim]
@@ -187,10 +205,10 @@ def _pairs(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 FORMATS: dict[str, RowFormat] = {
     each.name: each
     for each in (
-        FloatRows("fp32", torch.float32),
-        FloatRows("fp16", torch.float16),
-        QuantisedRows("int8", 8),
-        QuantisedRows("int4", 4),
+        FloatRows("fp32", 0, torch.float32),
+        FloatRows("fp16", 1, torch.float16),
+        QuantisedRows("int8", 2, bits=8),
+        QuantisedRows("int4", 3, bits=4),
     )
 }
 """The formats by name."""

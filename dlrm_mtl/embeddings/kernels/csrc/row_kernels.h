@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "layout.h"
+#include "stored_rows.h"
 
 namespace dlrm_mtl {
 
@@ -113,6 +114,8 @@ struct RowKernels {
   // Raises `largest`, which other threads raise as well, to the largest |r| of the span, times its row's factor if per row.
   void (*find_largest_direction)(const TouchedSpan&, float* largest);
   void (*expand)(const TouchedSpan&, float* out);
+  // Returns false, and the first such id, where an id is out of range.
+  bool (*lookup_stored)(const StoredSpan&, int64_t* wrong_id);
 };
 
 extern const RowKernels kPortableKernels;
@@ -120,5 +123,7 @@ extern const RowKernels kPortableKernels;
 extern const RowKernels kAvx2Kernels;
 extern const RowKernels kAvx512Kernels;
 #endif
+
+extern const RowKernels* chosen_kernels;  // by dlrm_mtl_select
 
 }  // namespace dlrm_mtl

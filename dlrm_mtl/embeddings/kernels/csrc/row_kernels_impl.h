@@ -78,6 +78,8 @@ bool lookup(const LookupSpan& span, int64_t* wrong_id) {
   return span.bag_weights ? lookup_rows<float, true>(span, wrong_id) : lookup_rows<float, false>(span, wrong_id);
 }
 
+#include "stored_rows_impl.h"
+
 // ---- gradients of rows ----
 
 // Sum of squares and largest absolute value of one row.
@@ -465,6 +467,7 @@ const RowKernels DLRM_MTL_KERNELS = {
     DLRM_MTL_NAME, DLRM_MTL_ISA::lookup,       DLRM_MTL_ISA::copy_bags,   DLRM_MTL_ISA::measure,
     DLRM_MTL_ISA::sum_runs,      DLRM_MTL_ISA::sum_long_run, DLRM_MTL_ISA::find_factor, DLRM_MTL_ISA::apply,
     DLRM_MTL_ISA::row_factors,   DLRM_MTL_ISA::find_largest_direction, DLRM_MTL_ISA::expand,
+    DLRM_MTL_ISA::lookup_stored,
 };
 
 }  // namespace dlrm_mtl

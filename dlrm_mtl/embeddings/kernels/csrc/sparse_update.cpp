@@ -16,8 +16,6 @@ namespace {
 constexpr int64_t kIdsPerTask = 1024;
 constexpr int64_t kKeysPerTask = 4096;
 
-const RowKernels* kernels = &kPortableKernels;
-
 struct Failure {
   Problem problem;
 };
@@ -112,7 +110,7 @@ void lookup(const Tables& tables, const Batch& batch, float* out, int64_t thread
     const LookupSpan span = {address(tables, table), tables.half != 0, tables.rows(table), tables.dims[table], batch.ids,
                              offsets, batch.bag_weights, last - first, offsets[last - first],
                              out + first * columns.back() + columns[feature], columns.back()};
-    if (!kernels->lookup(span, &wrong_id)) problems.report(i, {Problem::kRowOutOfRange, table, wrong_id});
+    if (!chosen_kernels->lookup(span, &wrong_id)) problems.report(i, {Problem::kRowOutOfRange, table, wrong_id});
   });
   problems.raise();
 }
@@ -203,7 +201,7 @@ void prepare_bags(const Tables& tables, const Batch& batch, const std::vector<Ta
     if (!write_bag_keys(batch, part, tables.rows(table), offsets, last - first, bag, to, &wrong_id)) {
       return problems.report(i, {Problem::kRowOutOfRange, table, wrong_id});
     }
-    kernels->copy_bags({batch.gradient + first * batch.stride + columns[feature], batch.stride, offsets, last - first, dim,
+    chosen_kernels->copy_bags({batch.gradient + first * batch.stride + columns[feature], batch.stride, offsets, last - first, dim,
                         to.values + part.block + bag * dim, to.payload_squares + payload, to.payload_maxima + payload});
   });
   problems.raise();
@@ -244,7 +242,7 @@ void prepare_ids(const Tables& tables, const Batch& batch, const std::vector<Tab
       }
       to.keys[part.first + i] = static_cast<uint64_t>(id) << part.payload_bits | static_cast<uint64_t>(i);
     }
-    kernels->measure(to.values + part.block + piece.first * dim, dim, piece.last - piece.first, to.payload_squares + begin,
+    chosen_kernels->measure(to.values + part.block + piece.first * dim, dim, piece.last - piece.first, to.payload_squares + begin,
                      to.payload_maxima + begin);
   });
   problems.raise();
@@ -329,10 +327,10 @@ void sum_long_runs(const std::vector<LongRun>& runs, const std::vector<SortedKey
   const auto sum_of = [&](const LongRun& run) { return to.sums + ~to.sources[run.touched]; };
   for_each_task(threads, tasks.size(), [&](int64_t i) {
     const auto [run, column] = tasks[i];
-    kernels->sum_long_run(sorted[run->table], *run, column, sum_of(*run));
+    chosen_kernels->sum_long_run(sorted[run->table], *run, column, sum_of(*run));
   });
   for (const LongRun& run : runs) {
-    kernels->measure(sum_of(run), sorted[run.table].dim, 1, to.squares + run.touched, to.maxima + run.touched);
+    chosen_kernels->measure(sum_of(run), sorted[run.table].dim, 1, to.squares + run.touched, to.maxima + run.touched);
   }
 }
 
@@ -354,7 +352,7 @@ void collect(const Tables& tables, const Batch& batch, const Collected& to, int6
   int64_t long_run_count = 0;
   for_each_task(threads, pieces.size(), [&](int64_t i) {
     const Piece& piece = pieces[i];
-    kernels->sum_runs({sorted[piece.table], piece.table, piece.first, piece.last, piece.touched, piece.sum, to.sums, to.rows,
+    chosen_kernels->sum_runs({sorted[piece.table], piece.table, piece.first, piece.last, piece.touched, piece.sum, to.sums, to.rows,
                        to.sources, to.scales, to.squares, to.maxima, long_runs.data(), &long_run_count});
   });
   long_runs.resize(long_run_count);
@@ -373,7 +371,7 @@ void lookup_rows(const Tables& tables, const Batch& batch, const int64_t* offset
     int64_t wrong_id;
     const LookupSpan span = {address(tables, piece.table), tables.half != 0, tables.rows(piece.table), dim, batch.ids,
                              offsets + first, nullptr, count, first + count, out + part.block + piece.first * dim, dim};
-    if (!kernels->lookup(span, &wrong_id)) problems.report(i, {Problem::kRowOutOfRange, piece.table, wrong_id});
+    if (!chosen_kernels->lookup(span, &wrong_id)) problems.report(i, {Problem::kRowOutOfRange, piece.table, wrong_id});
   });
   problems.raise();
 }
@@ -434,25 +432,6 @@ extern "C" {
 // Counted up with every change of what Python and this library exchange; cpu.py refuses another one.
 DLRM_MTL_API int64_t dlrm_mtl_interface() { return 2; }
 
-// Chooses the instruction set: "portable", "avx2", "avx512", or "" for the best of this processor. Returns what was chosen,
-// or null if the processor does not have it.
-DLRM_MTL_API const char* dlrm_mtl_select(const char* name) {
-  std::vector<const RowKernels*> best_first;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c")) {
-    best_first.push_back(&kAvx512Kernels);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) best_first.push_back(&kAvx2Kernels);
-#endif
-  best_first.push_back(&kPortableKernels);
-  for (const RowKernels* candidate : best_first) {
-    if (!*name || !std::strcmp(name, candidate->name)) return (kernels = candidate)->name;
-  }
-  return nullptr;
-}
-
 DLRM_MTL_API bool dlrm_mtl_lookup(const Tables* tables, const Batch* batch, float* out, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] { lookup(*tables, *batch, out, threads); });
 }
@@ -479,7 +458,7 @@ DLRM_MTL_API bool dlrm_mtl_expand(const Tables* tables, const TouchedRows* touch
       out += (touched->table_offsets[table + 1] - touched->table_offsets[table]) * tables->dims[table];
     }
     for_touched(*tables, *touched, no_rule, nullptr, threads, [&](int64_t table, const TouchedSpan& span) {
-      kernels->expand(span, begins[table] + (span.first - touched->table_offsets[table]) * span.dim);
+      chosen_kernels->expand(span, begins[table] + (span.first - touched->table_offsets[table]) * span.dim);
     });
   });
 }
@@ -490,7 +469,7 @@ DLRM_MTL_API bool dlrm_mtl_measure(const Tables* tables, const float* rows, int6
   return guarded(*tables, problem, [&] {
     for_each_task(threads, (count + kTouchedSpan - 1) / kTouchedSpan, [&](int64_t i) {
       const int64_t first = i * kTouchedSpan;
-      kernels->measure(rows + first * dim, dim, std::min(kTouchedSpan, count - first), squares + first, maxima + first);
+      chosen_kernels->measure(rows + first * dim, dim, std::min(kTouchedSpan, count - first), squares + first, maxima + first);
     });
   });
 }
@@ -501,7 +480,7 @@ DLRM_MTL_API bool dlrm_mtl_factors(const Tables* tables, const TouchedRows* touc
   return guarded(*tables, problem, [&] {
     std::fill(factors, factors + tables->tables, 1.0f);
     for_touched<true>(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
-      kernels->find_factor(span, factors + table);
+      chosen_kernels->find_factor(span, factors + table);
     });
   });
 }
@@ -511,7 +490,7 @@ DLRM_MTL_API bool dlrm_mtl_row_factors(const Tables* tables, const TouchedRows* 
                                        float* factors, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
-                [&](int64_t, const TouchedSpan& span) { kernels->row_factors(span, factors); });
+                [&](int64_t, const TouchedSpan& span) { chosen_kernels->row_factors(span, factors); });
   });
 }
 
@@ -521,7 +500,7 @@ DLRM_MTL_API bool dlrm_mtl_largest_moves(const Tables* tables, const TouchedRows
   return guarded(*tables, problem, [&] {
     std::fill(moves, moves + tables->tables, 0.0f);
     for_touched(*tables, *touched, *rule, state, threads, [&](int64_t table, const TouchedSpan& span) {
-      kernels->find_largest_direction(span, moves + table);
+      chosen_kernels->find_largest_direction(span, moves + table);
     });
     for (int64_t table = 0; table < tables->tables; ++table) moves[table] *= rule->lr;
   });
@@ -531,7 +510,7 @@ DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touche
                                  const float* factors, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
-                [&](int64_t table, const TouchedSpan& span) { kernels->apply(span, factors[table]); });
+                [&](int64_t table, const TouchedSpan& span) { chosen_kernels->apply(span, factors[table]); });
   });
 }
 
