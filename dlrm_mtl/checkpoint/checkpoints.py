@@ -16,17 +16,16 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from dlrm_mtl.checkpoint.copies import HostCopies
+from dlrm_mtl.checkpoint.folder import TensorFolder
 from dlrm_mtl.checkpoint.format import INDEX_FILE, Index, parse_index, parse_state_text, sha256, state_text
 from dlrm_mtl.checkpoint.format_1 import METADATA_FILE, OldReader, read_metadata
 from dlrm_mtl.checkpoint.reader import Reader, targets
-from dlrm_mtl.checkpoint.room import Need, check_room
 from dlrm_mtl.checkpoint.save import Save, Works
 from dlrm_mtl.checkpoint.state import CHECKPOINTS, REMEDY, STATE_FILE, RunState
 from dlrm_mtl.checkpoint.tensors import Checkpointed, flatten
-from dlrm_mtl.checkpoint.writer import TensorPart, files_of, join_indices, own_parts, size_of, write_files
+from dlrm_mtl.checkpoint.writer import TensorPart, files_of, own_parts
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import first_process_only, gather_objects, on_every_process
-from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.storage.run_store import RunStore
 
 POINTERS = ("best", "latest")
@@ -38,6 +37,7 @@ STEP_NAME = re.compile(r"step_\d{8,}")
 
 THREADS = 4
 """Threads of a process that write while training waits."""
+_ROOM = "keep fewer checkpoints with training.keep_checkpoints"
 
 logger = logging.getLogger(__name__)
 
@@ -258,47 +258,19 @@ class Checkpoints:
 
     def _works(self, name: str, files: dict[str, list[TensorPart]], run: str, state: RunState, threads: int) -> Works:
         """The works of a save, see :class:`~dlrm_mtl.checkpoint.save.Save`."""
-        folder, place, first = f"{CHECKPOINTS}/{name}", f"{self.place}/{name}", dist.get_rank() == 0
-
-        def work(action: Callable[[], T], only_first: bool = False) -> Callable[[], T | None]:
-            def run() -> T | None:
-                try:
-                    return action() if first or not only_first else None
-                except OSError as error:
-                    raise UserError(
-                        f"{place}: cannot be written ({error.strerror or error}); make room, or correct the permissions."
-                    ) from None
-
-            return run
-
+        place = f"{CHECKPOINTS}/{name}"
+        folder = TensorFolder(self.store, place, run, state.step, threads, STATE_FILE, _ROOM)
         if name in self._whole:  # the same step with another state, as after the last evaluation
-            yield work(lambda: self._rewrite_state(folder, state), only_first=True)
+            yield folder.work(lambda: self._rewrite_state(place, state), only_first=True)
         else:
-            needs = yield work(lambda: self._begin(folder, run, files))
-            check_room(needs, place)
-            path = self.store.temporary(folder)
-            index = join_indices((yield work(lambda: write_files(path, files, run, state.step, threads))), place)
-            text = index.model_dump_json()
-
-            def upload() -> dict[str, int]:
-                if first:
-                    write_whole(path / INDEX_FILE, text)
-                return self.store.upload_folder(folder)
-
-            sizes: dict[str, int] = {}
-            for some in (yield work(upload)):
-                sizes.update(some)
-            last = state_text(state, run, sha256(text.encode()))
-            yield work(lambda: self.store.publish_folder(folder, STATE_FILE, last, sizes), only_first=True)
+            yield folder.work(lambda: self._identify(run), only_first=True)
+            yield from folder.works(files, lambda _, index: state_text(state, run, index))
             self._whole.add(name)
-            yield work(lambda: self.store.drop_folder(folder))
-        yield work(lambda: self._settle(state), only_first=True)
+        yield folder.work(lambda: self._settle(state), only_first=True)
 
-    def _begin(self, folder: str, run: str, files: dict[str, list[TensorPart]]) -> Need:
-        if dist.get_rank() == 0 and self.identity() is None:
+    def _identify(self, run: str) -> None:
+        if self.identity() is None:
             self.store.write(IDENTITY_FILE, json.dumps({"run": run}))
-        room = self.store.begin_folder(folder)
-        return Need(self.store.host(), sum(map(size_of, files.values())), len(files), room)
 
     def _rewrite_state(self, folder: str, state: RunState) -> None:
         old = self.store.read(f"{folder}/{STATE_FILE}") or b""

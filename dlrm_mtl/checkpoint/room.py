@@ -1,4 +1,4 @@
-"""Room for a checkpoint, checked before it is written."""
+"""Room for a folder of tensors, checked before it is written."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ class Need:
     """Free room, from one process of each host."""
 
 
-def check_room(needs: Iterable[Need], place: str) -> None:
+def check_room(needs: Iterable[Need], place: str, remedy: str) -> None:
     """Check that everything fits.
 
     Args:
         needs: needs of all processes.
-        place: the checkpoint, for errors.
+        place: the folder that is written, for errors.
+        remedy: how to need less, for errors.
 
     Raises:
         UserError: a file system has too little room; the sentence names what is needed and what is free.
@@ -45,7 +46,7 @@ def check_room(needs: Iterable[Need], place: str) -> None:
         if size > room.bytes:
             raise UserError(
                 f"{place}: cannot be written, as it needs {size_text(size, 'bytes')} and {size_text(room.bytes, 'bytes')} are "
-                f"free{where}; make room, or keep fewer checkpoints with training.keep_checkpoints."
+                f"free{where}; make room, or {remedy}."
             )
         if room.files is not None and files > room.files:
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from dlrm_mtl.config.publish import PublishConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.registry import Entry, registry
 from dlrm_mtl.core.schema import Strict, validate
@@ -71,6 +72,9 @@ class TrainingConfig(Strict):
     on_save_error: Literal["continue", "stop"] = "continue"
     """After a checkpoint that cannot be saved, as on a full disk: train on with a warning, or stop with an error. At the end
     of a run it is always an error."""
+    publish: PublishConfig | None = None
+    """Versions of the model for servers that follow this training, such as `{every_steps: 1000, to: s3://bucket/shop}`: a
+    whole model first, and then the rows that have changed. They change nothing in training."""
     max_skipped_steps: int = Field(default=10, gt=0)
     """Largest number of consecutive steps without a finite gradient before the run ends; such a step changes nothing."""
     stop_on_divergence: bool = False

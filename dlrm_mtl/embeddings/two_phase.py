@@ -31,6 +31,7 @@ from dlrm_mtl.embeddings.torchrec.shards import (
     placements,
     sharded_collections,
 )
+from dlrm_mtl.embeddings.touched_rows import TouchedMarks
 
 
 @dataclass
@@ -99,6 +100,8 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         """Factor of the learning rate by full name of the table."""
         self._slow = any(0 < rate < 1 for rate in self.rates.values())
         self.steps = 0
+        self.touched: TouchedMarks | None = None
+        """Marks of the rows that steps have changed; None until :meth:`mark_touched`."""
         self.report = StepReport()
         self._native = rule.native()
         self._checked = self._native or Update(kind="sgd")  # for any rule, the kernels check finiteness
@@ -150,7 +153,15 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                 if measure and self._native is not None:
                     self.report.largest_moves = self._largest_moves(gradients, means, self.report.factors, rate)
                 self._apply(gradients, means, self.report.factors, rate)
+                if self.touched is not None:
+                    self.touched.add(gradients)
         self.zero_grad()
+
+    def mark_touched(self) -> TouchedMarks:
+        """Mark the rows that change from now on, in one byte for each local row."""
+        if self.touched is None:
+            self.touched = TouchedMarks(self.tables)
+        return self.touched
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the collected gradients."""

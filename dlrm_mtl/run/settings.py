@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.on_save_error",
     "training.async_checkpoints",
+    "training.publish",
     "training.max_skipped_steps",
     "training.stop_on_divergence",
     "training.stall_timeout",

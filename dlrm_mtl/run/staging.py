@@ -18,7 +18,7 @@ from dlrm_mtl.core.processes import local_rank, on_every_process
 from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.storage.filesystems import is_local, locate
 from dlrm_mtl.storage.remote_folder import RemoteStore
-from dlrm_mtl.storage.run_store import LocalStore
+from dlrm_mtl.storage.run_store import LocalStore, RunStore
 
 
 @contextmanager
@@ -30,20 +30,26 @@ def run_folder(place: str | Path) -> Iterator[RunFolder]:
     Raises:
         UserError: nothing can be stored at ``place``, or there is no space for a staging folder.
     """
-    filesystem, root = locate(place)
-    if is_local(filesystem):
-        yield RunFolder(LocalStore(Path(root)))
-        return
-    with _staging_folder() as local:
-        store = RemoteStore(str(place), filesystem, root, local)
+    with store_at(place) as store:
         try:
             yield RunFolder(store)
         except Exception as error:
-            if dist.get_rank() == 0:
+            if dist.get_rank() == 0 and isinstance(store, RemoteStore):
                 store.publish_after_error()
             if isinstance(error, UserError):  # the user knows the run by its URI
-                raise UserError(str(error).replace(str(local), store.place), local=error.local) from None
+                raise UserError(str(error).replace(str(store.local), store.place), local=error.local) from None
             raise
+
+
+@contextmanager
+def store_at(place: str | Path) -> Iterator[RunStore]:
+    """Open a folder at ``place``, path or URI, that all processes write into; as :func:`run_folder` does."""
+    filesystem, root = locate(place)
+    if is_local(filesystem):
+        yield LocalStore(Path(root))
+        return
+    with _staging_folder() as local:
+        yield RemoteStore(str(place), filesystem, root, local)
 
 
 @contextmanager

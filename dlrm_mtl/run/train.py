@@ -32,6 +32,7 @@ from dlrm_mtl.run.folder import RunFolder
 from dlrm_mtl.run.growing import Round, rounds
 from dlrm_mtl.run.history import record
 from dlrm_mtl.run.initial import begin_weights, write_initial
+from dlrm_mtl.run.publication import publication
 from dlrm_mtl.run.resume import (
     Resumption,
     apply_changes,
@@ -89,7 +90,12 @@ def run_training(
     dataset = open_dataset(config.data.path)
     check_tasks(config, dataset.spec)
     patience = config.training.stall_timeout
-    with process_group(patience) as process, run_folder(output) as folder, Claim(folder, resume) as claim:
+    with (
+        process_group(patience) as process,
+        run_folder(output) as folder,
+        Claim(folder, resume) as claim,
+        publication(config.training.publish, folder) as versions,
+    ):
         checkpoints = Checkpoints(folder.store, config.training.keep_checkpoints, claim.lock.check)
         found = resumption(checkpoints, config, folder, fallback, changed) if claim.goes_on else None
         data = open_training_data(config, dataset, found.contract if found else None, folder, process)
@@ -114,6 +120,9 @@ def run_training(
             prepare_folder(folder, config, data.contract, model, progress, changes, claim, initial)
 
         first_process_only(prepare)
+        publisher = None
+        if versions is not None:
+            publisher = versions.publisher(config, data.dataset, model, optimizers, progress, claim)
 
         def save_round() -> None:
             checkpoints.save(tensors, progress)
@@ -127,6 +136,7 @@ def run_training(
                 parts = RunParts(
                     config, process, model, optimizers, loader, checkpoints, progress, data.validation, told
                 )
+                parts.publisher = publisher
                 if round is not None:
                     parts.first_step, parts.first_epoch, parts.growing = round.first_step, round.number, True
                 Trainer(parts).train()

@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.data.chosen_columns import select
-from dlrm_mtl.data.dataset import Dataset
-from dlrm_mtl.data.row_reader import RowReader
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
+from dlrm_mtl.models.input_sums import Sums
 from dlrm_mtl.run.contract import config_in_use, dataset_in_use, in_full, saved_contract
 from dlrm_mtl.run.predict import trained_run
 from dlrm_mtl.serve.bundle import (
@@ -32,17 +29,16 @@ from dlrm_mtl.serve.bundle import (
     new_bundle,
     write_file,
 )
-from dlrm_mtl.serve.golden import ROWS, Sums, input_sums, write_golden
+from dlrm_mtl.serve.golden import write_golden
 from dlrm_mtl.serve.scorer import Scorer
 from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import write_whole
-from dlrm_mtl.tasks.targets import label_columns, predictions
+from dlrm_mtl.tasks.targets import label_columns
 from dlrm_mtl.training.build import build_model
+from dlrm_mtl.training.golden_rows import GoldenRows
+from dlrm_mtl.training.publisher import ONLY_TRAINING
 from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.tensors import RunTensors
-
-GOLDEN_SPLITS = ("input", "test", "validation", "train")
-"""Splits that golden rows are taken from, in order of preference; ``input`` means files outside the data set."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +85,11 @@ def export_run(
         with new_bundle(output, check) as folder:
             model = build_model(config, dataset.spec, process)
             step = checkpoints.load(name, RunTensors(model)).step
-            sums = _write_golden(folder / GOLDEN_FILE, config, dataset, model)
-            served = _served(config, dataset.spec, step, sums)
+            rows = GoldenRows(config, dataset)
+            scored = rows.scored_by(model)
+            scores = {task.name: scored.scores[:, number] for number, task in enumerate(config.tasks)}
+            write_golden(folder / GOLDEN_FILE, rows.rows, scores)
+            served = _served(config, dataset.spec, step, scored.sums)
             write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
             tables, dense = _tables(model), _dense(model)
             write_file(folder / TABLES_FILE, lambda file: write_tensors(file, tables, config.name, step))
@@ -159,39 +158,5 @@ def _whole(tensor: Any) -> Tensor:
 
 def _dense(model: ShardedModel) -> dict[str, Tensor]:
     """Weights and buffers of the ranker outside the tables, without those that only training needs."""
-    only_training = ("task_weighting.", "balancing.")
-    dense = {name: value for name, value in model.dense_weights().items() if not name.startswith(only_training)}
+    dense = {name: value for name, value in model.dense_weights().items() if not name.startswith(ONLY_TRAINING)}
     return dict(sorted(dense.items()))
-
-
-@torch.no_grad()
-def _write_golden(path: Path, config: RunConfig, dataset: Dataset, model: ShardedModel) -> Sums:
-    """Write golden rows, scored by the trained model as in `predict`; return the sums of the model's input."""
-    split = next((name for name in GOLDEN_SPLITS if name in dataset.spec.splits), None)
-    if split is None:
-        raise UserError(
-            f"{dataset.path}: has no split {' or '.join(GOLDEN_SPLITS[1:])} to take golden rows from; name rows by --golden."
-        )
-    chosen = select(dataset.spec, config.data, [], served=True)
-    files = dataset.split(split).files
-    reader = RowReader(files, dataset.spec, config.data, ROWS, chosen.feature_columns, [])
-    rows: list[dict[str, Any]] = []
-    scores, features, dense = [], [], []
-    model.module.eval()
-    batches = iter(reader)
-    try:
-        for batch, carried in batches:
-            rows += carried.to_pylist()
-            batch = batch.to(next(iter(model.dense_parameters().values())).device)
-            scores.append(predictions(model.module(batch), config.tasks).cpu())
-            features.append(model.ranker.lookup(model.ranker.ids(batch)).cpu())
-            dense.append(batch.dense.cpu())
-            if len(rows) >= ROWS:
-                break
-    finally:
-        batches.close()
-    values = torch.cat(scores)[:ROWS].numpy().astype(np.float32)
-    write_golden(path, rows[:ROWS], {task.name: values[:, number] for number, task in enumerate(config.tasks)})
-    lookup = model.ranker.lookup
-    names = [feature.name for feature in chosen.dense]
-    return input_sums(torch.cat(features)[:ROWS], lookup.widths, lookup.names, torch.cat(dense)[:ROWS], names)

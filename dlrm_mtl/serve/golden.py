@@ -13,42 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.models.input_sums import Sums
 
-ROWS = 1000
-"""Number of golden rows of a bundle, if the data set has as many."""
 TOLERANCE = 1e-5
 """Largest difference of a score, absolute for scores up to 1 and relative beyond: processors differ in the order of sums."""
-
-Sums = dict[str, tuple[float, float]]
-
-
-def input_sums(
-    features: Tensor, widths: Sequence[int], names: Sequence[str], dense: Tensor, dense_names: Sequence[str]
-) -> Sums:
-    """Two sums of every part of the input, by its name.
-
-    Args:
-        features: [N, W] vectors, see :class:`~dlrm_mtl.models.feature_lookup.FeatureLookup`.
-        widths: widths of the parts.
-        names: names of the parts.
-        dense: [N, D].
-        dense_names: D names.
-    """
-    parts = [*zip(names, features.split(list(widths), dim=1), strict=True)]
-    parts += [*zip(dense_names, (column.unsqueeze(1) for column in dense.unbind(1)), strict=True)]
-    return {name: _sums(part.double()) for name, part in parts}
-
-
-def _sums(part: Tensor) -> tuple[float, float]:
-    rows = torch.arange(1, part.shape[0] + 1, dtype=torch.float64).unsqueeze(1)
-    columns = torch.arange(1, part.shape[1] + 1, dtype=torch.float64)
-    weighted = part * (1.0 + torch.frac(rows * 0.6180339887498949) + torch.frac(columns * 0.4142135623730951))
-    return float(weighted.sum()), float(weighted.abs().sum())
 
 
 def write_golden(path: Path, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, NDArray[np.float32]]) -> None:

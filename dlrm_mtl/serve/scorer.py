@@ -23,6 +23,7 @@ from dlrm_mtl.embeddings.local_tables import local_tables
 from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.embeddings.unbounded.row_map import RowSlots
 from dlrm_mtl.models.base import ModelInputs, RankingModel
+from dlrm_mtl.models.input_sums import input_sums
 from dlrm_mtl.models.registry import build_ranking_model
 from dlrm_mtl.serve.bundle import (
     DENSE_FILE,
@@ -34,7 +35,7 @@ from dlrm_mtl.serve.bundle import (
     read_model,
 )
 from dlrm_mtl.serve.encode import Policies, RowEncoder
-from dlrm_mtl.serve.golden import compare_scores, compare_sums, input_sums, read_golden
+from dlrm_mtl.serve.golden import compare_scores, compare_sums, read_golden
 from dlrm_mtl.serve.ranking import Ranked, best, merged
 from dlrm_mtl.serve.rows import Rows, Where
 from dlrm_mtl.serve.tables import ServedTable, StoredTables

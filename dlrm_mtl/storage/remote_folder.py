@@ -98,7 +98,7 @@ class RemoteStore(RunStore):
 
         self._retry("removed", name, remove)
 
-    def check_writable(self) -> list[str]:
+    def check_writable(self, option: str = "--output") -> list[str]:
         """Names in the run folder, after writing and removing a file there; without retries.
 
         Raises:
@@ -112,7 +112,7 @@ class RemoteStore(RunStore):
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.place}: this output folder cannot be written to ({first_line(error)}); check the name, the credentials "
-                "and their permissions, or name another one with --output."
+                f"and their permissions, or name another one with {option}."
             ) from None
         return [name for name in names if name != PROBE]
 

@@ -95,8 +95,11 @@ class RunStore(ABC):
         """Remove a file or folder, if it exists."""
 
     @abstractmethod
-    def check_writable(self) -> list[str]:
+    def check_writable(self, option: str = "--output") -> list[str]:
         """Names in the run's folder, after checking that files can be written there.
+
+        Args:
+            option: option by which the user named the folder, for errors.
 
         Raises:
             UserError: files cannot be written.
@@ -226,12 +229,12 @@ class LocalStore(RunStore):
                 f"{self.place}/{name}: cannot be removed ({error.strerror}); correct the permissions."
             ) from None
 
-    def check_writable(self) -> list[str]:
+    def check_writable(self, option: str = "--output") -> list[str]:
         existing = self.local
         while not existing.exists():
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"{self.place}: this output folder cannot be written to; name another one with --output.")
+            raise UserError(f"{self.place}: this output folder cannot be written to; name another one with {option}.")
         return os.listdir(self.local) if self.local.is_dir() else []
 
     def restore(self, *names: str) -> None:

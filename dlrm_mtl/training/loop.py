@@ -27,6 +27,7 @@ from dlrm_mtl.training.build import build_step
 from dlrm_mtl.training.divergence import DivergenceWatch
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.interruption import Interrupted, Interruption
+from dlrm_mtl.training.publisher import Publisher
 from dlrm_mtl.training.saver import Saver
 from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.tensors import RunTensors
@@ -52,6 +53,8 @@ class RunParts:
     """Growing data: number of earlier rounds, which takes the place of the epoch in the order of rows."""
     growing: bool = False
     """True if more data may arrive: then nothing stops early."""
+    publisher: Publisher | None = None
+    """Publisher of versions for servers."""
 
 
 class Trainer:
@@ -75,6 +78,7 @@ class Trainer:
         self.checkpoints = parts.checkpoints
         self.progress = parts.progress
         self.growing = parts.growing
+        self.publisher = parts.publisher
         self.first_step, self.first_epoch = parts.first_step, parts.first_epoch
         self.tell = parts.listeners.tell
         self.step = build_step(config, parts.process, parts.model, parts.optimizers)
@@ -114,6 +118,8 @@ class Trainer:
                     self._train_epoch(self.first_epoch + epochs, start_step)
             finally:
                 self.checkpoints.abandon()  # after an error; else none is being written
+                if self.publisher is not None:
+                    self.publisher.abandon()
                 self.tell(events.RoundEnd(self.progress.step))
 
     def _train_epoch(self, epoch: int, start_step: int) -> None:
@@ -124,9 +130,11 @@ class Trainer:
             step = self.progress.step + 1
             last = step == self.total_steps
             logged = step % self.config.training.log_every == 0 or last
-            signal = self.interruption.signal
-            parts, report = self.step(batches, self.progress.step, epoch, measure=logged, signal=signal)
-            stop = signal or report.flag  # all processes stop after the same step, whichever got the signal
+            due = int(self.publisher is not None and self.publisher.due(step))
+            flag = 2 * self.interruption.signal + due
+            parts, report = self.step(batches, self.progress.step, epoch, measure=logged, flag=flag)
+            # All processes stop after the same step, whichever got the signal, and then publish nothing.
+            stop, due = divmod(report.flag, 2)
             self.progress.step, self.progress.steps_applied = step, self.optimizers.sparse.steps
             self.tell(events.Step(step, epoch, parts, report))
             self.window.add(self.check(parts, report), self.config.data.batch_size, self.step.figures())
@@ -141,6 +149,8 @@ class Trainer:
                 self.saver.save(signal=bool(stop))
             else:
                 self.saver.poll()
+            if self.publisher is not None:
+                self.publish(self.publisher, bool(due), bool(stop))
             if stop:
                 raise self.interrupted(stop)
             if self.finished:
@@ -213,6 +223,15 @@ class Trainer:
             self.progress.evaluations_without_improvement += 1
         is_best = self.progress.best_step == self.progress.step
         self.tell(events.Evaluation(self.progress.step, "validation", data.rows, metrics, is_best))
+
+    def publish(self, publisher: Publisher, due: bool, stop: bool) -> None:
+        """Publish a version if one is due, and after the last step; go on with one that is being written."""
+        if (due and not stop) or self.finished:
+            publisher.publish()
+        if self.finished or stop:
+            publisher.finish()
+        else:
+            publisher.poll()
 
     def interrupted(self, signal: int) -> Interrupted:
         """Exception that ends the run after a signal, with what became of the checkpoint."""

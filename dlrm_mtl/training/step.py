@@ -55,7 +55,7 @@ class TrainingStep:
         """Tasks whose gradient was not finite in the last step; known only if gradients are computed per task."""
 
     def __call__(
-        self, batches: Sequence[Batch], step: int, epoch: int, measure: bool = False, signal: int = 0
+        self, batches: Sequence[Batch], step: int, epoch: int, measure: bool = False, flag: int = 0
     ) -> tuple[Tensor, StepReport]:
         """Take step number ``step``; return this process's parts of the tasks' losses [T], and the report of the update.
 
@@ -64,7 +64,7 @@ class TrainingStep:
             step: number of steps taken so far.
             epoch: number of passes over the data so far.
             measure: True to report the largest moves of coordinates.
-            signal: signal that this process has received, or 0; the report's flag is one that any process has received.
+            flag: number from this process; the report's flag is the largest one of any process.
         """
         enter_phase(f"forward and backward of step {step + 1}")
         self.model.ids.begin(step)
@@ -76,7 +76,7 @@ class TrainingStep:
         parts = self.differentiate(pieces, totals, rows, step)
         enter_phase(f"the update of step {step + 1}")
         with record_function("## optimizer step ##"):
-            report = self.optimizers.step(measure, signal)
+            report = self.optimizers.step(measure, flag)
         if not report.skipped:
             self.after_update(pieces, parts, totals, step)
         self.model.ids.end(keep=not report.skipped)

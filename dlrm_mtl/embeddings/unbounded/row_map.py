@@ -62,7 +62,16 @@ class RowSlots:
         """[R] int32: step of the row's last use, counted from 1; 0 for a free row, and 0 or less for use in an earlier run."""
         self.batches = torch.zeros(size, dtype=torch.int32, device=device)
         """[R] int32: number of training batches with the id since it got the row."""
+        self.changed: Tensor | None = None
+        """[R] bool: True for rows that may have changed their id since :meth:`mark_changed`; None before."""
         self._before: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def mark_changed(self) -> None:
+        """Mark rows whose ids change from now on, and none before."""
+        if self.changed is None:
+            self.changed = torch.zeros_like(self.ids, dtype=torch.bool)
+        else:
+            self.changed.zero_()
 
     def ranges(self) -> list[tuple[int, int]]:
         """First row and end of the rows of every process."""
@@ -101,6 +110,8 @@ class RowSlots:
         places[new] = given
         newcomers = Newcomers(given + self.first_row, ids[new], (self.ids[given] != 0).long())
         self._remember(given)
+        if self.changed is not None:
+            self.changed[given] = True
         self.ids[given], self.last_used[given], self.batches[given] = ids[new], step, 1
         return torch.where(places < 0, 0, places + self.first_row), newcomers
 

@@ -35,7 +35,8 @@ class RowResets:
 
         Every process must pass the same.
         """
-        for local in self._optimizer.tables:
+        touched = self._optimizer.touched
+        for number, local in enumerate(self._optimizer.tables):
             for index, shard in enumerate(local.shards):
                 name = shard.table.rpartition(".")[2]
                 if name not in tables:
@@ -45,6 +46,8 @@ class RowResets:
                 places = rows[here] - shard.row
                 if not len(places):
                     continue
+                if touched is not None:
+                    touched.mark(number, index, places)
                 fresh = initial_rows(
                     ids[here], f"{self._seed}/{name}", self._stds[name], shard.column, weights.shape[1]
                 )

@@ -1,0 +1,1 @@
+"""Versions of a model that a training run publishes for servers."""
