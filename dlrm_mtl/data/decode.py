@@ -171,7 +171,7 @@ class BlockBuilder:
             id_parts.append(values.astype(self._dtype, copy=False))
             length_parts.append(lengths)
         longest = self._selection.max_sequence_length if feature.kind == "sequence" else None
-        return _pick(_joined(id_parts, self._dtype), _joined(length_parts, np.int64), order, longest)
+        return pick(_joined(id_parts, self._dtype), _joined(length_parts, np.int64), order, longest)
 
     def _in_range(
         self, sources: Sources, feature: FeatureSpec, values: Array, first: int, ends: Array | None = None
@@ -180,7 +180,8 @@ class BlockBuilder:
         size = self._selection.vocabulary_sizes[feature.name]
         if size == ANY_ID:
             return any_ids(values)
-        if len(values) == 0 or int(values.view(f"u{values.itemsize}").max()) < size:  # a negative id looks huge
+        narrow = size > 1 << (8 * values.itemsize - 1)  # a negative id looks large, but not larger than this
+        if len(values) == 0 or (not narrow and int(values.view(f"u{values.itemsize}").max()) < size):
             return values
         bad = (values < 0) | (values >= size)
         if not bad.any():
@@ -219,7 +220,7 @@ def _place(values: Array, order: NDArray[np.int64] | None, out: Array) -> None:
         np.take(values.astype(out.dtype, copy=False), order, out=out, mode="clip")
 
 
-def _pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longest: int | None) -> Lists:
+def pick(values: Array, lengths: Array, order: NDArray[np.int64] | None, longest: int | None) -> Lists:
     """Consecutive lists of ``values`` with ``lengths``, in ``order``, each cut to its last ``longest`` ids."""
     kept = lengths if longest is None else np.minimum(lengths, longest)
     short = kept is lengths or bool((kept == lengths).all())

@@ -78,12 +78,11 @@ class LocalBagCollection(nn.Module):
 
     def forward(self, sparse: KeyedIds) -> NamedSums:
         """Look up all features."""
-        sums = {}
-        for key, name, table in self._lookups:
-            ids = sparse[name]
-            lengths = ids.lengths().long()
-            sums[key] = self._rows[table].sums(ids.values(), lengths.cumsum(0) - lengths)
-        return NamedSums(sums)
+        lengths = sparse.lengths().view(len(sparse.keys()), -1).long()
+        starts = dict(zip(sparse.keys(), (lengths.cumsum(1) - lengths).unbind(), strict=True))
+        return NamedSums(
+            {key: self._rows[table].sums(sparse[name].values(), starts[name]) for key, name, table in self._lookups}
+        )
 
 
 class NamedSums:

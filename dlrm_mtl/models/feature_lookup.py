@@ -81,8 +81,9 @@ class FeatureLookup(nn.Module):
             rows = self.unpooled_tables(most_recent(sparse, self.unpooled_features, self.table_set.lengths))
         lengths = sparse.lengths().view(len(sparse.keys()), -1)
         row_of = {name: row for row, name in enumerate(sparse.keys())}
-        # On a GPU an operation costs more than another pass over the memory, so all means are taken at once.
-        at_once = lengths.is_cuda
+        # On a GPU, and for the few rows of a request, an operation costs more than another pass over the memory, so all means
+        # are taken at once.
+        at_once = lengths.is_cuda or torch.is_inference_mode_enabled()
         columns = []
         for name, key, pooled in self._keys:
             if name in self.table_set.lengths:

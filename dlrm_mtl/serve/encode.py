@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -18,11 +19,12 @@ from torch import Tensor
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.chosen_columns import Selection
-from dlrm_mtl.data.decode import BlockBuilder, DecodedBlock, Sources
+from dlrm_mtl.data.decode import ABSENT, Array, BlockBuilder, DecodedBlock, Sources
 from dlrm_mtl.data.file_checks import Layout, is_list
 from dlrm_mtl.data.join_rows import BlockRows, Joined, join
 from dlrm_mtl.data.spec import FeatureSpec
-from dlrm_mtl.serve.rows import Rows, Where, columns_of
+from dlrm_mtl.serve.quick_columns import QuickColumns, quick_columns
+from dlrm_mtl.serve.rows import Rows, Where, check_mappings, columns_of, table_of
 
 Policy = Literal["refuse", "default", "unknown"]
 """``refuse``: an error. ``default``: as for null in the data, no vector for an id and the mean for a number. ``unknown``:
@@ -88,6 +90,7 @@ class RowEncoder:
             weight=None,
             out_of_range="unknown",
         )
+        self._bounded = [feature for feature in self._read if feature.name not in vocabularies]
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
 
@@ -102,16 +105,63 @@ class RowEncoder:
         """Names of the features with ids, in the order of the encoding."""
         return self._selection.keys
 
-    def encode(self, rows: Rows, where: Where) -> Encoded:
+    @property
+    def dense(self) -> list[str]:
+        """Names of the features with numbers, in the order of the encoding."""
+        return [feature.name for feature in self._selection.dense]
+
+    def within(self, fields: Container[str]) -> frozenset[str]:
+        """Names of the features that read ``fields``."""
+        return frozenset(feature.name for feature in self._read if feature.source in fields)
+
+    def part(self, names: frozenset[str]) -> RowEncoder:
+        """Encoder of the features ``names``, with the same policies and counts."""
+        part = copy(self)
+        part._read = [feature for feature in self._read if feature.name in names]
+        part._bounded = [feature for feature in self._bounded if feature.name in names]
+        part._selection = replace(
+            self._selection,
+            sparse=tuple(feature for feature in self._selection.sparse if feature.name in names),
+            dense=tuple(feature for feature in self._selection.dense if feature.name in names),
+        )
+        return part
+
+    def encode(self, rows: Rows, where: Where, times: int = 1) -> Encoded:
         """Ids and numbers of ``rows``, which are from ``where``.
+
+        Args:
+            rows: rows, see :meth:`~dlrm_mtl.serve.scorer.Scorer.score`.
+            where: their origin, for errors.
+            times: number of rows that a row stands for, for the counts.
 
         Raises:
             UserError: a row, or a value in it, is not allowed.
         """
-        found, absent, count = columns_of(rows, self._read, where)
+        table = table_of(rows)
+        count = len(rows) if table is None else table.num_rows
+        rows = rows if table is None else table
+        plain = check_mappings(rows, where) if table is None else len(set(table.column_names)) == table.num_columns
+        quick = quick_columns(rows, self._bounded, self._selection) if count and plain else QuickColumns()
+        columns = self._columns(rows, [feature for feature in self._read if feature.name not in quick], where, times)
+        lists = {name for name, column in columns.items() if is_list(column.type)}
+        layout = Layout(self._selection, frozenset(lists | quick.lists.keys()) & frozenset(self.keys))
+        if not count:
+            return Encoded(layout, None, 0)
+        rest = replace(
+            self._selection,
+            sparse=tuple(feature for feature in self._selection.sparse if feature.name not in quick),
+            dense=tuple(feature for feature in self._selection.dense if feature.name not in quick),
+        )
+        builder = BlockBuilder(Layout(rest, layout.lists), _none_unknown)
+        slow = builder.build(Sources([pa.table(columns)], [(count, where.name, where.first)]))
+        return Encoded(layout, _merged(layout, quick, slow, count), count)
+
+    def _columns(self, rows: Rows, features: Sequence[FeatureSpec], where: Where, times: int) -> dict[str, pa.Array]:
+        """Columns of ``features`` after the policies, which are counted."""
+        found, absent, _ = columns_of(rows, features, where)
         seen: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
         columns = {}
-        for feature in self._read:
+        for feature in features:
             column = found.get(feature.name)
             mask = absent.get(feature.name)
             if mask is not None:
@@ -124,15 +174,8 @@ class RowEncoder:
             columns[feature.name] = column
         with self._lock:
             for what, counter in seen.items():
-                self._counts[what].update({name: number for name, number in counter.items() if number})
-        lists = frozenset(name for name in self.keys if name in columns and is_list(columns[name].type))
-        layout = Layout(self._selection, lists)
-        if not count:
-            return Encoded(layout, None, 0)
-        block = BlockBuilder(layout, _none_unknown).build(
-            Sources([pa.table(columns)], [(count, where.name, where.first)])
-        )
-        return Encoded(layout, block, count)
+                self._counts[what].update({name: number * times for name, number in counter.items() if number * times})
+        return columns
 
     def _filled(self, feature: FeatureSpec, column: pa.Array | None, mask: NDArray[np.bool_], where: Where) -> pa.Array:
         """The column with missing fields filled according to the policy."""
@@ -186,6 +229,36 @@ class RowEncoder:
         if not listed:
             return flat, count
         return _with_values(column, flat), count
+
+
+def _merged(layout: Layout, quick: QuickColumns, slow: DecodedBlock, count: int) -> DecodedBlock:
+    """One block of the columns of both, in the order of ``layout``."""
+    singles = [feature.name for feature in layout.selection.sparse if feature.name not in layout.lists]
+    ids: Array = np.empty((len(singles), count), np.int64)
+    complete = np.ones(len(singles), np.bool_)
+    rest = iter(zip(slow.ids, slow.complete, strict=True))
+    for position, name in enumerate(singles):
+        if name not in quick.ids:
+            ids[position], complete[position] = next(rest)
+            continue
+        ids[position], null, _ = quick.ids[name]
+        if null is not None:
+            ids[position][null] = ABSENT
+            complete[position] = False
+    listed, numbers = iter(slow.lists), iter(slow.numbers)
+    dense = [
+        quick.numbers[each.name] if each.name in quick.numbers else next(numbers) for each in layout.selection.dense
+    ]
+    return DecodedBlock(
+        ids,
+        complete,
+        [
+            quick.lists[each.name] if each.name in quick.lists else next(listed)
+            for each in layout.selection.sparse
+            if each.name in layout.lists
+        ],
+        np.stack(dense) if dense else np.empty((0, count), np.float32),
+    )
 
 
 def _row_of_element(lists: pa.Array, position: int) -> int:

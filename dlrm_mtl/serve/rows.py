@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,13 +57,15 @@ def columns_of(
     if table is None:
         return _from_mappings(rows, features, where)
     found, missing = {}, {}
+    numbers = Counter(table.column_names)
+    places = {name: number for number, name in enumerate(numbers)} if len(numbers) == table.num_columns else {}
     for feature in features:
-        if feature.source not in table.column_names:
+        if feature.source not in numbers:
             missing[feature.name] = np.ones(table.num_rows, np.bool_)
             continue
-        if table.column_names.count(feature.source) > 1:
+        if numbers[feature.source] > 1:
             raise UserError(f"{where.name}: there are several columns {feature.source!r}; rename or remove one.")
-        column = table.column(feature.source)
+        column = table.column(places.get(feature.source, feature.source))
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # a copy
         if isinstance(column, pa.ChunkedArray):  # older pyarrow gives this for columns without chunks
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
@@ -128,11 +131,7 @@ def _wrong_type(feature: FeatureSpec, found: Any, where: Where) -> UserError:
 def _from_mappings(
     rows: Sequence[Any], features: Sequence[FeatureSpec], where: Where
 ) -> tuple[dict[str, pa.Array], dict[str, Any], int]:
-    for number, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise UserError(
-                f"{where.row(number)}: is {_shown(row)} where a mapping from columns to values is expected."
-            )
+    check_mappings(rows, where)
     found, missing = {}, {}
     for feature in features:
         values = [row.get(feature.source, _ABSENT) for row in rows]
@@ -144,6 +143,22 @@ def _from_mappings(
             values = [None if value is _ABSENT else value for value in values]
         found[feature.name] = _array(values, feature, where)
     return found, missing, len(rows)
+
+
+def check_mappings(rows: Sequence[Any], where: Where) -> bool:
+    """Check that all rows are mappings; return True if all are dicts.
+
+    Raises:
+        UserError: a row is none.
+    """
+    if set(map(type, rows)) <= {dict}:
+        return True
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"{where.row(number)}: is {_shown(row)} where a mapping from columns to values is expected."
+            )
+    return False
 
 
 def _array(values: list[Any], feature: FeatureSpec, where: Where) -> pa.Array:

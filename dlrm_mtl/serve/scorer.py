@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from dlrm_mtl.serve.bundle import (
 from dlrm_mtl.serve.encode import Policies, RowEncoder
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, read_golden
 from dlrm_mtl.serve.ranking import Ranked, best, merged
+from dlrm_mtl.serve.request_parts import CANDIDATES, RequestParts, split_fields
 from dlrm_mtl.serve.rows import Rows, Where
 from dlrm_mtl.serve.tables import ServedTable, StoredTables
 from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
@@ -47,8 +48,17 @@ BLOCK = 64
 
 It may also depend on a row's position in the block: MKL treats rows that are not aligned in memory differently.
 """
+LARGE_BLOCK = 256
+"""Number of rows of the blocks that large requests are cut into first, if they give the same bits as small ones.
+
+That depends on the library and the processor, which choose the order of a product's sums by its shape. So both are compared on
+the golden rows when a bundle is loaded.
+"""
 LOOKED_UP = 128 * BLOCK
 """Number of rows that are looked up at a time."""
+
+SPLITS = 64
+"""Number of ways to divide the fields between context and candidates that are kept ready."""
 
 Scores = dict[str, NDArray[np.float32]]
 """Scores by task, [N] float32."""
@@ -99,9 +109,12 @@ class Scorer:
         if check_all:
             for table in self.tables.values():
                 table.check()
+        self._large_blocks = False
         self.golden_difference = self._check_golden(encoder(None, None), served)
         """Largest difference from the trained model's scores on the golden rows; 0 means equal bits."""
         self._encoder = encoder(missing, unknown)
+        own_ids = type(self._model).ids is not RankingModel.ids  # made of several features of a row
+        self._parts = None if own_ids else lru_cache(SPLITS)(self._parts_for)
 
     def score(self, rows: Rows, *, where: Where = Where()) -> Scores:  # noqa: B008  (immutable)
         """Scores of ``rows`` by task, [N] float32 each, in the order of the rows.
@@ -116,12 +129,7 @@ class Scorer:
                 :class:`~dlrm_mtl.serve.pages.DamagedPageError` if a page of the tables does not have its checksum.
         """
         encoded = self._encoder.encode(rows, where)
-        scores = np.empty((encoded.rows, len(self.tasks)), np.float32)
-        start = 0
-        for part in encoded.parts(LOOKED_UP):
-            scores[start : start + part.rows] = self._scores(self._features(part), part.dense)
-            start += part.rows
-        return {task: np.ascontiguousarray(scores[:, number]) for number, task in enumerate(self.tasks)}
+        return self._by_task(encoded.rows, ((self._features(part), part.dense) for part in encoded.parts(LOOKED_UP)))
 
     def rank(
         self,
@@ -129,7 +137,7 @@ class Scorer:
         candidates: Rows,
         top: int | None = None,
         *,
-        where: Where = Where(),  # noqa: B008  (immutable)
+        where: Where = CANDIDATES,
     ) -> Ranked:
         """The best of ``candidates`` for one user, ordered by the bundle's score.
 
@@ -147,12 +155,29 @@ class Scorer:
         """
         if not isinstance(context, Mapping):
             raise UserError(f"context: is {type(context).__name__} where a mapping from fields to values is expected.")
-        return best(self.formula, self.score(merged(context, candidates), where=where), top, where)
+        if self._parts is None:
+            return best(self.formula, self.score(merged(context, candidates), where=where), top, where)
+        fields, candidates = split_fields(context, candidates, where)
+        count, inputs = self._parts(self._encoder.within(fields)).encode(context, candidates, where, LOOKED_UP)
+        return best(self.formula, self._by_task(count, inputs), top, where)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of fields and ids that a policy was applied to so far, by ``missing`` and ``unknown``, then by feature."""
         return self._encoder.counts
+
+    def _parts_for(self, candidates: frozenset[str]) -> RequestParts:
+        """Model input for requests in which these features are read from the candidates."""
+        return RequestParts(self._model.lookup, self.tables, self._encoder, candidates)
+
+    def _by_task(self, rows: int, inputs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
+        """Scores of ``rows`` rows by task, from their vectors [n, W] and numbers [n, D], piece by piece."""
+        scores = np.empty((rows, len(self.tasks)), np.float32)
+        start = 0
+        for features, dense in inputs:
+            scores[start : start + len(features)] = self._scores(features, dense)
+            start += len(features)
+        return {task: np.ascontiguousarray(scores[:, number]) for number, task in enumerate(self.tasks)}
 
     @torch.inference_mode()
     def _features(self, joined: Joined) -> Tensor:
@@ -164,12 +189,13 @@ class Scorer:
     @torch.inference_mode()
     def _scores(self, features: Tensor, dense: Tensor) -> NDArray[np.float32]:
         """Predictions [N, T] from vectors [N, W] and numbers [N, D]."""
-        parts = []
-        for start in range(0, len(features), BLOCK):
-            part = slice(start, start + BLOCK)
-            made = predictions(self._model.logits_of(_padded(features[part]), _padded(dense[part])), self._tasks)
-            parts.append(made[: len(features) - start])
-        scores: NDArray[np.float32] = torch.cat(parts).numpy()
+        large = self._large_blocks and torch.get_num_threads() == 1  # the number of threads may change sums, too
+        blocks, start = [], 0
+        for size in block_sizes(len(features), large):
+            part = slice(start, start + size)
+            blocks.append(self._model.logits_of(_padded(features[part], size), _padded(dense[part], size)))
+            start += size
+        scores: NDArray[np.float32] = predictions(torch.cat(blocks), self._tasks)[: len(features)].numpy()
         return scores
 
     def _check_golden(self, encoder: RowEncoder, served: ServedModel) -> float:
@@ -180,7 +206,24 @@ class Scorer:
         sums = input_sums(features, lookup.widths, lookup.names, joined.dense, served.data.dense)
         compare_sums(sums, served.golden, str(self.folder))
         scores = self._scores(features, joined.dense)
+        self._large_blocks = self._same_in_large_blocks(features, joined.dense)
         return compare_scores({task: scores[:, n] for n, task in enumerate(self.tasks)}, wanted, str(self.folder))
+
+    @torch.inference_mode()
+    def _same_in_large_blocks(self, features: Tensor, dense: Tensor) -> bool:
+        """True if large blocks of these rows, repeated to fill some, give the same bits as small ones."""
+        if torch.get_num_threads() != 1 or not len(features):
+            return False
+        rows = 2 * LARGE_BLOCK
+        copies = -(-rows // len(features))
+        features, dense = features.repeat(copies, 1)[:rows], dense.repeat(copies, 1)[:rows]
+        small, large = (
+            torch.cat(
+                [self._model.logits_of(*part) for part in zip(features.split(size), dense.split(size), strict=True)]
+            )
+            for size in (BLOCK, LARGE_BLOCK)
+        )
+        return torch.equal(small, large)
 
 
 class _Inputs:
@@ -191,9 +234,22 @@ class _Inputs:
         self.dense, self.labels, self.weights = joined.dense, joined.labels, joined.weights
 
 
-def _padded(rows: Tensor) -> Tensor:
-    """Rows padded with zeros to [BLOCK, n]."""
-    missing = BLOCK - rows.shape[0]
+def block_sizes(rows: int, large: bool) -> list[int]:
+    """Numbers of rows of the blocks, the last of which is padded; none for 0 rows.
+
+    Args:
+        rows: number of rows.
+        large: True to use :data:`LARGE_BLOCK`, too.
+    """
+    size = LARGE_BLOCK if large else BLOCK
+    whole, rest = divmod(rows, size)
+    small = -(-rest // BLOCK)
+    return [size] * whole + ([size] if small * BLOCK == size else [BLOCK] * small)
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    """Rows padded with zeros to [size, n]."""
+    missing = size - rows.shape[0]
     return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
 
 

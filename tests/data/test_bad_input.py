@@ -172,6 +172,12 @@ def test_footers_show_mistakes_before_training(folder: Path, column: str, bad: i
     assert f"{bad}" in sentence(lambda: loader(folder))
 
 
+@pytest.mark.parametrize("type_", [pa.int8(), pa.int16()])
+def test_a_negative_id_in_a_type_narrower_than_the_vocabulary(folder: Path, type_: pa.DataType) -> None:
+    change(folder, "row", ids(-3).cast(type_), statistics=False)
+    assert "holds the id -3, outside the vocabulary" in sentence(lambda: list(loader(folder).epoch(0)))
+
+
 def test_unknown_ids_are_read_as_zero_and_counted(folder: Path) -> None:
     change(folder, "user", ids(50))
     change(folder, "seen", pa.array([[1, 77, -1]] * ROWS))

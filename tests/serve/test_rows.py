@@ -98,6 +98,19 @@ def test_rows_that_are_refused(scorer: dlrm_mtl.Scorer, rows: Any, sentence: str
         scorer.score(rows)
 
 
+@pytest.mark.parametrize("type_", [pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64()])
+def test_integers_of_every_width(scorer: dlrm_mtl.Scorer, type_: pa.DataType) -> None:
+    table = pa.Table.from_pylist([ROW] * 3)
+    items = pa.array([2, None, 100], type_)
+    tags = pa.array([[3, 4], [], [0]], pa.list_(type_))
+    typed = table.set_column(1, "item", items).set_column(2, "tags", tags)
+    plain = [{**ROW, "item": i, "tags": t} for i, t in zip(items.to_pylist(), tags.to_pylist(), strict=True)]
+    assert np.array_equal(scorer.score(typed)["click"], scorer.score(plain)["click"])
+    if str(type_).startswith("int"):
+        with pytest.raises(UserError, match="row 1: 'item' holds the id -1"):
+            scorer.score(table.set_column(1, "item", pa.array([1, -1, 1], type_)))
+
+
 def without(*names: str) -> dict[str, Any]:
     return {key: value for key, value in ROW.items() if key not in names}
 
