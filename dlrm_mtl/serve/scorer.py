@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlrm_mtl.config.serving import ScoreFormula
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.data.chosen_columns import select
-from dlrm_mtl.data.decode import any_ids
 from dlrm_mtl.data.join_rows import Joined
 from dlrm_mtl.data.keyed_ids import PlainKeyedIds
-from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.embeddings.local_tables import local_tables
-from dlrm_mtl.embeddings.tables import TableSet
-from dlrm_mtl.embeddings.unbounded.row_map import RowSlots
-from dlrm_mtl.models.base import ModelInputs, RankingModel
+from dlrm_mtl.models.base import RankingModel
 from dlrm_mtl.models.input_sums import input_sums
-from dlrm_mtl.models.registry import build_ranking_model
-from dlrm_mtl.serve.bundle import (
-    DENSE_FILE,
-    DIGESTS_FILE,
-    GOLDEN_FILE,
-    TABLES_FILE,
-    ServedModel,
-    check_bundle,
-    read_model,
-)
+from dlrm_mtl.serve.bundle import GOLDEN_FILE, ServedModel, check_bundle, read_model
 from dlrm_mtl.serve.encode import Policies, RowEncoder
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, read_golden
+from dlrm_mtl.serve.load import served_input, served_model
 from dlrm_mtl.serve.ranking import Ranked, best, merged
 from dlrm_mtl.serve.request_parts import CANDIDATES, RequestParts, split_fields
 from dlrm_mtl.serve.rows import Rows, Where
-from dlrm_mtl.serve.tables import ServedTable, StoredTables
-from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
 from dlrm_mtl.tasks.targets import predictions
 
 BLOCK = 64
@@ -104,15 +88,16 @@ class Scorer:
         """Score that candidates are ordered by."""
         self._tasks = served.tasks
         self._keys = [*served.data.sparse, *served.data.sequence]
-        self._model, encoder, self.tables = _build(self.folder, served)
+        given = served_input(self.folder, served)
+        self._model, self.tables = served_model(self.folder, served, given)
         """The tables by name."""
         if check_all:
             for table in self.tables.values():
                 table.check()
         self._large_blocks = False
-        self.golden_difference = self._check_golden(encoder(None, None), served)
+        self.golden_difference = self._check_golden(given.encoder(), served)
         """Largest difference from the trained model's scores on the golden rows; 0 means equal bits."""
-        self._encoder = encoder(missing, unknown)
+        self._encoder = given.encoder(missing, unknown)
         own_ids = type(self._model).ids is not RankingModel.ids  # made of several features of a row
         self._parts = None if own_ids else lru_cache(SPLITS)(self._parts_for)
 
@@ -251,51 +236,3 @@ def _padded(rows: Tensor, size: int) -> Tensor:
     """Rows padded with zeros to [size, n]."""
     missing = size - rows.shape[0]
     return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
-
-
-def _build(
-    folder: Path, served: ServedModel
-) -> tuple[RankingModel, Callable[[Policies | None, Policies | None], RowEncoder], dict[str, ServedTable]]:
-    """The model with the bundle's weights, a function that makes an encoder of rows for it from policies, and its tables."""
-    data = served.data.config(str(folder))
-    spec = served.dataset.with_rows({name: each.rows for name, each in data.unbounded.items()})
-    stored = StoredTables(folder / TABLES_FILE, folder / DIGESTS_FILE, served.tables)
-    row_of = {name: _rows_of(stored.ids(name)) for name in data.unbounded}
-    vocabularies = _vocabularies(served.dataset, [*served.data.sparse, *served.data.sequence], list(data.unbounded))
-    constants = {
-        name: int(row_of[vocabularies[name]](torch.from_numpy(any_ids(np.array([value]))))) if id_ else value
-        for name, value in data.train_only.items()
-        for id_ in [name in vocabularies and value is not None]
-    }
-    selection = select(spec, data.model_copy(update={"unbounded": {}, "train_only": constants}), [], served=True)
-
-    def tables_of(tables: TableSet) -> tuple[nn.Module | None, nn.Module | None]:
-        for table in tables.configs:
-            rows[table.name] = stored.table(table.name, table.num_embeddings, table.embedding_dim)
-        return local_tables(tables, rows)
-
-    rows: dict[str, ServedTable] = {}
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
-        model = build_ranking_model(
-            served.model,
-            ModelInputs(spec, selection.keys, selection.dense, served.tasks),
-            tables_of,
-        ).eval()
-    try:
-        model.load_state_dict(map_tensors(folder / DENSE_FILE))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{folder / DENSE_FILE}: does not fit the model ({reason}); {REMEDY}.") from None
-    return model, partial(RowEncoder, selection, row_of, vocabularies), rows
-
-
-def _rows_of(ids: Tensor) -> Callable[[Tensor], Tensor]:
-    """Function from unbounded ids to rows, given the id of each row."""
-    slots = RowSlots(len(ids), "lru", 0, 1, torch.device("cpu"))  # nothing is evicted here
-    slots.ids = ids
-    return partial(RowSlots.find, slots)
-
-
-def _vocabularies(spec: DatasetSpec, features: Sequence[str], unbounded: Sequence[str]) -> Mapping[str, str]:
-    owners = {name: spec.vocabulary_owner(name) for name in features}
-    return {name: owner for name, owner in owners.items() if owner in unbounded}
