@@ -24,7 +24,8 @@ from dlrm_mtl.data.file_checks import Layout, is_list
 from dlrm_mtl.data.join_rows import BlockRows, Joined, join
 from dlrm_mtl.data.spec import FeatureSpec
 from dlrm_mtl.serve.quick_columns import QuickColumns, quick_columns
-from dlrm_mtl.serve.rows import Rows, Where, check_mappings, columns_of, table_of
+from dlrm_mtl.serve.raw.reader import RawReader
+from dlrm_mtl.serve.rows import Columns, Rows, Where, check_mappings, columns_of, table_of
 
 Policy = Literal["refuse", "default", "unknown"]
 """``refuse``: an error. ``default``: as for null in the data, no vector for an id and the mean for a number. ``unknown``:
@@ -59,7 +60,9 @@ class RowEncoder:
         row_of: functions from unbounded ids [N] int64 to rows [N], 0 for ids without a row; by vocabulary.
         vocabularies: vocabulary of each feature with unbounded ids.
         missing: policies for missing fields. A null is not a missing field: the training data may hold it, too.
-        unknown: policies for ids outside their vocabulary, or without a row; default: according to `data.out_of_range`.
+        unknown: policies for ids outside their vocabulary, or without a row; default: according to `data.out_of_range`. For
+            raw rows: policies for values that the vocabulary lacks; default: ``unknown``, as in `prepare`.
+        raw: reader of raw rows; None for rows of the prepared data set.
     """
 
     def __init__(
@@ -69,13 +72,18 @@ class RowEncoder:
         vocabularies: Mapping[str, str],
         missing: Policies | None = None,
         unknown: Policies | None = None,
+        raw: RawReader | None = None,
     ) -> None:
-        self._read = [each for each in (*selection.sparse, *selection.dense) if each.name not in selection.constants]
+        self._raw = raw
+        read = [each for each in (*selection.sparse, *selection.dense) if each.name not in selection.constants]
+        self._read = read if raw is None else raw.fields(read)
         names = [feature.name for feature in self._read]
         self.missing = _by_feature(missing, dict.fromkeys(names, MISSING), "missing")
         strict = selection.out_of_range == "error"  # new ids are expected in unbounded vocabularies
         defaults: dict[str, Policy] = {
-            feature.name: "refuse" if strict and feature.name not in vocabularies else "unknown"
+            feature.name: "refuse"
+            if strict and feature.name not in vocabularies and not (raw and raw.numbers(feature.name))
+            else "unknown"
             for feature in selection.sparse
             if feature.name in names
         }
@@ -90,7 +98,8 @@ class RowEncoder:
             weight=None,
             out_of_range="unknown",
         )
-        self._bounded = [feature for feature in self._read if feature.name not in vocabularies]
+        bounded = [feature for feature in self._read if feature.name not in vocabularies]
+        self._bounded = bounded if raw is None else []
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
 
@@ -158,7 +167,31 @@ class RowEncoder:
 
     def _columns(self, rows: Rows, features: Sequence[FeatureSpec], where: Where, times: int) -> dict[str, pa.Array]:
         """Columns of ``features`` after the policies, which are counted."""
-        found, absent, _ = columns_of(rows, features, where)
+        columns, seen, _ = self.columns(rows, where, features)
+        for feature in features:
+            if feature.kind != "dense":
+                columns[feature.name], unknown = self._known(feature, columns[feature.name], where)
+                seen["unknown"][feature.name] += unknown
+        with self._lock:
+            for what, counter in seen.items():
+                self._counts[what].update({name: number * times for name, number in counter.items() if number * times})
+        return columns
+
+    def columns(self, rows: Rows, where: Where, features: Sequence[FeatureSpec] | None = None) -> Columns:
+        """Columns of the prepared data set, with missing fields filled according to their policies.
+
+        Args:
+            rows: rows, see :meth:`~dlrm_mtl.serve.scorer.Scorer.score`.
+            where: their origin, for errors.
+            features: features to read; default: all of this encoder.
+
+        Raises:
+            UserError: a row, or a value in it, is not allowed.
+        """
+        features = self._read if features is None else features
+        if self._raw is not None:
+            return self._raw.read(rows, features, where, self.missing, self.unknown)
+        found, absent, count = columns_of(rows, features, where)
         seen: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
         columns = {}
         for feature in features:
@@ -168,14 +201,8 @@ class RowEncoder:
                 column = self._filled(feature, column, mask, where)
                 seen["missing"][feature.name] += int(mask.sum())
             assert column is not None
-            if feature.kind != "dense":
-                column, unknown = self._known(feature, column, where)
-                seen["unknown"][feature.name] += unknown
             columns[feature.name] = column
-        with self._lock:
-            for what, counter in seen.items():
-                self._counts[what].update({name: number * times for name, number in counter.items() if number * times})
-        return columns
+        return columns, seen, count
 
     def _filled(self, feature: FeatureSpec, column: pa.Array | None, mask: NDArray[np.bool_], where: Where) -> pa.Array:
         """The column with missing fields filled according to the policy."""

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +24,9 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.sql import quote
+
+if TYPE_CHECKING:
+    import duckdb
 
 HASH_BITS = 60
 """Number of bits of the hash."""

@@ -1,0 +1,1 @@
+"""Raw rows: the work of `prepare` on a column, done to a request, without DuckDB."""
