@@ -298,6 +298,26 @@ PolicyOption = Annotated[
 
 
 @app.command()
+def apply(
+    versions: Annotated[str, typer.Argument(metavar="VERSIONS", help="Folder of training.publish.to, path or URI.")],
+    output: Annotated[Path, typer.Option(help="Folder for the bundle.", file_okay=False)],
+    number: Annotated[
+        int | None, typer.Option(min=1, help="Number of the version. Default: the newest one.", show_default=False)
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Write the bundle of a published version: the last base and all changes that follow it.
+
+    It has the same bytes as the bundle that `export` writes of that step.
+    """
+    from dlrm_mtl.serve.follow.assemble import write_version
+    from dlrm_mtl.serve.follow.places import versions_store, versions_until
+
+    store = versions_store(versions)
+    write_version(store, versions_until(store, number), output, plugins or [])
+
+
+@app.command()
 def score(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The folder that `export` wrote.")],
     input: Annotated[

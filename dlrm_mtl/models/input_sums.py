@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+ROWS = 1000
+"""Number of golden rows, if the split has as many."""
 Sums = dict[str, tuple[float, float]]
 """Two sums of every part of the input, by its name."""
 

@@ -50,7 +50,9 @@ DENSE_FILE = "dense.safetensors"
 GOLDEN_FILE = "golden.jsonl"
 FILES = (MODEL_FILE, TABLES_FILE, DIGESTS_FILE, DENSE_FILE, GOLDEN_FILE)
 """Files of every bundle."""
-OPTIONAL: tuple[str, ...] = ()
+CHANGES_FILE = "changes.safetensors"
+"""Rows that replace those of the tables, see :mod:`dlrm_mtl.serve.changes`."""
+OPTIONAL: tuple[str, ...] = (CHANGES_FILE,)
 """Files that a bundle may hold as well. They are listed in ``bundle.json`` and checked like the others."""
 PAGED = {TABLES_FILE: DIGESTS_FILE}
 """Files that are checked page by page on use, and those with the digests of their pages."""

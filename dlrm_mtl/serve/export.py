@@ -12,11 +12,8 @@ from torch import Tensor
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
-from dlrm_mtl.data.chosen_columns import select
-from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
-from dlrm_mtl.models.input_sums import Sums
 from dlrm_mtl.run.contract import config_in_use, dataset_in_use, in_full, saved_contract
 from dlrm_mtl.run.predict import trained_run
 from dlrm_mtl.serve.bundle import (
@@ -24,16 +21,14 @@ from dlrm_mtl.serve.bundle import (
     GOLDEN_FILE,
     MODEL_FILE,
     TABLES_FILE,
-    ServedData,
-    ServedModel,
     new_bundle,
     write_file,
 )
+from dlrm_mtl.serve.description import describe_model
 from dlrm_mtl.serve.golden import write_golden
 from dlrm_mtl.serve.scorer import Scorer
 from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import write_whole
-from dlrm_mtl.tasks.targets import label_columns
 from dlrm_mtl.training.build import build_model
 from dlrm_mtl.training.golden_rows import GoldenRows
 from dlrm_mtl.training.publisher import ONLY_TRAINING
@@ -89,7 +84,7 @@ def export_run(
             scored = rows.scored_by(model)
             scores = {task.name: scored.scores[:, number] for number, task in enumerate(config.tasks)}
             write_golden(folder / GOLDEN_FILE, rows.rows, scores)
-            served = _served(config, dataset.spec, step, scored.sums)
+            served = describe_model(config, dataset.spec, step, scored.sums)
             write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
             tables, dense = _tables(model), _dense(model)
             write_file(folder / TABLES_FILE, lambda file: write_tensors(file, tables, config.name, step))
@@ -103,41 +98,6 @@ def _without_plan(config: RunConfig) -> RunConfig:
     """The configuration without keys that are not part of the model: sharding and the precision of products."""
     training = config.training.model_copy(update={"matmul_precision": "highest"})
     return config.model_copy(update={"sharding": ShardingConfig(default="table_wise"), "training": training})
-
-
-def _served(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums) -> ServedModel:
-    chosen = select(spec, config.data, [])
-    read = [feature.name for feature in (*chosen.sparse, *chosen.dense)]
-    owners = [spec.vocabulary_owner(feature.name) for feature in chosen.sparse]
-    labels = label_columns(config.tasks)
-    data = config.data
-    return ServedModel(
-        name=config.name,
-        step=step,
-        plugins=config.plugins,
-        dataset=spec.model_copy(
-            update={
-                "splits": {},
-                "features": [feature for feature in spec.features if feature.name in (*read, *owners)],
-                "labels": [label for label in spec.labels if label.name in labels],
-            }
-        ),
-        data=ServedData(
-            sparse=[feature.name for feature in chosen.sparse if feature.kind == "sparse"],
-            sequence=[feature.name for feature in chosen.sparse if feature.kind == "sequence"],
-            dense=[feature.name for feature in chosen.dense],
-            max_sequence_length=data.max_sequence_length,
-            dense_limit=data.dense_limit,
-            out_of_range=data.out_of_range,
-            unbounded=data.unbounded,
-            train_only=data.train_only,
-        ),
-        tables="fp32",
-        tasks=config.tasks,
-        model=config.model,
-        score=config.serving.score,
-        golden=golden,
-    )
 
 
 def _tables(model: ShardedModel) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.embeddings.unbounded.row_map import RowSlots
 from dlrm_mtl.models.base import ModelInputs, RankingModel
 from dlrm_mtl.models.registry import build_ranking_model
-from dlrm_mtl.serve.bundle import DENSE_FILE, DIGESTS_FILE, TABLES_FILE, ServedModel
+from dlrm_mtl.serve.bundle import CHANGES_FILE, DENSE_FILE, DIGESTS_FILE, TABLES_FILE, ServedModel
+from dlrm_mtl.serve.changes import TableChanges, read_changes
 from dlrm_mtl.serve.encode import Policies, RowEncoder
 from dlrm_mtl.serve.tables import ServedTable, StoredTables
 from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
@@ -36,6 +37,8 @@ class ServedInput:
     """Features that the model reads."""
     stored: StoredTables
     """Tables, and ids of their rows."""
+    changes: TableChanges
+    """Rows that replace those of the tables."""
     row_of: Mapping[str, Callable[[Tensor], Tensor]]
     """Functions from unbounded ids to rows, by vocabulary."""
     vocabularies: Mapping[str, str]
@@ -51,7 +54,8 @@ def served_input(folder: Path, served: ServedModel) -> ServedInput:
     data = served.data.config(str(folder))
     spec = served.dataset.with_rows({name: each.rows for name, each in data.unbounded.items()})
     stored = StoredTables(folder / TABLES_FILE, folder / DIGESTS_FILE, served.tables)
-    row_of = {name: _rows_of(stored.ids(name)) for name in data.unbounded}
+    changes = read_changes(folder / CHANGES_FILE)
+    row_of = {name: _rows_of(changes.of_ids(name, stored.ids(name))) for name in data.unbounded}
     vocabularies = _vocabularies(served.dataset, [*served.data.sparse, *served.data.sequence], list(data.unbounded))
     constants = {
         name: int(row_of[vocabularies[name]](torch.from_numpy(any_ids(np.array([value]))))) if id_ else value
@@ -59,7 +63,7 @@ def served_input(folder: Path, served: ServedModel) -> ServedInput:
         for id_ in [name in vocabularies and value is not None]
     }
     selection = select(spec, data.model_copy(update={"unbounded": {}, "train_only": constants}), [], served=True)
-    return ServedInput(spec, selection, stored, row_of, vocabularies)
+    return ServedInput(spec, selection, stored, changes, row_of, vocabularies)
 
 
 def served_model(folder: Path, served: ServedModel, given: ServedInput) -> tuple[RankingModel, dict[str, ServedTable]]:
@@ -71,7 +75,8 @@ def served_model(folder: Path, served: ServedModel, given: ServedInput) -> tuple
 
     def tables_of(tables: TableSet) -> tuple[nn.Module | None, nn.Module | None]:
         for table in tables.configs:
-            rows[table.name] = given.stored.table(table.name, table.num_embeddings, table.embedding_dim)
+            base = given.stored.table(table.name, table.num_embeddings, table.embedding_dim)
+            rows[table.name] = given.changes.of_table(table.name, base)
         return local_tables(tables, rows)
 
     rows: dict[str, ServedTable] = {}

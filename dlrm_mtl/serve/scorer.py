@@ -168,7 +168,7 @@ class Scorer:
     def _features(self, joined: Joined) -> Tensor:
         """Vectors of the rows, [N, W]."""
         sparse = PlainKeyedIds(self._keys, joined.values, joined.lengths, joined.rows)
-        features: Tensor = self._model.lookup(self._model.ids(_Inputs(sparse, joined)))
+        features: Tensor = self._model.lookup(self._model.ids(ServedBatch(sparse, joined)))
         return features
 
     @torch.inference_mode()
@@ -211,7 +211,7 @@ class Scorer:
         return torch.equal(small, large)
 
 
-class _Inputs:
+class ServedBatch:
     """The part of a batch that models read."""
 
     def __init__(self, sparse: PlainKeyedIds, joined: Joined) -> None:

@@ -15,12 +15,10 @@ from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.dataset import Dataset
 from dlrm_mtl.data.row_reader import RowReader
-from dlrm_mtl.models.input_sums import Sums, input_sums
+from dlrm_mtl.models.input_sums import ROWS, Sums, input_sums
 from dlrm_mtl.tasks.targets import predictions
 from dlrm_mtl.training.sharded_model import ShardedModel
 
-ROWS = 1000
-"""Number of golden rows, if the split has as many."""
 GOLDEN_SPLITS = ("input", "test", "validation", "train")
 """Splits that golden rows are taken from, in order of preference; ``input`` means files outside the data set."""
 
@@ -71,8 +69,10 @@ class GoldenRows:
                     break
         finally:
             batches.close()
+        self.read = rows
+        """All rows that are scored, as they are stored, by column."""
         self.rows = rows[:ROWS]
-        """Rows as they are stored, by column."""
+        """The golden ones of them."""
 
     @torch.no_grad()
     def scored_by(self, model: ShardedModel) -> GoldenScores:

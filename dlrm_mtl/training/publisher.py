@@ -120,7 +120,7 @@ class Publisher:
         if dist.get_rank() == 0:
             parts.append(_whole(GOLDEN_SCORES, torch.from_numpy(scored.scores)))
             if base:
-                rows = json.dumps(self.published.golden.rows, default=float).encode()
+                rows = json.dumps(self.published.golden.read, default=float).encode()
                 parts.append(_whole(GOLDEN_ROWS, torch.frombuffer(bytearray(rows), dtype=torch.uint8)))
         background = self.background
         if base and background:

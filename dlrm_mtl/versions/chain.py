@@ -84,11 +84,12 @@ class Chain:
         self._known[name] = found
         return found
 
-    def newest(self, chain: str | None = None) -> NewestVersions:
+    def newest(self, chain: str | None = None, until: int | None = None) -> NewestVersions:
         """The newest versions that can be used: they follow each other without a gap, up to the first problem.
 
         Args:
             chain: identity of the chain; default: that of the folder.
+            until: number of the last version to consider; None for all.
 
         Raises:
             UserError: the folder cannot be read.
@@ -96,7 +97,7 @@ class Chain:
         chain = self.identity() if chain is None else chain
         found = NewestVersions()
         broken = False
-        numbers = self.numbers()
+        numbers = [number for number in self.numbers() if until is None or number <= until]
         self._known = {name: known for name, known in self._known.items() if version_number(name) in numbers}
         for number in numbers:
             try:

@@ -11,7 +11,7 @@ A whole model, a *base*, has the tensors of a checkpoint without optimizers (``t
 and ``golden.rows``, the UTF-8 text of a JSON list of rows. A *delta* has all of ``dense.NAME``, and of tables and ids only
 rows that have changed: ``rows:COLUMN:FIRST:TABLE`` [K] int64 with ``values:COLUMN:FIRST:TABLE`` [K, D], where COLUMN is the
 first of D columns and FIRST the first row; ``id_rows:FIRST:NAME`` [K] with ``ids:FIRST:NAME`` [K] int64. Both have
-``golden.scores`` [N, T] float32: the trained model's predictions for the golden rows.
+``golden.scores`` [N, T] float32: the trained model's predictions for the golden rows, the first of the rows that it scored.
 """
 
 from __future__ import annotations

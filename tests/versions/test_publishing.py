@@ -103,9 +103,8 @@ ALL = [*zip(SHARDINGS, OPTIMIZERS, strict=True)]
 @pytest.mark.parametrize(
     ("processes", "pairs"),
     [
-        pytest.param(1, ALL[:2], id="1"),
-        pytest.param(2, ALL, id="2"),
-        pytest.param(1, ALL[2:], marks=pytest.mark.slow, id="1, the others"),
+        pytest.param(1, ALL, marks=pytest.mark.slow, id="1"),
+        pytest.param(2, ALL, marks=pytest.mark.slow, id="2"),
         pytest.param(4, ALL, marks=pytest.mark.slow, id="4"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Serving the versions that a training publishes."""
