@@ -278,6 +278,22 @@ def export(
             "Default: the test split."
         ),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMULA",
+            help="Score that `rank` orders candidates by, such as '{product: {is_click: 1, long_view: 0.5}}', in the place of "
+            "the configuration's serving.score.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[TASK=]METHOD",
+            help="`isotonic` or `platt`, fitted on the validation split, or `negatives:SHARE` for a log with that share of its "
+            "negatives; for one binary task or all. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Export a trained run as a bundle: one folder that scores rows without TorchRec, with `score` or dlrm_mtl.Scorer."""
     from dlrm_mtl.doctor import check_or_raise
@@ -285,7 +301,8 @@ def export(
     check_or_raise()
     from dlrm_mtl.serve.export import export_run
 
-    export_run(run, output, checkpoint, overrides or [], golden)
+    chosen = [*(overrides or []), *([] if score is None else [f"serving.score={score}"])]
+    export_run(run, output, checkpoint, chosen, golden, calibrate or [])
 
 
 PolicyOption = Annotated[
@@ -333,6 +350,7 @@ def score(
     missing: PolicyOption = None,
     unknown: PolicyOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 8192,
+    raw: Annotated[bool, typer.Option("--raw", help="Predictions before calibration.")] = False,
     plugins: Plugins = None,
 ) -> None:
     """Score the rows of a file with a bundle, in constant memory; needs neither TorchRec nor the run."""
@@ -345,7 +363,7 @@ def score(
         unknown=policies_of(unknown or [], "--unknown"),
         plugins=plugins or [],
     )
-    score_file(scorer, input, output, carry or [], batch_size)
+    score_file(scorer, input, output, carry or [], batch_size, raw)
 
 
 @app.command()

@@ -36,6 +36,7 @@ from dlrm_mtl.data.config import DataConfig, UnboundedConfig
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.row_formats import FormatName
 from dlrm_mtl.models.registry import AnyModelConfig
+from dlrm_mtl.serve.calibration import CALIBRATION_FILE
 from dlrm_mtl.serve.pages import digests_size, write_digests
 from dlrm_mtl.serve.tensor_files import REMEDY
 from dlrm_mtl.storage.output import sync_folder, write_whole
@@ -52,7 +53,7 @@ FILES = (MODEL_FILE, TABLES_FILE, DIGESTS_FILE, DENSE_FILE, GOLDEN_FILE)
 """Files of every bundle."""
 CHANGES_FILE = "changes.safetensors"
 """Rows that replace those of the tables, see :mod:`dlrm_mtl.serve.changes`."""
-OPTIONAL: tuple[str, ...] = (CHANGES_FILE,)
+OPTIONAL: tuple[str, ...] = (CHANGES_FILE, CALIBRATION_FILE)
 """Files that a bundle may hold as well. They are listed in ``bundle.json`` and checked like the others."""
 PAGED = {TABLES_FILE: DIGESTS_FILE}
 """Files that are checked page by page on use, and those with the digests of their pages."""

@@ -24,7 +24,9 @@ from dlrm_mtl.serve.bundle import (
     new_bundle,
     write_file,
 )
+from dlrm_mtl.serve.calibration import CALIBRATION_FILE
 from dlrm_mtl.serve.description import describe_model
+from dlrm_mtl.serve.export_calibration import calibrated, report_calibration
 from dlrm_mtl.serve.golden import write_golden
 from dlrm_mtl.serve.scorer import Scorer
 from dlrm_mtl.serve.tensor_files import write_tensors
@@ -44,6 +46,7 @@ def export_run(
     checkpoint: str | None = None,
     overrides: Sequence[str] = (),
     golden: str | Path | None = None,
+    calibrate: Sequence[str] = (),
 ) -> str:
     """Write the bundle of a checkpoint, see :mod:`dlrm_mtl.serve.bundle`; it is loaded before it is renamed to ``output``.
 
@@ -57,12 +60,14 @@ def export_run(
         overrides: ``key=value`` of the run's configuration, such as ``data.path=...``.
         golden: Parquet file, or folder of them, whose first rows become golden rows; default: a split of the run's data set.
 
+        calibrate: ``METHOD`` or ``TASK=METHOD``, see :func:`~dlrm_mtl.serve.fit_calibration.choices_of`.
+
     Returns:
         The version of the bundle.
 
     Raises:
-        UserError: there is no such run, checkpoint or data set, the output cannot be written, or the golden rows do not get the
-            scores that the trained model gives them.
+        UserError: there is no such run, checkpoint or data set, a calibration cannot be fitted, the output cannot be written,
+            or the golden rows do not get the scores that the trained model gives them.
     """
     with process_group() as process, trained_run(run, list(overrides)) as (checkpoints, config):
         if process.world_size > 1:
@@ -80,6 +85,8 @@ def export_run(
         with new_bundle(output, check) as folder:
             model = build_model(config, dataset.spec, process)
             step = checkpoints.load(name, RunTensors(model)).step
+            whole = dataset if golden is None or not calibrate else dataset_in_use(config, contract)
+            calibration = calibrated(calibrate, config, whole, model, process) if calibrate else None
             rows = GoldenRows(config, dataset)
             scored = rows.scored_by(model)
             scores = {task.name: scored.scores[:, number] for number, task in enumerate(config.tasks)}
@@ -89,6 +96,10 @@ def export_run(
             tables, dense = _tables(model), _dense(model)
             write_file(folder / TABLES_FILE, lambda file: write_tensors(file, tables, config.name, step))
             write_file(folder / DENSE_FILE, lambda file: write_tensors(file, dense, config.name, step))
+            if calibration is not None:
+                write_whole(folder / CALIBRATION_FILE, calibration.model_dump_json(indent=1) + "\n")
+    if calibration is not None:
+        report_calibration(calibration)
     tasks = ", ".join(task.name for task in config.tasks)
     logger.info("%s: %s of step %d, version %s, tasks %s", output, config.name, step, versions[0], tasks)
     return versions[0]

@@ -41,7 +41,9 @@ def policies_of(options: Sequence[str], option: str) -> Policies | None:
     return found or None
 
 
-def score_file(scorer: Scorer, source: str, target: str, carry: Sequence[str] = (), batch_size: int = 8192) -> int:
+def score_file(
+    scorer: Scorer, source: str, target: str, carry: Sequence[str] = (), batch_size: int = 8192, raw: bool = False
+) -> int:
     """Write the scores of every row of ``source``, in its order.
 
     Args:
@@ -51,6 +53,7 @@ def score_file(scorer: Scorer, source: str, target: str, carry: Sequence[str] = 
             ``.jsonl``, the latter two also with ``.gz``.
         carry: columns of ``source`` to carry over, before the scores.
         batch_size: rows in memory at a time.
+        raw: True for predictions before calibration.
 
     Returns:
         The number of rows.
@@ -65,7 +68,7 @@ def score_file(scorer: Scorer, source: str, target: str, carry: Sequence[str] = 
     done = 0
     with table_output(target) as write:
         for rows, carried, where in read(source, list(carry), batch_size):
-            scores = scorer.score(rows, where=where)
+            scores = scorer.score(rows, where=where, raw=raw)
             columns = [pa.array(scores[task]) for task in scorer.tasks]
             write(pa.table([*carried, *columns], names=[*carry, *scorer.tasks]))
             done += len(rows)

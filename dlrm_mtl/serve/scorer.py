@@ -19,6 +19,7 @@ from dlrm_mtl.data.keyed_ids import PlainKeyedIds
 from dlrm_mtl.models.base import RankingModel
 from dlrm_mtl.models.input_sums import input_sums
 from dlrm_mtl.serve.bundle import GOLDEN_FILE, ServedModel, check_bundle, read_model
+from dlrm_mtl.serve.calibration import read_calibration
 from dlrm_mtl.serve.encode import Policies, RowEncoder
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, read_golden
 from dlrm_mtl.serve.load import served_input, served_model
@@ -97,24 +98,28 @@ class Scorer:
         self._large_blocks = False
         self.golden_difference = self._check_golden(given.encoder(), served)
         """Largest difference from the trained model's scores on the golden rows; 0 means equal bits."""
+        self.calibration = read_calibration(self.folder)
+        """Maps from raw predictions to those that are returned; None without calibration."""
         self._encoder = given.encoder(missing, unknown)
         own_ids = type(self._model).ids is not RankingModel.ids  # made of several features of a row
         self._parts = None if own_ids else lru_cache(SPLITS)(self._parts_for)
 
-    def score(self, rows: Rows, *, where: Where = Where()) -> Scores:  # noqa: B008  (immutable)
+    def score(self, rows: Rows, *, where: Where = Where(), raw: bool = False) -> Scores:  # noqa: B008  (immutable)
         """Scores of ``rows`` by task, [N] float32 each, in the order of the rows.
 
         Args:
             rows: a list of mappings from the data set's columns to values, a pyarrow.Table or RecordBatch, or a
                 pandas.DataFrame. Ids are those of the prepared data set; columns that the model does not read are ignored.
             where: origin of the rows, for errors.
+            raw: True for predictions before calibration, as the trained model makes them.
 
         Raises:
             UserError: a field is missing, or a value is not allowed; the row and the field are named. A
                 :class:`~dlrm_mtl.serve.pages.DamagedPageError` if a page of the tables does not have its checksum.
         """
         encoded = self._encoder.encode(rows, where)
-        return self._by_task(encoded.rows, ((self._features(part), part.dense) for part in encoded.parts(LOOKED_UP)))
+        scores = self._by_task(encoded.rows, ((self._features(part), part.dense) for part in encoded.parts(LOOKED_UP)))
+        return scores if raw else self._calibrated(scores)
 
     def rank(
         self,
@@ -144,7 +149,11 @@ class Scorer:
             return best(self.formula, self.score(merged(context, candidates), where=where), top, where)
         fields, candidates = split_fields(context, candidates, where)
         count, inputs = self._parts(self._encoder.within(fields)).encode(context, candidates, where, LOOKED_UP)
-        return best(self.formula, self._by_task(count, inputs), top, where)
+        return best(self.formula, self._calibrated(self._by_task(count, inputs)), top, where)
+
+    def _calibrated(self, scores: Scores) -> Scores:
+        known = self.calibration
+        return scores if known is None else {task: known.apply(task, values) for task, values in scores.items()}
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
