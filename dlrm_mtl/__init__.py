@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from dlrm_mtl.reports.groups import group_runs, mean_and_interval
     from dlrm_mtl.reports.runs import read_runs
     from dlrm_mtl.run.api import Run, evaluate, open_run, predict, train
+    from dlrm_mtl.serve.graphs.inputs import GraphInputs
     from dlrm_mtl.serve.scorer import Scorer
     from dlrm_mtl.tasks.binary import binary_cross_entropy, focal
     from dlrm_mtl.tasks.loss import RowLossConfig
@@ -86,6 +87,7 @@ __all__ = [  # noqa: RUF022  (by subject)
     "Run",
     "Listener",
     "Scorer",
+    "GraphInputs",
     "compare",
     "UserError",
     # Parts of your own
@@ -217,6 +219,7 @@ _MODULES = {
     "reports.groups": "group_runs mean_and_interval",
     "reports.runs": "read_runs",
     "run.api": "train evaluate predict open_run Run",
+    "serve.graphs.inputs": "GraphInputs",
     "serve.scorer": "Scorer",
     "tasks.binary": "binary_cross_entropy focal",
     "tasks.loss": "RowLossConfig",

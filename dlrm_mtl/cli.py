@@ -366,6 +366,27 @@ def score(
     score_file(scorer, input, output, carry or [], batch_size, raw)
 
 
+@app.command("export-graph")
+def export_graph(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The folder that `export` wrote.")],
+    output: Annotated[str, typer.Option(help="File to write on this machine: .pt2, or .onnx for ONNX.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="torch (a program of torch.export), aoti (compiled by AOTInductor for this processor) or onnx."
+        ),
+    ] = "torch",
+    plugins: Plugins = None,
+) -> None:
+    """Export a bundle's model as one graph, from encoded rows to scores, for servers of others.
+
+    It is written only if it gives the bundle's golden rows their scores, within 1e-6.
+    """
+    from dlrm_mtl.serve.graphs.export import export_graph
+
+    export_graph(bundle, output, format, plugins or [])
+
+
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, finished or still training.")],

@@ -18,6 +18,7 @@ EXTRA_OF = {
     "kubernetes": "kubernetes",
     "matplotlib": "reports",
     "onnx": "onnx",
+    "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "prometheus_client": "server",
     "pyarrow": "reader",
