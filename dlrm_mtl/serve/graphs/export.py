@@ -19,6 +19,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.join_rows import Joined
 from dlrm_mtl.serve.bundle import GOLDEN_FILE, ServedModel, check_bundle, read_model
+from dlrm_mtl.serve.calibration import BundleCalibration, read_calibration
 from dlrm_mtl.serve.golden import read_golden
 from dlrm_mtl.serve.graphs.formats import FORMATS, Run, quiet
 from dlrm_mtl.serve.graphs.inputs import DENSE, Arrays, arrays_of, ids_of
@@ -28,7 +29,7 @@ from dlrm_mtl.serve.rows import Where
 from dlrm_mtl.storage.output import sync_folder
 
 TOLERANCE = 1e-6
-"""Largest difference of a score from that of the trained model, absolute for scores up to 1 and relative beyond."""
+"""Largest difference of a prediction from that of the trained model, absolute up to 1 and relative beyond."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def export_graph(bundle: str | Path, output: str | Path, format: str = "torch", 
         plugins: modules that register parts of the model; they are imported, which runs them.
 
     Returns:
-        Largest difference from the trained model's scores on the golden rows.
+        Largest difference from the bundle's scores on the golden rows.
 
     Raises:
         UserError: the bundle or the output cannot be used, something that the format needs is missing, or golden rows get
@@ -67,6 +68,7 @@ def export_graph(bundle: str | Path, output: str | Path, format: str = "torch", 
     arrays = arrays_of(
         joined, given.selection.keys, [each.name for each in given.selection.dense], given.selection.constants
     )
+    calibration = read_calibration(folder)
     metadata = {
         "name": served.name,
         "step": served.step,
@@ -80,9 +82,9 @@ def export_graph(bundle: str | Path, output: str | Path, format: str = "torch", 
     try:
         temporary.mkdir(parents=True)
         with quiet():
-            program = _program(_graph(folder, served, given, joined), arrays)
+            program = _program(_graph(folder, served, given, joined, calibration), arrays)
             chosen.write(program, temporary / target.name, list(arrays), list(wanted), json.dumps(metadata))
-        difference = _check(chosen.open(temporary / target.name), arrays, wanted, str(output))
+        difference = _check(chosen.open(temporary / target.name), arrays, wanted, calibration, str(output))
         for path in sorted(temporary.iterdir(), reverse=True):  # weights before the file that names them
             path.rename(target.with_name(path.name))
         sync_folder(target.parent)
@@ -110,7 +112,9 @@ def _target(output: str | Path, ending: str) -> Path:
     return target
 
 
-def _graph(folder: Path, served: ServedModel, given: ServedInput, joined: Joined) -> ServingGraph:
+def _graph(
+    folder: Path, served: ServedModel, given: ServedInput, joined: Joined, calibration: BundleCalibration | None
+) -> ServingGraph:
     """The module to export; constants are those of the first golden row."""
     model, tables = served_model(folder, served, given)
     selection = given.selection
@@ -122,8 +126,9 @@ def _graph(folder: Path, served: ServedModel, given: ServedInput, joined: Joined
     for place, name in enumerate(dense):
         if name in selection.constants:
             constants[name] = [joined.dense[:1, place].clone()]
+    maps = calibration.tasks if calibration is not None else {}
     weights = {name: table.vectors(torch.arange(table.rows)) for name, table in tables.items()}
-    graph = ServingGraph(model, served.tasks, weights, selection.keys, dense, constants)
+    graph = ServingGraph(model, served.tasks, weights, selection.keys, dense, constants, maps)
     return graph.eval().requires_grad_(False)
 
 
@@ -144,19 +149,36 @@ def _program(graph: ServingGraph, arrays: Arrays) -> ExportedProgram:
     return torch.export.export(graph, (example,), dynamic_shapes=(shapes,))
 
 
-def _check(run: Run, arrays: Arrays, wanted: Mapping[str, NDArray[np.float32]], place: str) -> float:
-    """Largest difference between scores of the graph and those of the golden rows, in one batch and for the first row alone."""
+def _check(
+    run: Run,
+    arrays: Arrays,
+    golden: Mapping[str, NDArray[np.float32]],
+    calibration: BundleCalibration | None,
+    place: str,
+) -> float:
+    """Largest difference between scores of the graph and golden ones, in one batch and for the first row alone.
+
+    A calibrated score is compared with those of the golden prediction plus and minus the tolerance: a map may be steep.
+    """
     found, alone = run(arrays), run({name: array[:1] for name, array in arrays.items()})
     largest = 0.0
-    for task, values in wanted.items():
+    for task, values in golden.items():
         made = np.concatenate([found[task], alone[task]]).astype(np.float64)
-        golden = np.concatenate([values, values[:1]])
-        difference = np.abs(made - golden) / np.maximum(np.abs(golden), 1.0)
-        if not (difference <= TOLERANCE).all():
-            row = int(np.argmax(~(difference <= TOLERANCE)))
+        raw = np.concatenate([values, values[:1]]).astype(np.float64)
+        steps = TOLERANCE * np.maximum(np.abs(raw), 1.0)
+        wanted, low, high = (_mapped(calibration, task, raw + step) for step in (0.0, -steps, steps))
+        bad = ~((made >= low - steps) & (made <= high + steps)) if calibration else ~(np.abs(made - raw) <= steps)
+        if bad.any():
+            row = int(np.argmax(bad))
             raise UserError(
-                f"{place}: task {task!r} scores {made[row]:.8g} on golden row {row % len(values)} where the trained model gave "
-                f"{golden[row]:.8g}, so this graph is not written; use another --format, or the bundle itself."
+                f"{place}: task {task!r} scores {made[row]:.8g} on golden row {row % len(values)} where the bundle gives "
+                f"{wanted[row]:.8g}, so this graph is not written; use another --format, or the bundle itself."
             )
-        largest = max(largest, float(difference.max(initial=0.0)))
+        largest = max(largest, float((np.abs(made - wanted) / np.maximum(np.abs(wanted), 1.0)).max()))
     return largest
+
+
+def _mapped(calibration: BundleCalibration | None, task: str, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores of raw predictions, ascending with them."""
+    found = None if calibration is None else calibration.tasks.get(task)
+    return raw if found is None else found.apply(np.clip(raw, 0.0, 1.0))

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 
 from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.models.base import RankingModel
+from dlrm_mtl.serve.calibration import CalibrationMap
+from dlrm_mtl.serve.graphs.calibrate import GraphCalibration
 from dlrm_mtl.serve.graphs.inputs import DENSE
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.targets import predictions
 
 
 class ServingGraph(nn.Module):
-    """Predictions of all tasks from the inputs that :class:`~dlrm_mtl.serve.graphs.inputs.GraphInputs` describes.
+    """Predictions of all tasks, calibrated as in the bundle.
+
+    The inputs are those of :class:`~dlrm_mtl.serve.graphs.inputs.GraphInputs`.
 
     Args:
         model: the model, in evaluation.
@@ -25,6 +29,7 @@ class ServingGraph(nn.Module):
         keys: features with ids.
         dense: names of the numbers.
         constants: ids [1, n] and their number [1], or a number [1] float32, of the features that are no inputs, by name.
+        calibration: maps of the tasks that are calibrated.
     """
 
     def __init__(
@@ -35,11 +40,15 @@ class ServingGraph(nn.Module):
         keys: Sequence[str],
         dense: Sequence[str],
         constants: Mapping[str, Sequence[Tensor]],
+        calibration: Mapping[str, CalibrationMap],
     ) -> None:
         super().__init__()
         self.model, self.tasks = model, list(tasks)
         self.keys, self.dense = list(keys), list(dense)
         self.lookup = GraphLookup(model.lookup.table_set, tables, keys)
+        self.calibration = nn.ModuleList(
+            GraphCalibration(calibration[task.name]) if task.name in calibration else nn.Identity() for task in tasks
+        )
         self.constants = {name: list(values) for name, values in constants.items()}
         for name, values in constants.items():
             for place, value in enumerate(values):
@@ -57,7 +66,8 @@ class ServingGraph(nn.Module):
         features = self.lookup(given, rows)
         logits = self.model.logits_of(features, self._numbers(given, rows))
         scores = predictions(logits, self.tasks)
-        return {task.name: scores[:, number] for number, task in enumerate(self.tasks)}
+        columns = zip(self.tasks, self.calibration, scores.unbind(1), strict=True)
+        return {task.name: calibrated(column) for task, calibrated, column in columns}
 
     def _numbers(self, given: Mapping[str, Tensor], rows: int) -> Tensor:
         """All numbers [B, D], constants among them."""

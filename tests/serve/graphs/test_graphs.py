@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def rows() -> pa.Table:
     return pq.read_table(ROOT / "datasets/kuairand_pure/test").slice(5000, 333)
 
 
-def bundle_of(config: Path, folder: Path, *overrides: str) -> Path:
+def bundle_of(config: Path, folder: Path, *overrides: str, calibrate: Sequence[str] = ()) -> Path:
     """A bundle of a model with wide weights, so that rows get different scores."""
     steps = ["training.max_steps=2", "training.evaluate_every=null", "seed=2", *overrides]
     loaded = dlrm_mtl.load_config(config, steps)
@@ -47,7 +48,7 @@ def bundle_of(config: Path, folder: Path, *overrides: str) -> Path:
         wide = "model.embeddings.init_std=2" if hasattr(loaded.model, "embeddings") else "model.init_std=2"
         loaded = dlrm_mtl.load_config(config, [*steps, wide])
     dlrm_mtl.train(loaded, folder / "run", progress=False)
-    export_run(folder / "run", folder / "bundle")
+    export_run(folder / "run", folder / "bundle", calibrate=calibrate)
     return folder / "bundle"
 
 
@@ -92,6 +93,11 @@ def test_a_graph_scores_like_the_bundle(config: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.fixture(scope="module")
+def run(bundle: Path) -> Path:
+    return bundle.parent / "run"
+
+
+@pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with features that are constants: an id, none, and a number."""
     with pytest.MonkeyPatch.context() as patch:
@@ -110,6 +116,28 @@ def test_constants_are_no_inputs(bundle: Path, tmp_path: Path) -> None:
         export_graph(bundle, tmp_path / f"graph.{ending}", name)
         for task, scores in run(tmp_path / f"graph.{ending}", arrays).items():
             np.testing.assert_allclose(scores, wanted[task], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "methods", [("isotonic", "platt"), pytest.param(("negatives:0.1", "isotonic"), marks=pytest.mark.slow)]
+)
+def test_a_calibrated_bundle_has_calibrated_graphs(run: Path, tmp_path: Path, methods: tuple[str, str]) -> None:
+    tasks = ("is_click", "long_view")
+    export_run(
+        run, tmp_path / "bundle", calibrate=[f"{task}={method}" for task, method in zip(tasks, methods, strict=True)]
+    )
+    table = rows()
+    scorer, arrays = dlrm_mtl.Scorer(tmp_path / "bundle"), dlrm_mtl.GraphInputs(tmp_path / "bundle")(table)
+    assert scorer.calibration is not None
+    wanted, raw = scorer.score(table), scorer.score(table, raw=True)
+    for name, (call, ending) in RUN.items():
+        export_graph(tmp_path / "bundle", tmp_path / f"graph.{ending}", name)
+        for task, scores in call(tmp_path / f"graph.{ending}", arrays).items():
+            assert not np.allclose(wanted[task], raw[task], atol=1e-3)
+            # A step of the map may be steep, so the prediction is moved by the tolerance, too.
+            low, high = (scorer.calibration.apply(task, raw[task] + np.float32(step)) for step in (-1e-6, 1e-6))
+            assert (scores >= low - 1e-6).all()
+            assert (scores <= high + 1e-6).all()
 
 
 def test_a_graph_says_what_it_is(bundle: Path, tmp_path: Path) -> None:
@@ -166,7 +194,7 @@ def with_other_score(bundle: Path, folder: Path) -> Path:
 
 def test_a_graph_with_other_scores_is_not_written(bundle: Path, tmp_path: Path) -> None:
     other = with_other_score(bundle, tmp_path)
-    with pytest.raises(UserError, match=r"task 'is_click' scores \S+ on golden row 0 where the trained model gave"):
+    with pytest.raises(UserError, match=r"task 'is_click' scores \S+ on golden row 0 where the bundle gives"):
         export_graph(other, tmp_path / "graph.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
