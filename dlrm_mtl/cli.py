@@ -340,7 +340,8 @@ def score(
     input: Annotated[
         str,
         typer.Option(
-            help="Rows of the prepared data set: Parquet file or folder, or JSON lines (.jsonl); path or URI."
+            help="Rows of the prepared data set, or raw ones with --raw-rows: Parquet file or folder, or JSON lines "
+            "(.jsonl); path or URI."
         ),
     ],
     output: Annotated[
@@ -349,6 +350,9 @@ def score(
     carry: Annotated[list[str] | None, typer.Option(help="Column of the input to carry over. May be repeated.")] = None,
     missing: PolicyOption = None,
     unknown: PolicyOption = None,
+    raw_rows: Annotated[
+        bool, typer.Option("--raw-rows", help="Rows are raw: prepare them as the run's data set was prepared.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 8192,
     raw: Annotated[bool, typer.Option("--raw", help="Predictions before calibration.")] = False,
     plugins: Plugins = None,
@@ -362,6 +366,7 @@ def score(
         missing=policies_of(missing or [], "--missing"),
         unknown=policies_of(unknown or [], "--unknown"),
         plugins=plugins or [],
+        rows="raw" if raw_rows else "prepared",
     )
     score_file(scorer, input, output, carry or [], batch_size, raw)
 

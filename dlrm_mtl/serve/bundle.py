@@ -8,7 +8,8 @@ It holds
   uint8 if quantised, see :mod:`dlrm_mtl.embeddings.row_formats`; and the id of each row, ``ids.NAME`` [rows] int64.
 - ``tables.pages``: SHA-256 of each page of ``tables.safetensors``, see :mod:`dlrm_mtl.serve.pages`.
 - ``dense.safetensors``: all other weights.
-- ``golden.jsonl``: rows of the data set as stored, with their scores from the trained model.
+- ``golden.jsonl``: rows of the data set as stored, with their raw values if these are known, and their scores from the
+  trained model.
 - files of :data:`OPTIONAL`, as the export asks for them.
 - ``bundle.json``: the format, and size and SHA-256 of each file. It is written last; its own SHA-256 is the bundle's version.
 """
@@ -38,6 +39,7 @@ from dlrm_mtl.embeddings.row_formats import FormatName
 from dlrm_mtl.models.registry import AnyModelConfig
 from dlrm_mtl.serve.calibration import CALIBRATION_FILE
 from dlrm_mtl.serve.pages import digests_size, write_digests
+from dlrm_mtl.serve.raw.description import RawRows
 from dlrm_mtl.serve.tensor_files import REMEDY
 from dlrm_mtl.storage.output import sync_folder, write_whole
 from dlrm_mtl.tasks.config import TaskConfig
@@ -53,7 +55,9 @@ FILES = (MODEL_FILE, TABLES_FILE, DIGESTS_FILE, DENSE_FILE, GOLDEN_FILE)
 """Files of every bundle."""
 CHANGES_FILE = "changes.safetensors"
 """Rows that replace those of the tables, see :mod:`dlrm_mtl.serve.changes`."""
-OPTIONAL: tuple[str, ...] = (CHANGES_FILE, CALIBRATION_FILE)
+VALUES_FILE = "values.safetensors"
+"""Vocabularies of raw values, see :mod:`dlrm_mtl.serve.raw.lookup`."""
+OPTIONAL: tuple[str, ...] = (CHANGES_FILE, CALIBRATION_FILE, VALUES_FILE)
 """Files that a bundle may hold as well. They are listed in ``bundle.json`` and checked like the others."""
 PAGED = {TABLES_FILE: DIGESTS_FILE}
 """Files that are checked page by page on use, and those with the digests of their pages."""
@@ -111,6 +115,8 @@ class ServedModel(Strict):
     """Format of the rows of all tables."""
     tasks: list[TaskConfig] = Field(min_length=1)
     model: AnyModelConfig
+    raw: RawRows | None = None
+    """Raw rows and their transforms; None if the bundle scores rows of the prepared data set only."""
     score: ScoreFormula | None = None
     """Score that candidates are ordered by; default: the prediction of the first task."""
     golden: dict[str, tuple[float, float]]

@@ -7,10 +7,13 @@ from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.models.input_sums import Sums
 from dlrm_mtl.serve.bundle import ServedData, ServedModel
+from dlrm_mtl.serve.raw.description import RawRows
 from dlrm_mtl.tasks.targets import label_columns
 
 
-def describe_model(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums) -> ServedModel:
+def describe_model(
+    config: RunConfig, spec: DatasetSpec, step: int, golden: Sums, raw: RawRows | None = None
+) -> ServedModel:
     """Description of the model of a run.
 
     Args:
@@ -18,6 +21,7 @@ def describe_model(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums
         spec: description of its data set.
         step: step of the weights.
         golden: sums of the model's input on the golden rows.
+        raw: description of raw rows; None if the bundle scores prepared rows only.
     """
     chosen = select(spec, config.data, [])
     read = [feature.name for feature in (*chosen.sparse, *chosen.dense)]
@@ -48,6 +52,7 @@ def describe_model(config: RunConfig, spec: DatasetSpec, step: int, golden: Sums
         tables="fp32",
         tasks=config.tasks,
         model=config.model,
+        raw=raw,
         score=config.serving.score,
         golden=golden,
     )

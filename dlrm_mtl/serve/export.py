@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dlrm_mtl.serve.bundle import (
     GOLDEN_FILE,
     MODEL_FILE,
     TABLES_FILE,
+    VALUES_FILE,
     new_bundle,
     write_file,
 )
@@ -28,6 +30,7 @@ from dlrm_mtl.serve.calibration import CALIBRATION_FILE
 from dlrm_mtl.serve.description import describe_model
 from dlrm_mtl.serve.export_calibration import calibrated, report_calibration
 from dlrm_mtl.serve.golden import write_golden
+from dlrm_mtl.serve.raw.export import raw_export
 from dlrm_mtl.serve.scorer import Scorer
 from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import write_whole
@@ -87,17 +90,22 @@ def export_run(
             step = checkpoints.load(name, RunTensors(model)).step
             whole = dataset if golden is None or not calibrate else dataset_in_use(config, contract)
             calibration = calibrated(calibrate, config, whole, model, process) if calibrate else None
+            raw = raw_export(config.data, contract, dataset.spec)
             rows = GoldenRows(config, dataset)
             scored = rows.scored_by(model)
             scores = {task.name: scored.scores[:, number] for number, task in enumerate(config.tasks)}
-            write_golden(folder / GOLDEN_FILE, rows.rows, scores)
-            served = describe_model(config, dataset.spec, step, scored.sums)
+            write_golden(folder / GOLDEN_FILE, rows.rows, scores, raw.golden(rows.rows) if raw is not None else [])
+            served = describe_model(config, dataset.spec, step, scored.sums, raw.raw if raw is not None else None)
             write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
             tables, dense = _tables(model), _dense(model)
             write_file(folder / TABLES_FILE, lambda file: write_tensors(file, tables, config.name, step))
             write_file(folder / DENSE_FILE, lambda file: write_tensors(file, dense, config.name, step))
             if calibration is not None:
                 write_whole(folder / CALIBRATION_FILE, calibration.model_dump_json(indent=1) + "\n")
+            if raw is not None:
+                write_file(
+                    folder / VALUES_FILE, partial(write_tensors, tensors=raw.tensors, run=config.name, step=step)
+                )
     if calibration is not None:
         report_calibration(calibration)
     tasks = ", ".join(task.name for task in config.tasks)

@@ -22,12 +22,23 @@ TOLERANCE = 1e-5
 """Largest difference of a score, absolute for scores up to 1 and relative beyond: processors differ in the order of sums."""
 
 
-def write_golden(path: Path, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write one line per row: ``{"row": {...}, "scores": {...}}``; raises OSError."""
+def write_golden(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, NDArray[np.float32]],
+    raw: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write one line per row: ``{"row": {...}, "raw": {...}, "scores": {...}}``, without ``raw`` if there are no raw rows.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with open(path, "w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
-            own = {task: float(values[number]) for task, values in scores.items()}
-            file.write(json.dumps({"row": row, "scores": own}, separators=(",", ":"), default=_plain) + "\n")
+            line = {"row": row, "scores": {task: float(values[number]) for task, values in scores.items()}}
+            if raw:
+                line["raw"] = raw[number]
+            file.write(json.dumps(line, separators=(",", ":"), default=_plain) + "\n")
 
 
 def _plain(value: Any) -> float:
@@ -40,6 +51,12 @@ def read_golden(path: Path) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.
     tasks = list(lines[0]["scores"]) if lines else []
     scores = {task: np.array([line["scores"][task] for line in lines], np.float32) for task in tasks}
     return [line["row"] for line in lines], scores
+
+
+def read_raw_golden(path: Path) -> list[dict[str, Any]]:
+    """Raw values of the golden rows; none if the bundle has no raw rows."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line["raw"] for line in lines if "raw" in line]
 
 
 def compare_sums(found: Sums, wanted: Mapping[str, tuple[float, float]], place: str) -> None:

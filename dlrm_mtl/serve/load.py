@@ -23,6 +23,7 @@ from dlrm_mtl.models.registry import build_ranking_model
 from dlrm_mtl.serve.bundle import CHANGES_FILE, DENSE_FILE, DIGESTS_FILE, TABLES_FILE, ServedModel
 from dlrm_mtl.serve.changes import TableChanges, read_changes
 from dlrm_mtl.serve.encode import Policies, RowEncoder
+from dlrm_mtl.serve.raw.reader import RawReader
 from dlrm_mtl.serve.tables import ServedTable, StoredTables
 from dlrm_mtl.serve.tensor_files import REMEDY, map_tensors
 
@@ -44,9 +45,11 @@ class ServedInput:
     vocabularies: Mapping[str, str]
     """Vocabulary of each feature with unbounded ids."""
 
-    def encoder(self, missing: Policies | None = None, unknown: Policies | None = None) -> RowEncoder:
-        """Encoder of rows with these policies."""
-        return RowEncoder(self.selection, self.row_of, self.vocabularies, missing, unknown)
+    def encoder(
+        self, missing: Policies | None = None, unknown: Policies | None = None, raw: RawReader | None = None
+    ) -> RowEncoder:
+        """Encoder of rows with these policies; of raw rows if their reader is given."""
+        return RowEncoder(self.selection, self.row_of, self.vocabularies, missing, unknown, raw)
 
 
 def served_input(folder: Path, served: ServedModel) -> ServedInput:

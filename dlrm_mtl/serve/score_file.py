@@ -83,7 +83,7 @@ def score_file(
 
 _NOTES = {
     "missing": "rows had no such field; the policy for missing fields was applied",
-    "unknown": "ids were unknown; the policy for unknown ids was applied",
+    "unknown": "values or ids were unknown; the policy for unknown ones was applied",
 }
 
 

@@ -24,6 +24,7 @@ from dlrm_mtl.serve.encode import Policies, RowEncoder
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, read_golden
 from dlrm_mtl.serve.load import served_input, served_model
 from dlrm_mtl.serve.ranking import Ranked, best, merged
+from dlrm_mtl.serve.raw.open import RowKind, open_reader
 from dlrm_mtl.serve.request_parts import CANDIDATES, RequestParts, split_fields
 from dlrm_mtl.serve.rows import Rows, Where
 from dlrm_mtl.tasks.targets import predictions
@@ -64,9 +65,10 @@ class Scorer:
         plugins: modules that register parts of the model; they are imported, which runs them.
         check_all: check every page of the tables now; default: each when it is first used, so that loading takes no longer for
             large tables.
+        rows: rows to score: those of the ``prepared`` data set, or ``raw`` ones, which the bundle prepares like `prepare`.
 
     Raises:
-        UserError: the folder holds no bundle, a byte was changed, or golden rows do not get their scores.
+        UserError: the folder holds no bundle, or no raw rows, a byte was changed, or golden rows do not get their scores.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Scorer:
         unknown: Policies | None = None,
         plugins: Sequence[str] = (),
         check_all: bool = False,
+        rows: RowKind = "prepared",
     ) -> None:
         self.folder = Path(bundle)
         self.version = check_bundle(self.folder)
@@ -100,7 +103,7 @@ class Scorer:
         """Largest difference from the trained model's scores on the golden rows; 0 means equal bits."""
         self.calibration = read_calibration(self.folder)
         """Maps from raw predictions to those that are returned; None without calibration."""
-        self._encoder = given.encoder(missing, unknown)
+        self._encoder = given.encoder(missing, unknown, open_reader(self.folder, served, rows))
         own_ids = type(self._model).ids is not RankingModel.ids  # made of several features of a row
         self._parts = None if own_ids else lru_cache(SPLITS)(self._parts_for)
 
@@ -109,7 +112,8 @@ class Scorer:
 
         Args:
             rows: a list of mappings from the data set's columns to values, a pyarrow.Table or RecordBatch, or a
-                pandas.DataFrame. Ids are those of the prepared data set; columns that the model does not read are ignored.
+                pandas.DataFrame, of prepared or raw rows as the scorer was told. Columns that the model does not read are
+                ignored.
             where: origin of the rows, for errors.
             raw: True for predictions before calibration, as the trained model makes them.
 

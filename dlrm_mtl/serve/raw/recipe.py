@@ -39,7 +39,7 @@ def describe_raw(
     Raises:
         UserError: the recipe is not that of the data that the run was trained on, or a file cannot be read.
     """
-    recipe = read_recipe(dataset) if _exists(dataset, RECIPE_FILE) else None
+    recipe = read_recipe(dataset) if exists(dataset, RECIPE_FILE) else None
     vocabularies = _vocabularies(dataset, spec, features)
     columns = _Columns(dataset.split("train"))
     if recipe is None:
@@ -60,16 +60,18 @@ def arrange_all(raw: RawRows, vocabularies: Mapping[str, Values]) -> tuple[RawRo
     for owner, values in vocabularies.items():
         own, seeds[owner] = arrange(values.values, values.ids, owner)
         tensors |= own
-    return raw.model_copy(update={"seeds": seeds}), tensors
+    aligned = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # bytes last
+    return raw.model_copy(update={"seeds": seeds}), dict(aligned)
 
 
-def _exists(dataset: Dataset, name: str) -> bool:
+def exists(dataset: Dataset, name: str) -> bool:
+    """True if the data set's folder holds the file ``name``."""
     return dataset.filesystem.get_file_info(f"{dataset.path}/{name}").type == fs.FileType.File
 
 
 def _vocabularies(dataset: Dataset, spec: DatasetSpec, features: Sequence[FeatureSpec]) -> dict[str, Values]:
     """Vocabularies of ``features`` in vocabularies.parquet, by owner."""
-    if not _exists(dataset, VOCABULARIES_FILE):
+    if not exists(dataset, VOCABULARIES_FILE):
         return {}
     owners = sorted({spec.vocabulary_owner(feature.name) for feature in features if feature.kind != "dense"})
     path = f"{dataset.path}/{VOCABULARIES_FILE}"
