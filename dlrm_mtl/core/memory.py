@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -46,3 +47,12 @@ def size_text(size: int, unit: str = "B") -> str:
         return f"{size} {unit}"
     power = min((size.bit_length() - 1) // 10, 4)
     return f"{size / 1024**power:,.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
+
+
+def parse_size(text: str) -> int | None:
+    """Number of bytes in a text such as ``64GB`` or ``500 MiB``; None if it is not a size."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE)
+    if not match:
+        return None
+    base = 1024 if match.group(3) else 1000
+    return int(float(match.group(1)) * base ** ("KMGT".index(match.group(2).upper()) + 1))

@@ -22,11 +22,26 @@ def end_with_agent() -> None:
     Training answers SIGTERM with a checkpoint after the step. The time limit is for a process that waits for others that
     are gone: it never reaches the end of its step. Does nothing without an agent, or outside Linux.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    agent = os.getppid()
+    end_with_parent(os.getppid(), PATIENCE_SECONDS)
+
+
+def end_with_parent(parent: int, patience: float) -> None:
+    """Send SIGTERM to this process when its parent dies, and end it if it still runs ``patience`` seconds later.
+
+    The main thread of the parent must have started it. Does nothing outside Linux.
+
+    Args:
+        parent: process number of the parent, which may be gone already.
+        patience: seconds.
+    """
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    threading.Thread(target=_watch, args=(agent,), name="end-with-agent", daemon=True).start()
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=_watch, args=(parent, patience), name="end-with-parent", daemon=True).start()
 
 
 def agent_identity() -> str:
@@ -37,8 +52,8 @@ def agent_identity() -> str:
     return f"{machine()}/{agent}/{process_start(agent)}"
 
 
-def _watch(agent: int) -> None:
-    while os.getppid() == agent:
+def _watch(parent: int, patience: float) -> None:
+    while os.getppid() == parent:
         time.sleep(1.0)
-    time.sleep(PATIENCE_SECONDS)
+    time.sleep(patience)
     os._exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from dlrm_mtl.config.load import load_config
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.console import console, held_by_process, plan_table, ranks_text, say
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.memory import parse_size
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.order import own_lanes
 from dlrm_mtl.data.spec import DatasetSpec
@@ -156,12 +156,8 @@ def memory_size(text: str, option: str) -> int:
     Raises:
         UserError: the text is not a size; ``option`` names its option.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B\s*", text, re.IGNORECASE)
-    size = 0
-    if match:
-        base = 1024 if match.group(3) else 1000
-        size = int(float(match.group(1)) * base ** ("KMGT".index(match.group(2).upper()) + 1))
-    if size < MIB:
+    size = parse_size(text)
+    if size is None or size < MIB:
         raise UserError(f"{option} {text}: is no amount of memory; write one such as 64GB or 80GiB.")
     return size
 

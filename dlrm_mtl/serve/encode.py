@@ -110,6 +110,19 @@ class RowEncoder:
             return {what: dict(counter) for what, counter in self._counts.items()}
 
     @property
+    def fields(self) -> frozenset[str]:
+        """Fields of a row that are read."""
+        return frozenset(feature.source for feature in self._read)
+
+    @property
+    def features(self) -> list[tuple[FeatureSpec, dict[str, str]]]:
+        """Features with their policies for a ``missing`` field and, where they have ids, an ``unknown`` id."""
+        policies = {"missing": self.missing, "unknown": self.unknown}
+        return [
+            (each, {what: by[each.name] for what, by in policies.items() if each.name in by}) for each in self._read
+        ]
+
+    @property
     def keys(self) -> list[str]:
         """Names of the features with ids, in the order of the encoding."""
         return self._selection.keys

@@ -55,8 +55,17 @@ def merged(context: Mapping[str, Any], candidates: Rows) -> Rows:
     """Rows of the candidates with the fields of ``context`` that they lack."""
     table = table_of(candidates)
     if table is None:
-        return [{**context, **candidate} for candidate in candidates]
+        # What is no mapping is refused with its row, as all rows are.
+        return [{**context, **each} if isinstance(each, Mapping) else each for each in candidates]
     for name, value in context.items():
         if name not in table.column_names:
-            table = table.append_column(name, pa.array([value] * table.num_rows))
+            table = table.append_column(name, _repeated(name, value, table.num_rows))
     return table
+
+
+def _repeated(name: str, value: Any, rows: int) -> pa.Array:
+    try:
+        return pa.array([value] * rows)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"context: {name!r} holds a value that no column can hold ({reason}); correct it.") from None

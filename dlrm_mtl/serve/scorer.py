@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class Scorer:
         """
         if not isinstance(context, Mapping):
             raise UserError(f"context: is {type(context).__name__} where a mapping from fields to values is expected.")
-        if self._parts is None:
+        if self._parts is None or (isinstance(candidates, Sized) and not len(candidates)):
             return best(self.formula, self.score(merged(context, candidates), where=where), top, where)
         fields, candidates = split_fields(context, candidates, where)
         count, inputs = self._parts(self._encoder.within(fields)).encode(context, candidates, where, LOOKED_UP)
@@ -163,6 +163,11 @@ class Scorer:
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of fields and ids that a policy was applied to so far, by ``missing`` and ``unknown``, then by feature."""
         return self._encoder.counts
+
+    @property
+    def encoder(self) -> RowEncoder:
+        """The encoder of rows, which knows the fields that are read."""
+        return self._encoder
 
     def _parts_for(self, candidates: frozenset[str]) -> RequestParts:
         """Model input for requests in which these features are read from the candidates."""

@@ -27,6 +27,7 @@ ROWS = {"train": 4000, "validation": 1000, "test": 1000}
 ELSEWHERE = {
     "docs/extending.md": "tests/test_plugins.py trains with it, on two processes",
     "docs/other_programs.md": "tests/serve/test_other_programs_page.py runs it after the commands that it needs",
+    "docs/server.md": "tests/serve/test_documentation.py runs it after docs/serving.md",
     "docs/serving.md": "tests/serve/test_documentation.py runs it after the commands that it needs",
 }
 PAGES = [page for page in NAMES if page not in ELSEWHERE and blocks(page, "python")]

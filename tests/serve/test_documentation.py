@@ -1,16 +1,21 @@
-"""docs/serving.md does what it says: its commands and its blocks of Python, in their order."""
+"""docs/serving.md and docs/server.md do what they say: their commands and blocks of Python, in their order."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.serve.http.servers import running
+
 ROOT = Path(__file__).parents[2]
+PORT = 8000
+"""Port of the server on the page; here it gets a free one."""
 
 
 def test_the_page_on_serving(
@@ -19,13 +24,22 @@ def test_the_page_on_serving(
     for name in ("configs", "datasets"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "serving.md").read_text()
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("serving.md", "server.md"))
     names: dict[str, Any] = {}
-    for command, block in re.findall(r"^    dlrm-mtl ([^\n]*)$|^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        if block:
-            exec(block, names)
-        else:
-            code, printed = call(*shlex.split(command))
-            assert code == 0, printed
+    address = ""
+    with ExitStack() as servers:
+        for command, block in re.findall(
+            r"^    dlrm-mtl ([^\n]*)$|^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+        ):
+            words = shlex.split(command)
+            if block:
+                exec(block.replace(f"http://127.0.0.1:{PORT}", address), names)
+            elif words[0] == "serve":
+                options = " ".join(words[2:]).replace(f"--port {PORT}", "--workers 1").split()
+                server = servers.enter_context(running(tmp_path / f"log-{len(words)}", Path(words[1]), *options))
+                address = address or server.url
+            else:
+                code, printed = call(*words)
+                assert code == 0, printed
     assert (tmp_path / "scores.parquet").is_file()
     assert names["scorer"].golden_difference <= 1e-6

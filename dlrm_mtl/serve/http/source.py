@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -72,9 +72,9 @@ class ScorerFactory:
     unknown: Policies | None = None
     plugins: tuple[str, ...] = ()
 
-    def __call__(self, bundle: Path) -> Scorer:
-        """The scorer of a bundle."""
-        return Scorer(bundle, missing=self.missing, unknown=self.unknown, plugins=self.plugins)
+    def __call__(self, bundle: Path, check_all: bool = False) -> Scorer:
+        """The scorer of a bundle; see there for ``check_all``."""
+        return Scorer(bundle, missing=self.missing, unknown=self.unknown, plugins=self.plugins, check_all=check_all)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class BundleVersion:
 
     folder: Path
     key: str
-    make: Callable[[Path], Scorer]
+    make: ScorerFactory
 
     @property
     def name(self) -> str:
@@ -97,8 +97,8 @@ class BundleVersion:
         return self.folder.name
 
     def load(self, serving: Scorer | None) -> Scorer:
-        """The scorer; nothing of ``serving`` is used."""
-        return self.make(self.folder)
+        """The scorer. At the start, tables are checked as they are used; afterwards there is time to check them whole."""
+        return self.make(self.folder, check_all=serving is not None)
 
 
 class LocalBundles:
@@ -108,10 +108,10 @@ class LocalBundles:
 
     Args:
         path: local folder or link.
-        make: makes a scorer of a bundle's folder; picklable.
+        make: makes a scorer of a bundle's folder.
     """
 
-    def __init__(self, path: str | Path, make: Callable[[Path], Scorer]) -> None:
+    def __init__(self, path: str | Path, make: ScorerFactory) -> None:
         self._path, self._make = Path(path), make
 
     @property

@@ -1,0 +1,71 @@
+"""Start of the server from the options of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlrm_mtl.core.cores import available_cores
+from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.memory import parse_size
+from dlrm_mtl.serve.http.limits import ServerLimits
+from dlrm_mtl.serve.http.options import ServerOptions
+from dlrm_mtl.serve.http.source import LocalBundles, ScorerFactory
+from dlrm_mtl.serve.http.supervisor import serve
+from dlrm_mtl.serve.score_file import policies_of
+
+
+def start_server(
+    bundle: str,
+    *,
+    host: str,
+    port: int,
+    workers: int | None,
+    threads: int,
+    every: float | None,
+    missing: Sequence[str],
+    unknown: Sequence[str],
+    plugins: Sequence[str],
+    max_body: str,
+    max_rows: int,
+    queue: int,
+    timeout: float,
+    request_log: Path | None,
+    log_share: float,
+    slow_log: Path | None,
+    slow_milliseconds: float,
+    log_size: str,
+) -> None:
+    """Serve until SIGTERM or SIGINT; see ``dlrm-mtl serve --help``.
+
+    Raises:
+        UserError: an option does not fit, or there is no bundle that is fit for use.
+    """
+    if "://" in bundle:
+        raise UserError(f"{bundle}: a bundle is served from a local folder; copy it to this machine.")
+    factory = ScorerFactory(policies_of(missing, "--missing"), policies_of(unknown, "--unknown"), tuple(plugins))
+    source = LocalBundles(bundle, factory)
+    if every is None and not source.versions():
+        raise UserError(f"{bundle}: there is no bundle here yet; export one, or wait for it with --watch.")
+    limits = ServerLimits(body=_size(max_body, "--max-body"), rows=max_rows, queue=queue, timeout=timeout)
+    options = ServerOptions(
+        host,
+        port,
+        workers or available_cores(),
+        threads,
+        limits,
+        every,
+        request_log,
+        log_share,
+        slow_log,
+        slow_milliseconds,
+        _size(log_size, "--log-size"),
+    )
+    serve(source, options)
+
+
+def _size(text: str, option: str) -> int:
+    size = parse_size(text)
+    if not size:
+        raise UserError(f"{option} {text}: is no size; write one such as 16MiB or 1GB.")
+    return size
