@@ -21,7 +21,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import local_rank
 from dlrm_mtl.storage.filesystems import first_line
 from dlrm_mtl.storage.retry import retry
-from dlrm_mtl.storage.run_store import THREADS, FreeRoom, Range, RunStore, first_parts
+from dlrm_mtl.storage.run_store import THREADS, FreeRoom, Range, RunStore, StorageError, first_parts
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each retry of a failed transfer, in addition to the storage client's own retries."""
@@ -249,7 +249,7 @@ class RemoteStore(RunStore):
             if isinstance(error, FileNotFoundError):
                 return UserError(f"{place}: has been removed meanwhile ({first_line(error)}); try again.")
             self.gave_up = True
-            return UserError(
+            return StorageError(
                 f"{place}: cannot be {done} ({first_line(error)}); check the storage, the credentials and their "
                 "permissions, and try again; a training run goes on from the last checkpoint there with --resume."
             )

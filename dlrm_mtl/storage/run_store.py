@@ -36,6 +36,10 @@ GROUPS = 16 * THREADS
 """Number of requests after which failures are counted from zero again."""
 
 
+class StorageError(UserError):
+    """A place cannot be read or written now; what is stored there is not known to be wrong."""
+
+
 @dataclass(frozen=True)
 class FreeRoom:
     """Free room in a folder."""
@@ -291,12 +295,12 @@ class LocalStore(RunStore):
                 pass
 
     def _unwritable(self, name: str, error: OSError) -> UserError:
-        return UserError(
+        return StorageError(
             f"{self.place}/{name}: cannot be written ({error.strerror}); make room, or correct the permissions."
         )
 
     def _unreadable(self, name: str, error: OSError) -> UserError:
-        return UserError(f"{self.place}/{name}: cannot be read ({error.strerror or first_line(error)}).")
+        return StorageError(f"{self.place}/{name}: cannot be read ({error.strerror or first_line(error)}).")
 
 
 def neighbours(ranges: Iterable[Range], piece: int) -> list[list[Range]]:

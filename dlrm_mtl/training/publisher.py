@@ -41,6 +41,8 @@ from dlrm_mtl.versions.format import (
 
 ONLY_TRAINING = ("task_weighting.", "balancing.")
 """Beginnings of the names of weights that only training needs."""
+SERVED = ("name", "plugins", "data", "tasks", "model", "serving")
+"""Parts of a run's configuration that describe its model."""
 _ROOM = "keep fewer versions with training.publish.keep"
 
 logger = logging.getLogger(__name__)
@@ -146,7 +148,7 @@ class Publisher:
             golden_batches=self.published.golden.sizes,
             golden_sums=scored.sums,
             contract=state.contract if base else None,
-            config=state.config if base else None,
+            config=_of_model(state.config) if base else None,
         )
         self._save = Save(self._works(version, files_of(parts, dist.get_rank())), background)
         if not background:
@@ -256,6 +258,11 @@ class Publisher:
         self._marks.clear()
         for slots in self.published.model.ids.slots.values():
             slots.mark_changed()
+
+
+def _of_model(config: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a configuration that describe the model; servers need not know parts of plugins in the others."""
+    return {key: value for key, value in config.items() if key in SERVED}
 
 
 def _whole(name: str, tensor: Tensor) -> TensorPart:

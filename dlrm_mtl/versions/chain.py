@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.json_text import parse_mapping
-from dlrm_mtl.storage.run_store import RunStore
+from dlrm_mtl.storage.run_store import RunStore, StorageError
 from dlrm_mtl.versions.format import (
     CHAIN_FILE,
     REMEDY,
@@ -109,6 +109,8 @@ class Chain:
                 elif not broken:
                     self._check_follows(stored, found.versions)
                     found.versions.append(stored)
+            except StorageError:
+                raise
             except UserError as error:
                 if not broken:
                     found.problem = error

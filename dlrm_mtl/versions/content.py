@@ -14,7 +14,7 @@ from dlrm_mtl.checkpoint import state
 from dlrm_mtl.checkpoint.format import DTYPES, INDEX_FILE, Index, parse_index, sha256
 from dlrm_mtl.checkpoint.reader import Reader, targets
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.storage.run_store import RunStore
+from dlrm_mtl.storage.run_store import RunStore, StorageError
 from dlrm_mtl.versions.format import GOLDEN_SCORES, REMEDY, StoredVersion
 
 DENSE = "dense."
@@ -145,5 +145,7 @@ def _damage() -> Iterator[None]:
     """Say of a damaged file that it is part of a version, not of a checkpoint."""
     try:
         yield
+    except StorageError:
+        raise
     except UserError as error:
         raise UserError(str(error).replace(state.REMEDY, REMEDY)) from None

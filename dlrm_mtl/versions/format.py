@@ -61,7 +61,7 @@ class Version(Strict):
     contract: dict[str, Any] | None = None
     """Data contract of the run; only in a base."""
     config: dict[str, Any] | None = None
-    """Configuration of the run; only in a base."""
+    """Parts of the run's configuration that describe the model; only in a base."""
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,17 @@ def test_a_damaged_base(versions: Path, tmp_path: Path) -> None:
     assert "version_00000001/rank_00000_0.safetensors: " in reasons[0]
 
 
+def test_a_cache_that_cannot_be_written_is_tried_again(versions: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    source = follow(versions, cache)
+    cache.write_text("")
+    with pytest.raises(UserError, match="name another folder with --cache"):
+        source.versions()
+    cache.unlink()
+    scorer, refused = first(source)
+    assert (scorer.step, refused) == (5, [])
+
+
 def test_a_folder_of_another_run(versions: Path, tmp_path: Path) -> None:
     source = follow(versions, tmp_path / "cache")
     first(source)

@@ -12,7 +12,7 @@ from pathlib import Path
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.storage.filesystems import is_local, locate
 from dlrm_mtl.storage.remote_folder import RemoteStore
-from dlrm_mtl.storage.run_store import LocalStore, RunStore
+from dlrm_mtl.storage.run_store import LocalStore, RunStore, StorageError
 from dlrm_mtl.versions.chain import Chain
 from dlrm_mtl.versions.format import StoredVersion, version_name
 
@@ -66,7 +66,7 @@ def locked(cache: Path) -> Iterator[None]:
         cache.mkdir(parents=True, exist_ok=True)
         lock = os.open(cache / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise UserError(
+        raise StorageError(
             f"{cache}: cannot be written to ({error.strerror}); name another folder with --cache."
         ) from None
     try:

@@ -28,7 +28,7 @@ from dlrm_mtl.serve.follow.places import locked
 from dlrm_mtl.serve.golden import read_golden, write_golden
 from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import sync_folder, write_whole
-from dlrm_mtl.storage.run_store import RunStore
+from dlrm_mtl.storage.run_store import RunStore, StorageError
 from dlrm_mtl.versions.content import read_delta
 from dlrm_mtl.versions.format import REMEDY, StoredVersion
 
@@ -61,7 +61,7 @@ def prepare(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plu
             _make(cache, store, versions, plugins)
             _clear(cache, versions)
         except OSError as error:
-            raise UserError(
+            raise StorageError(
                 f"{folder}: cannot be written ({error.strerror}); make room, or name another folder with --cache."
             ) from None
     return folder
