@@ -473,6 +473,54 @@ def serve(
 
 
 @app.command()
+def skew(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The folder that `export` wrote.")],
+    log: Annotated[
+        str,
+        typer.Argument(
+            metavar="LOG",
+            help="Requests that `serve` logged, or rows: JSON lines (.jsonl), or rows as Parquet; path or URI.",
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="Data set to compare features with, such as that of training.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Columns that identify a row in the log and in the data set, to compare rows. Default: distributions.",
+        ),
+    ] = None,
+    raw_rows: Annotated[
+        bool, typer.Option("--raw-rows", help="Rows are raw: prepare them as the run's data set was prepared.")
+    ] = False,
+    missing: PolicyOption = None,
+    unknown: PolicyOption = None,
+    plugins: Plugins = None,
+) -> None:
+    """Compare logged requests with a bundle and with training data; exit code 1 if something differs.
+
+    Scores the rows again and compares the scores, then the features with those of --data, and names the one that differs most.
+    """
+    from dlrm_mtl.serve.score_file import policies_of
+    from dlrm_mtl.serve.skew.command import show_skew
+    from dlrm_mtl.serve.skew.replay import Limits, LogReader
+
+    reader = LogReader(
+        bundle,
+        "raw" if raw_rows else "prepared",
+        policies_of(missing or [], "--missing"),
+        policies_of(unknown or [], "--unknown"),
+        plugins or [],
+    )
+    keys = [name.strip() for name in (on or "").split(",") if name.strip()]
+    if show_skew(reader, log, data, split, keys, Limits()):
+        raise SystemExit(1)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, finished or still training.")],
     html: Annotated[

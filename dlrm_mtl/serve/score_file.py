@@ -102,22 +102,34 @@ def _parquet_batches(source: str, carry: list[str], batch_size: int) -> Iterator
 
 
 def _json_batches(source: str, carry: list[str], batch_size: int) -> Iterator[Batch]:
-    filesystem, path = locate(source)
     rows: list[dict[str, Any]] = []
     first = 0
+    for number, row in enumerate(json_objects(source)):
+        for name in carry:
+            _expect(name, list(row), f"{source}, row {number}")
+        rows.append(row)
+        if len(rows) == batch_size:
+            yield rows, _carried(rows, carry, source), Where(source, first)
+            first, rows = number + 1, []
+    if rows:
+        yield rows, _carried(rows, carry, source), Where(source, first)
+
+
+def json_objects(source: str) -> Iterator[dict[str, Any]]:
+    """Objects in a file of JSON lines, path or URI; empty lines are left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no object.
+    """
+    filesystem, path = locate(source)
     try:
         with filesystem.open_input_stream(path) as stream:
             for number, line in enumerate(_lines(stream)):
-                rows.append(_row(line, f"{source}, row {number}", carry))
-                if len(rows) == batch_size:
-                    yield rows, _carried(rows, carry, source), Where(source, first)
-                    first, rows = number + 1, []
+                yield _row(line, f"{source}, row {number}")
     except FileNotFoundError:
         raise UserError(f"{source}: there is no such file; check the path.") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{source}: cannot be read ({first_line(error)}).") from None
-    if rows:
-        yield rows, _carried(rows, carry, source), Where(source, first)
 
 
 def _carried(rows: list[dict[str, Any]], carry: list[str], source: str) -> list[pa.Array]:
@@ -145,15 +157,13 @@ def _lines(stream: Any) -> Iterator[bytes]:
         yield left
 
 
-def _row(line: bytes, place: str, carry: list[str]) -> dict[str, Any]:
+def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: is not JSON ({str(error)[:100]}); write one object on each line.") from None
     if not isinstance(row, dict):
         raise UserError(f"{place}: is no JSON object; write one on each line, with the columns' names as keys.")
-    for name in carry:
-        _expect(name, list(row), place)
     return row
 
 

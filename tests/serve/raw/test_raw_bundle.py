@@ -228,6 +228,22 @@ def test_raw_requests_are_ranked(folder: Path) -> None:
     assert scores[ranked.order[0]] == scores.max()
 
 
+def test_skew_of_raw_rows(folder: Path, tmp_path: Path, call: Callable[..., tuple[int, str]]) -> None:
+    later = log(150, 1).drop(columns=["click", "grade"])
+    later.to_parquet(tmp_path / "later.parquet", index=False)
+    prepare_like([tmp_path / "later.parquet"], tmp_path / "like", folder / "data")
+    options = ["--raw-rows", "--data", tmp_path / "like", "--split", "test", "--on", "order"]
+    write_json_lines(later, tmp_path / "log.jsonl")
+    code, printed = call("skew", folder / "bundle", tmp_path / "log.jsonl", *options)
+    assert code == 0, printed
+    assert "150 rows of the log found by order\nfeatures: no skew\n" in printed
+    later["seen"] = later["seen"].str.replace(" ", ",")  # as a client might join them
+    write_json_lines(later, tmp_path / "log.jsonl")
+    code, printed = call("skew", folder / "bundle", tmp_path / "log.jsonl", *options)
+    assert code == 1
+    assert "features: 'seen' differs most often, in " in printed
+
+
 def test_raw_rows_need_no_duckdb(folder: Path) -> None:
     script = (
         "import sys, dlrm_mtl.serve; scorer = dlrm_mtl.serve.Scorer(sys.argv[1], rows='raw');"

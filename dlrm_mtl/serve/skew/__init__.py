@@ -1,0 +1,1 @@
+"""Skew: logged requests beside a bundle and its training data."""
