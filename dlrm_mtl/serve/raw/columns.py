@@ -21,6 +21,7 @@ from dlrm_mtl.serve.rows import shown
 Ints = NDArray[np.int64]
 Group = tuple[pa.Array, Ints | None]
 """Values of one type and their places; None for all places in order."""
+_LISTS = (list, tuple, np.ndarray)
 _SCALARS = (str, bool, int, float, Decimal, datetime.date, bytes, np.generic)
 
 
@@ -89,10 +90,10 @@ def elements_of_values(values: Sequence[Any], refuse: Refuse) -> Elements:
     Raises:
         UserError: a value is neither a single one nor a list.
     """
-    if not any(isinstance(value, (list, tuple, np.ndarray)) for value in values):
+    if not any(issubclass(class_, _LISTS) for class_ in set(map(type, values))):
         return Elements(_groups(values, refuse), len(values))
     flat: list[Any] = []
-    lists = np.fromiter((isinstance(value, (list, tuple, np.ndarray)) for value in values), np.bool_, len(values))
+    lists = np.fromiter((isinstance(value, _LISTS) for value in values), np.bool_, len(values))
     lengths = np.ones(len(values), np.int64)
     for row, value in enumerate(values):
         if lists[row]:
@@ -109,7 +110,7 @@ def elements_of_values(values: Sequence[Any], refuse: Refuse) -> Elements:
 
 
 def _groups(values: Sequence[Any], refuse: Refuse) -> list[Group]:
-    classes = {type(value) for value in values}
+    classes = set(map(type, values))
     classes.discard(type(None))
     if len(classes) <= 1:
         return [(_array(values, next(iter(classes), None), refuse), None)]

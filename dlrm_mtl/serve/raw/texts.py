@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -79,9 +80,13 @@ def without(values: pa.Array, nulls: Iterable[str]) -> pa.Array:
 
 def is_in(values: pa.Array, some: Iterable[str]) -> NDArray[np.bool_]:
     """Mask of the texts that are among ``some``, [N] bool; False for null."""
-    wanted = pa.array(sorted(some), pa.string())
-    found: NDArray[np.bool_] = pc.is_in(values, value_set=wanted).to_numpy(zero_copy_only=False)
+    found: NDArray[np.bool_] = pc.is_in(values, options=_wanted(frozenset(some))).to_numpy(zero_copy_only=False)
     return found
+
+
+@functools.lru_cache
+def _wanted(some: frozenset[str]) -> pc.SetLookupOptions:
+    return pc.SetLookupOptions(value_set=pa.array(sorted(some), pa.string()))
 
 
 def _floats(column: pa.Array, refuse: Refuse, by_value: bool) -> pa.Array:
