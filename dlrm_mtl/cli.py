@@ -392,6 +392,34 @@ def export_graph(
     export_graph(bundle, output, format, plugins or [])
 
 
+@app.command("export-tables")
+def export_tables(
+    source: Annotated[
+        str, typer.Argument(metavar="BUNDLE|RUN", help="The folder of a bundle, or of a run; a run's may be a URI.")
+    ],
+    output: Annotated[str, typer.Option(help="Folder to write; path or URI.")],
+    format: Annotated[
+        str, typer.Option(help="parquet (a file for each table: id, value, vector) or safetensors (one file).")
+    ] = "parquet",
+    table: Annotated[
+        list[str] | None, typer.Option(help="Name of a table. May be repeated. Default: all tables.")
+    ] = None,
+    checkpoint: CheckpointName = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Prepared data set whose vocabularies.parquet has the value behind each id; path or URI. Default: a run's "
+            "own, if it is unchanged."
+        ),
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Export embedding tables for search indexes, feature stores and notebooks, in bounded memory."""
+    from dlrm_mtl.serve.table_files.write import export_tables
+
+    export_tables(source, output, format, table or [], checkpoint, data, plugins or [])
+
+
 @app.command()
 def serve(
     bundle: Annotated[
