@@ -13,6 +13,7 @@ from dlrm_mtl.data.join_rows import Joined
 from dlrm_mtl.serve.bundle import check_bundle, read_model
 from dlrm_mtl.serve.encode import Policies
 from dlrm_mtl.serve.load import served_input
+from dlrm_mtl.serve.raw.open import RowKind, open_reader
 from dlrm_mtl.serve.rows import Rows, Where
 
 DENSE = "dense"
@@ -38,9 +39,10 @@ class GraphInputs:
         missing: policy for fields that a row lacks, see :data:`~dlrm_mtl.serve.encode.Policy`; default: ``refuse``.
         unknown: policy for ids outside the vocabulary, as for :class:`~dlrm_mtl.serve.scorer.Scorer`.
         plugins: modules that register parts of the model; they are imported, which runs them.
+        rows: rows to encode: those of the ``prepared`` data set, or ``raw`` ones.
 
     Raises:
-        UserError: the folder holds no bundle, or a byte was changed.
+        UserError: the folder holds no bundle, or no raw rows, or a byte was changed.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class GraphInputs:
         missing: Policies | None = None,
         unknown: Policies | None = None,
         plugins: Sequence[str] = (),
+        rows: RowKind = "prepared",
     ) -> None:
         folder = Path(bundle)
         self.version = check_bundle(folder)
         """Version of the bundle; the graph's metadata has it, too."""
-        given = served_input(folder, read_model(folder, list(plugins)))
-        self._encoder = given.encoder(missing, unknown)
+        served = read_model(folder, list(plugins))
+        given = served_input(folder, served)
+        self._encoder = given.encoder(missing, unknown, open_reader(folder, served, rows))
         self._constants = given.selection.constants
         self._dense = [feature.name for feature in given.selection.dense]
 

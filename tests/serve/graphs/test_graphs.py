@@ -21,6 +21,7 @@ import dlrm_mtl
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.serve.bundle import BUNDLE_FILE, GOLDEN_FILE, Manifest, measure
 from dlrm_mtl.serve.export import export_run
+from dlrm_mtl.serve.golden import read_golden, read_raw_golden
 from dlrm_mtl.serve.graphs import formats
 from dlrm_mtl.serve.graphs.export import export_graph
 from dlrm_mtl.serve.graphs.inputs import Arrays
@@ -103,14 +104,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = ROOT / "configs/kuairand_mmoe_debug.yaml"
-        constants = "data.train_only={tab: 3, tag: null, duration_log: 2.5}"
-        return bundle_of(config, tmp_path_factory.mktemp("graphs"), constants)
+        constants = "data.train_only={tab: 3, hour: null, duration_log: 2.5}"
+        sparse = "data.sparse=[user_id, video_id, tag, tab, hour]"
+        return bundle_of(config, tmp_path_factory.mktemp("graphs"), sparse, constants)
 
 
 def test_constants_are_no_inputs(bundle: Path, tmp_path: Path) -> None:
     inputs, table = dlrm_mtl.GraphInputs(bundle), rows()
-    arrays = inputs(table.drop_columns(["tab", "tag", "duration_log"]))
-    assert not {"tab.ids", "tag.ids"} & set(arrays)
+    arrays = inputs(table.drop_columns(["tab", "hour", "duration_log"]))
+    assert not {"tab.ids", "hour.ids"} & set(arrays)
     wanted = dlrm_mtl.Scorer(bundle).score(table)
     for name, (run, ending) in RUN.items():
         export_graph(bundle, tmp_path / f"graph.{ending}", name)
@@ -119,7 +121,7 @@ def test_constants_are_no_inputs(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "methods", [("isotonic", "platt"), pytest.param(("negatives:0.1", "isotonic"), marks=pytest.mark.slow)]
+    "methods", [("platt", "isotonic"), pytest.param(("isotonic", "negatives:0.1"), marks=pytest.mark.slow)]
 )
 def test_a_calibrated_bundle_has_calibrated_graphs(run: Path, tmp_path: Path, methods: tuple[str, str]) -> None:
     tasks = ("is_click", "long_view")
@@ -177,6 +179,16 @@ def test_inputs_are_ids_and_their_numbers(bundle: Path) -> None:
     assert {name: array.dtype for name, array in arrays.items()}["dense"] == np.float32
     with pytest.raises(ValueError, match="no row"):
         inputs([])
+
+
+def test_raw_rows_have_the_same_inputs(bundle: Path) -> None:
+    prepared, _ = read_golden(bundle / GOLDEN_FILE)
+    raw = read_raw_golden(bundle / GOLDEN_FILE)
+    assert raw[:1] != prepared[:1]
+    wanted, found = dlrm_mtl.GraphInputs(bundle)(prepared), dlrm_mtl.GraphInputs(bundle, rows="raw")(raw)
+    assert list(found) == list(wanted)
+    for name, array in found.items():
+        assert np.array_equal(array, wanted[name])
 
 
 def with_other_score(bundle: Path, folder: Path) -> Path:
