@@ -446,6 +446,9 @@ def serve(
     ] = 5.0,
     missing: PolicyOption = None,
     unknown: PolicyOption = None,
+    raw_rows: Annotated[
+        bool, typer.Option("--raw-rows", help="Rows are raw: prepare them as the run's data set was prepared.")
+    ] = False,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "16MiB",
     max_rows: Annotated[int, typer.Option(min=1, help="Most rows or candidates of a request.")] = 10_000,
     queue: Annotated[
@@ -487,6 +490,7 @@ def serve(
         every=every if watch else None,
         missing=missing or [],
         unknown=unknown or [],
+        raw_rows=raw_rows,
         plugins=plugins or [],
         max_body=max_body,
         max_rows=max_rows,

@@ -14,8 +14,6 @@ import pytest
 from tests.serve.http.servers import running
 
 ROOT = Path(__file__).parents[2]
-PORT = 8000
-"""Port of the server on the page; here it gets a free one."""
 
 
 def test_the_page_on_serving(
@@ -26,18 +24,21 @@ def test_the_page_on_serving(
     monkeypatch.chdir(tmp_path)
     page = "".join((ROOT / "docs" / name).read_text() for name in ("serving.md", "server.md"))
     names: dict[str, Any] = {}
-    address = ""
+    addresses: dict[str, str] = {}  # servers of the page get free ports here
     with ExitStack() as servers:
         for command, block in re.findall(
             r"^    dlrm-mtl ([^\n]*)$|^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
         ):
             words = shlex.split(command)
             if block:
-                exec(block.replace(f"http://127.0.0.1:{PORT}", address), names)
+                for port, address in addresses.items():
+                    block = block.replace(f"http://127.0.0.1:{port}", address)
+                exec(block, names)
             elif words[0] == "serve":
-                options = " ".join(words[2:]).replace(f"--port {PORT}", "--workers 1").split()
-                server = servers.enter_context(running(tmp_path / f"log-{len(words)}", Path(words[1]), *options))
-                address = address or server.url
+                port = words[words.index("--port") + 1] if "--port" in words else "0"
+                options = [*words[2:], "--port", "0", "--workers", "1"]
+                server = servers.enter_context(running(tmp_path / f"log-{len(words)}-{port}", Path(words[1]), *options))
+                addresses[port] = server.url
             else:
                 code, printed = call(*words)
                 assert code == 0, printed

@@ -65,7 +65,7 @@ class RequestLog:
     def _write_all(self) -> None:
         while (entry := self._lines.get()) is not None:
             try:
-                self._append((json.dumps(entry(), separators=(",", ":")) + "\n").encode())
+                self._append((json.dumps(entry(), separators=(",", ":"), default=str) + "\n").encode())
             except OSError as error:
                 self._lost()
                 if not self._told:

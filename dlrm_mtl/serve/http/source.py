@@ -17,6 +17,7 @@ from typing import Protocol
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.serve.bundle import BUNDLE_FILE
 from dlrm_mtl.serve.encode import Policies
+from dlrm_mtl.serve.raw.open import RowKind
 from dlrm_mtl.serve.scorer import Scorer
 
 
@@ -71,10 +72,18 @@ class ScorerFactory:
     missing: Policies | None = None
     unknown: Policies | None = None
     plugins: tuple[str, ...] = ()
+    rows: RowKind = "prepared"
 
     def __call__(self, bundle: Path, check_all: bool = False) -> Scorer:
         """The scorer of a bundle; see there for ``check_all``."""
-        return Scorer(bundle, missing=self.missing, unknown=self.unknown, plugins=self.plugins, check_all=check_all)
+        return Scorer(
+            bundle,
+            missing=self.missing,
+            unknown=self.unknown,
+            plugins=self.plugins,
+            check_all=check_all,
+            rows=self.rows,
+        )
 
 
 @dataclass(frozen=True)

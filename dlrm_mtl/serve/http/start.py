@@ -25,6 +25,7 @@ def start_server(
     every: float | None,
     missing: Sequence[str],
     unknown: Sequence[str],
+    raw_rows: bool,
     plugins: Sequence[str],
     max_body: str,
     max_rows: int,
@@ -43,7 +44,12 @@ def start_server(
     """
     if "://" in bundle:
         raise UserError(f"{bundle}: a bundle is served from a local folder; copy it to this machine.")
-    factory = ScorerFactory(policies_of(missing, "--missing"), policies_of(unknown, "--unknown"), tuple(plugins))
+    factory = ScorerFactory(
+        policies_of(missing, "--missing"),
+        policies_of(unknown, "--unknown"),
+        tuple(plugins),
+        "raw" if raw_rows else "prepared",
+    )
     source = LocalBundles(bundle, factory)
     if every is None and not source.versions():
         raise UserError(f"{bundle}: there is no bundle here yet; export one, or wait for it with --watch.")

@@ -103,8 +103,9 @@ class _Supervisor:
             while worker.pipe.poll():
                 message = worker.pipe.recv()
                 if isinstance(message, Serves):
+                    if self._good is None or self._good.key != message.origin.key:
+                        logger.info("%s, from %s", message.text, message.origin.name)
                     self._good = message.origin
-                    self._say(f"serves {message.origin.key}", f"{message.text}, from {message.origin.name}")
                     self._announce(worker)
                 elif isinstance(message, Waits):
                     self._say("waits", f"{self._source.name}: no bundle is there yet; requests get 503 until one is.")
@@ -118,7 +119,7 @@ class _Supervisor:
             pass
 
     def _say(self, what: str, text: str, level: int = logging.INFO) -> None:
-        """Log what several workers report, once."""
+        """Log what all workers report, once."""
         if what not in self._said:
             self._said.add(what)
             logger.log(level, "%s", text)

@@ -66,6 +66,8 @@ def test_a_folder_of_bundles_under_load(shop: Path, tmp_path: Path, scorer: dlrm
     assert load.errors == []
     assert {(status, wanted[version] == scores) for status, version, scores in load.answers} == {(200, True)}
     assert {version for _, version, _ in load.answers} == set(wanted)
+    served = [line.rpartition(", from ")[2] for line in server.printed().splitlines() if ", from " in line]
+    assert served == ["step_2", "step_10", "step_12", "step_10"]
     assert server.printed().count("step_11/dense.safetensors") == 1, "both workers refused it, and it is said once"
 
 
