@@ -20,6 +20,7 @@ BENCHMARKS = {
     "multitask": "benchmarks.multitask",
     "negatives": "benchmarks.negatives",
     "prepare-userbehavior": "benchmarks.prepare_userbehavior",
+    "serving": "benchmarks.serving",
     "sparse-update": "benchmarks.sparse_update",
     "sparse-update-cuda": "benchmarks.sparse_update_cuda",
     "unbounded-ids": "benchmarks.unbounded_ids",
