@@ -574,6 +574,62 @@ def compare(
     compare_runs([Path(run) for run in runs], html, metric or [])
 
 
+@app.command("tune-score")
+def tune_score_command(
+    place: Annotated[str, typer.Argument(metavar="BUNDLE_OR_RUN", help="Folder of a bundle or of a run.")],
+    input: Annotated[
+        str, typer.Option(help="Rows with labels, usually the validation split: Parquet file or folder, or JSON lines.")
+    ],
+    output: Annotated[str, typer.Option(help="JSON file to write: the score, and all that were tried.")],
+    plot: Annotated[str | None, typer.Option(help="Plot of the trade-off to write: .svg or .png.")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK/METRIC[=WEIGHT]",
+            help="What to maximise, as a weighted sum: auc, gauc, ndcg@K or mrr of the order for a task's label. May be "
+            "repeated. Default: gauc of every binary task with --by, else auc.",
+        ),
+    ] = None,
+    at_least: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK/METRIC=VALUE", help="Condition that the score must fulfil. May be repeated."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Column whose equal values make a group, such as user_id; for all metrics but auc."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task that the score may use. May be repeated. Default: those of --objective."),
+    ] = None,
+    form: Annotated[str, typer.Option(help="`product` of powers, or weighted `sum`.")] = "product",
+    check: Annotated[
+        str | None, typer.Option(help="Other rows with labels, such as the test split, to show the metrics on, too.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, max=5_000, help="Number of scores to try.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 1,
+    plugins: Plugins = None,
+) -> None:
+    """Tune the score that `rank` orders candidates by, and draw what one task gains and another loses."""
+    if form not in ("product", "sum"):
+        raise UserError(f"--form {form}: choose product or sum.")
+    from dlrm_mtl.serve.tune_bundle import Tuning, report_tuning, tune_score, write_tuning
+
+    if plot is not None:
+        from dlrm_mtl.reports.score_plot import TradeOff, check_plot_name, write_trade_off
+
+        check_plot_name(plot)
+    wishes = Tuning(
+        objective or [], at_least or [], task or [], by, "sum" if form == "sum" else "product", trials, seed
+    )
+    found, content = tune_score(place, input, wishes, check, plugins or [])
+    write_tuning(content, output)
+    if plot is not None:
+        tried = [found.point(each) for each in found.tried]
+        write_trade_off(TradeOff(found.axes, tried, found.point(found.start), found.point(found.best)), plot)
+    report_tuning(content)
+
+
 @app.command()
 def doctor(
     distributed: Annotated[

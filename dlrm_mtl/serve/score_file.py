@@ -64,10 +64,9 @@ def score_file(
     twice = sorted(set(scorer.tasks) & set(carry))
     if twice:
         raise UserError(f"--carry {twice[0]}: the scores have a column of this name; leave it out.")
-    read = _json_batches if source.endswith(JSON_ENDINGS) else _parquet_batches
     done = 0
     with table_output(target) as write:
-        for rows, carried, where in read(source, list(carry), batch_size):
+        for rows, carried, where in read_rows(source, list(carry), batch_size):
             scores = scorer.score(rows, where=where, raw=raw)
             columns = [pa.array(scores[task]) for task in scorer.tasks]
             write(pa.table([*carried, *columns], names=[*carry, *scorer.tasks]))
@@ -79,6 +78,15 @@ def score_file(
             logger.info("note: feature %r: %s %s", feature, f"{count:,}", _NOTES[what])
     logger.info("%s: %s rows, columns %s", target, f"{done:,}", ", ".join([*carry, *scorer.tasks]))
     return done
+
+
+def read_rows(source: str, carry: list[str], batch_size: int) -> Iterator[Batch]:
+    """Rows of a Parquet file or folder, or of JSON lines, with the columns ``carry``; a batch at a time.
+
+    Raises:
+        UserError: the input cannot be read, or lacks a column of ``carry``.
+    """
+    return (_json_batches if source.endswith(JSON_ENDINGS) else _parquet_batches)(source, carry, batch_size)
 
 
 _NOTES = {

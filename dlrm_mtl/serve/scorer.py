@@ -27,7 +27,7 @@ from dlrm_mtl.serve.ranking import Ranked, best, merged
 from dlrm_mtl.serve.raw.open import RowKind, open_reader
 from dlrm_mtl.serve.request_parts import CANDIDATES, RequestParts, split_fields
 from dlrm_mtl.serve.rows import Rows, Where
-from dlrm_mtl.tasks.targets import predictions
+from dlrm_mtl.tasks.targets import label_columns, predictions
 
 BLOCK = 64
 """Number of rows that pass the layers at a time, padded at the end: the order of a product's sums depends on it.
@@ -90,7 +90,11 @@ class Scorer:
         """Names of the scores."""
         self.formula = served.score or ScoreFormula(sum={self.tasks[0]: 1.0})
         """Score that candidates are ordered by."""
-        self._tasks = served.tasks
+        self.task_configs = served.tasks
+        """Configurations of the tasks."""
+        labels = {label.name: label.source for label in served.dataset.labels}
+        self.label_columns = {name: labels[name] for name in label_columns(served.tasks)}
+        """Column of each label that the tasks have; rows to score need none of them."""
         self._keys = [*served.data.sparse, *served.data.sequence]
         given = served_input(self.folder, served)
         self._model, self.tables = served_model(self.folder, served, given)
@@ -198,7 +202,7 @@ class Scorer:
             part = slice(start, start + size)
             blocks.append(self._model.logits_of(_padded(features[part], size), _padded(dense[part], size)))
             start += size
-        scores: NDArray[np.float32] = predictions(torch.cat(blocks), self._tasks)[: len(features)].numpy()
+        scores: NDArray[np.float32] = predictions(torch.cat(blocks), self.task_configs)[: len(features)].numpy()
         return scores
 
     def _check_golden(self, encoder: RowEncoder, served: ServedModel) -> float:
