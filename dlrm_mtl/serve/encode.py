@@ -164,22 +164,27 @@ class RowEncoder:
         rows = rows if table is None else table
         plain = check_mappings(rows, where) if table is None else len(set(table.column_names)) == table.num_columns
         quick = quick_columns(rows, self._bounded, self._selection) if count and plain else QuickColumns()
-        columns = self._columns(rows, [feature for feature in self._read if feature.name not in quick], where, times)
+        known = quick.names
+        columns = self._columns(rows, [feature for feature in self._read if feature.name not in known], where, times)
         lists = {name for name, column in columns.items() if is_list(column.type)}
         layout = Layout(self._selection, frozenset(lists | quick.lists.keys()) & frozenset(self.keys))
         if not count:
             return Encoded(layout, None, 0)
-        rest = replace(
-            self._selection,
-            sparse=tuple(feature for feature in self._selection.sparse if feature.name not in quick),
-            dense=tuple(feature for feature in self._selection.dense if feature.name not in quick),
-        )
-        builder = BlockBuilder(Layout(rest, layout.lists), _none_unknown)
-        slow = builder.build(Sources([pa.table(columns)], [(count, where.name, where.first)]))
+        slow = None
+        if len(known) < len(self._selection.sparse) + len(self._selection.dense):
+            rest = replace(
+                self._selection,
+                sparse=tuple(feature for feature in self._selection.sparse if feature.name not in known),
+                dense=tuple(feature for feature in self._selection.dense if feature.name not in known),
+            )
+            builder = BlockBuilder(Layout(rest, layout.lists), _none_unknown)
+            slow = builder.build(Sources([pa.table(columns)], [(count, where.name, where.first)]))
         return Encoded(layout, _merged(layout, quick, slow, count), count)
 
     def _columns(self, rows: Rows, features: Sequence[FeatureSpec], where: Where, times: int) -> dict[str, pa.Array]:
         """Columns of ``features`` after the policies, which are counted."""
+        if not features:
+            return {}
         columns, seen, _ = self.columns(rows, where, features)
         for feature in features:
             if feature.kind != "dense":
@@ -271,12 +276,12 @@ class RowEncoder:
         return _with_values(column, flat), count
 
 
-def _merged(layout: Layout, quick: QuickColumns, slow: DecodedBlock, count: int) -> DecodedBlock:
+def _merged(layout: Layout, quick: QuickColumns, slow: DecodedBlock | None, count: int) -> DecodedBlock:
     """One block of the columns of both, in the order of ``layout``."""
     singles = [feature.name for feature in layout.selection.sparse if feature.name not in layout.lists]
     ids: Array = np.empty((len(singles), count), np.int64)
     complete = np.ones(len(singles), np.bool_)
-    rest = iter(zip(slow.ids, slow.complete, strict=True))
+    rest = iter(zip(slow.ids, slow.complete, strict=True) if slow else ())
     for position, name in enumerate(singles):
         if name not in quick.ids:
             ids[position], complete[position] = next(rest)
@@ -285,7 +290,7 @@ def _merged(layout: Layout, quick: QuickColumns, slow: DecodedBlock, count: int)
         if null is not None:
             ids[position][null] = ABSENT
             complete[position] = False
-    listed, numbers = iter(slow.lists), iter(slow.numbers)
+    listed, numbers = iter(slow.lists if slow else ()), iter(slow.numbers if slow else ())
     dense = [
         quick.numbers[each.name] if each.name in quick.numbers else next(numbers) for each in layout.selection.dense
     ]

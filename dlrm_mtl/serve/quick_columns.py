@@ -6,7 +6,7 @@ is left to :mod:`dlrm_mtl.serve.encode`, which applies policies and says what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
@@ -47,9 +47,10 @@ class QuickColumns:
     numbers: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Standardised numbers."""
 
-    def __contains__(self, name: str) -> bool:
-        """True if this feature was converted."""
-        return name in self.ids or name in self.lists or name in self.numbers
+    @property
+    def names(self) -> set[str]:
+        """Features that were converted."""
+        return {*self.ids, *self.lists, *self.numbers}
 
 
 def quick_columns(
@@ -63,13 +64,10 @@ def quick_columns(
         selection: sizes and limits.
     """
     found = QuickColumns()
-    read = _TableReader(rows) if isinstance(rows, pa.Table) else _DictReader(rows)
+    read = _of_table(rows, features) if isinstance(rows, pa.Table) else _of_dicts(rows, features)
     numbers: list[tuple[FeatureSpec, Plain]] = []
     singles: list[tuple[FeatureSpec, Plain]] = []
-    for feature in features:
-        plain = read(feature)
-        if plain is None:
-            continue
+    for feature, plain in read:
         if feature.kind == "dense":
             numbers.append((feature, plain))
         elif plain.lengths is None:
@@ -117,37 +115,39 @@ def _standardised(numbers: Sequence[tuple[FeatureSpec, Plain]], limit: float | N
     return {feature.name: row for (feature, _), row, fine in zip(numbers, out, finite, strict=True) if fine}
 
 
-class _TableReader:
-    """Reads columns of a table."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
-        self._places = {name: number for number, name in enumerate(table.column_names)}
-
-    def __call__(self, feature: FeatureSpec) -> Plain | None:
-        """The column of a feature; None if it needs a closer look."""
-        place = self._places.get(feature.source)
+def _of_table(table: pa.Table, features: Sequence[FeatureSpec]) -> Iterator[tuple[FeatureSpec, Plain]]:
+    """Columns of a table."""
+    batches = table.to_batches()
+    if len(batches) != 1:
+        return
+    schema = table.schema
+    places = {name: number for number, name in enumerate(schema.names)}
+    types, columns = schema.types, batches[0].columns
+    for feature in features:
+        place = places.get(feature.source)
         if place is None:
-            return None
-        chunks = self._table.column(place)
-        if chunks.num_chunks != 1:
-            return None
-        column = chunks.chunk(0)
-        type_ = column.type
-        if pt.is_integer(type_):
-            exact = feature.kind != "dense" or isinstance(feature.statistics, DenseStatistics)
-            return (
-                _plain(column) if exact and feature.kind != "sequence" else None
-            )  # others are rounded once, not twice
-        if pt.is_floating(type_):
-            return _plain(column) if feature.kind == "dense" else None
-        if feature.kind == "dense" or not is_list(type_) or not pt.is_integer(type_.value_type) or column.null_count:
-            return None
-        flat = column.flatten()
-        if flat.null_count:
-            return None
-        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
-        return Plain(flat.to_numpy(zero_copy_only=False), None, lengths)
+            continue
+        plain = _column(columns[place], types[place], feature)
+        if plain is not None:
+            yield feature, plain
+
+
+def _column(column: pa.Array, type_: pa.DataType, feature: FeatureSpec) -> Plain | None:
+    """The values of a feature; None if they need a closer look."""
+    if pt.is_integer(type_):
+        exact = feature.kind != "dense" or isinstance(feature.statistics, DenseStatistics)
+        return _plain(column) if exact and feature.kind != "sequence" else None  # others are rounded once, not twice
+    if pt.is_floating(type_):
+        return _plain(column) if feature.kind == "dense" else None
+    if feature.kind == "dense" or not is_list(type_) or not pt.is_integer(type_.value_type):
+        return None
+    flat = column.flatten()  # omits null lists
+    if flat.null_count:
+        return None
+    lengths = pc.list_value_length(column)
+    if lengths.null_count:
+        lengths = pc.fill_null(lengths, 0)
+    return Plain(flat.to_numpy(zero_copy_only=False), None, lengths.to_numpy().astype(np.int64))
 
 
 def _plain(column: pa.Array) -> Plain:
@@ -157,42 +157,65 @@ def _plain(column: pa.Array) -> Plain:
     return Plain(pc.fill_null(column, pa.scalar(0, column.type)).to_numpy(), null)
 
 
-class _DictReader:
-    """Reads fields of dicts."""
+def _of_dicts(rows: Sequence[dict[str, Any]], features: Sequence[FeatureSpec]) -> list[tuple[FeatureSpec, Plain]]:
+    """Fields of dicts; those with values of one type are converted together."""
+    found: list[tuple[FeatureSpec, Plain]] = []
+    ids: list[FieldValues] = []
+    numbers: list[FieldValues] = []
+    for feature, values in _fields(rows, features):
+        types = set(map(type, values))
+        if feature.kind == "dense":
+            if types <= {int, float, NoneType}:
+                numbers.append((feature, values, _nulls(values, types)))
+        elif feature.kind == "sparse" and types <= {int, NoneType}:
+            null = _nulls(values, types)
+            ids.append((feature, values if null is None else [value or 0 for value in values], null))
+        elif types <= {list, NoneType}:
+            lists = values if NoneType not in types else [value or [] for value in values]  # null is an empty list
+            flat = list(chain.from_iterable(lists))
+            array = _array(flat, np.int64) if set(map(type, flat)) <= {int} else None
+            if array is not None:
+                found.append((feature, Plain(array, None, np.fromiter(map(len, lists), np.int64, len(lists)))))
+    return found + _together(ids, np.int64) + _together(numbers, np.float64)
 
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._rows = rows
 
-    def __call__(self, feature: FeatureSpec) -> Plain | None:
-        """The values of a feature; None if they need a closer look."""
-        try:
-            values = list(map(itemgetter(feature.source), self._rows))
-            types = set(map(type, values))
-            if feature.kind == "dense":
-                return _numbers(values, types)
-            if types <= {int, NoneType} and feature.kind == "sparse":
-                return _ids(values, types)
-            if types == {list}:
-                flat = list(chain.from_iterable(values))
-                if set(map(type, flat)) <= {int}:
-                    lengths = np.fromiter(map(len, values), np.int64, len(values))
-                    return Plain(np.array(flat, np.int64), None, lengths)
-        except (KeyError, OverflowError):
-            pass
+FieldValues = tuple[FeatureSpec, Sequence[Any], NDArray[np.bool_] | None]
+"""A feature, its values, and the mask of nulls if there are any."""
+
+
+def _fields(
+    rows: Sequence[dict[str, Any]], features: Sequence[FeatureSpec]
+) -> Iterable[tuple[FeatureSpec, Sequence[Any]]]:
+    """The features whose fields all rows have, and their values."""
+    present = list(features)
+    try:
+        tuples = list(map(itemgetter(*[feature.source for feature in present]), rows)) if len(present) > 1 else None
+    except KeyError:
+        tuples = None
+    if tuples is None:
+        present = [feature for feature in present if all(feature.source in row for row in rows)]
+        return [(feature, [row[feature.source] for row in rows]) for feature in present]
+    return zip(present, zip(*tuples, strict=True), strict=True)
+
+
+def _together(fields: Sequence[FieldValues], dtype: type[np.generic]) -> list[tuple[FeatureSpec, Plain]]:
+    """The fields as arrays, converted at once; singly if a number is too large, without those that have one."""
+    if not fields:
+        return []
+    whole = _array([values for _, values, _ in fields], dtype)
+    if whole is None and len(fields) > 1:
+        return [each for field in fields for each in _together([field], dtype)]
+    if whole is None:
+        return []
+    return [(feature, Plain(row, null)) for (feature, _, null), row in zip(fields, whole, strict=True)]
+
+
+def _array(values: Sequence[Any], dtype: type[np.generic]) -> Array | None:
+    try:
+        return np.array(values, dtype)
+    except OverflowError:
         return None
 
 
-def _numbers(values: list[Any], types: set[type]) -> Plain | None:
-    if not types <= {int, float, NoneType}:
-        return None
-    return Plain(np.array(values, np.float64), _nulls(values, types))
-
-
-def _ids(values: list[Any], types: set[type]) -> Plain:
-    null = _nulls(values, types)
-    whole = values if null is None else [value or 0 for value in values]
-    return Plain(np.array(whole, np.int64), null)
-
-
-def _nulls(values: list[Any], types: set[type]) -> NDArray[np.bool_] | None:
+def _nulls(values: Sequence[Any], types: set[type]) -> NDArray[np.bool_] | None:
     return np.array([value is None for value in values]) if NoneType in types else None
