@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = {"kuairand_flattened_debug", "kuairand_multitask_net_debug", "kuairand_unbounded_debug", "kuairand_esmm_debug"}
 """One of each way to the tables and to the scores; architectures differ in between only."""
 ROWS = 16 * BLOCK + 13
+ITEM_FIELDS = ["video_id", "author", "tag", "tab", "duration_log", "video_age_days", "video_is_like_rate"]
 
 
 def configurations() -> list[ParameterSet]:
@@ -68,3 +69,8 @@ def test_scores_are_predictions(config: Path, rows: Path, tmp_path: Path, monkey
         np.testing.assert_allclose(backwards[task][::-1], scores[task], rtol=0, atol=1e-6)
         others = scorer.score(table.take([0, *range(500, 900)]))
         assert others[task][0] == scores[task][0], "the same place, among other rows"
+    context, candidates = table.slice(0, 1).to_pylist()[0], table.slice(0, 200).select(ITEM_FIELDS)
+    ranked = scorer.rank(context, candidates)
+    whole_rows = scorer.score([{**context, **candidate} for candidate in candidates.to_pylist()])
+    for task in scorer.tasks:
+        assert np.array_equal(ranked.tasks[task], whole_rows[task][ranked.order]), "a request is its rows"
