@@ -12,11 +12,13 @@ from torch import Tensor
 
 from dlrm_mtl.data.join_rows import Joined
 from dlrm_mtl.data.keyed_ids import PlainKeyedIds
-from dlrm_mtl.embeddings.local_tables import LookupTable, local_tables
+from dlrm_mtl.embeddings.local_tables import local_tables
 from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.models.feature_lookup import FeatureLookup
 from dlrm_mtl.serve.encode import RowEncoder
+from dlrm_mtl.serve.joint_lookup import JointLookup
 from dlrm_mtl.serve.rows import Rows, Where, check_mappings, table_of
+from dlrm_mtl.serve.tables import ServedTable
 
 Piece = tuple[int, slice]
 """Columns that lie together: the part that holds them (0 context, 1 candidates), and their places in it."""
@@ -35,7 +37,7 @@ class RequestParts:
     """
 
     def __init__(
-        self, lookup: FeatureLookup, tables: Mapping[str, LookupTable], encoder: RowEncoder, candidates: frozenset[str]
+        self, lookup: FeatureLookup, tables: Mapping[str, ServedTable], encoder: RowEncoder, candidates: frozenset[str]
     ) -> None:
         shared = frozenset({*encoder.keys, *encoder.dense} - candidates)
         self._encoders = encoder.part(shared), encoder.part(candidates)
@@ -102,21 +104,26 @@ class _Columns:
         rows: rows by name of the table.
     """
 
-    def __init__(self, tables: TableSet, keys: Sequence[str], rows: Mapping[str, LookupTable]) -> None:
-        own = [(table, [name for name in table.feature_names if name in keys]) for table in tables.configs]
-        part = replace(tables, configs=[replace(table, feature_names=names) for table, names in own if names])
+    def __init__(self, tables: TableSet, keys: Sequence[str], rows: Mapping[str, ServedTable]) -> None:
         self._keys = list(keys)
+        self._joint = JointLookup(tables, keys, rows)
+        rest = set(keys) - set(self._joint.names)
+        own = [(table, [name for name in table.feature_names if name in rest]) for table in tables.configs]
+        part = replace(tables, configs=[replace(table, feature_names=names) for table, names in own if names])
         self._lookup = FeatureLookup(part)
         self._lookup.use(*local_tables(part, rows))
-        self.columns = list(zip(self._lookup.names, self._lookup.widths, strict=True))
+        self.columns = [(name, self._joint.width) for name in self._joint.names]
         """Name and width of each feature's vectors, in order."""
+        self.columns += zip(self._lookup.names, self._lookup.widths, strict=True)
 
     def __call__(self, joined: Joined) -> Tensor:
         """Vectors [B, w] of the features."""
-        if not self._keys:
-            return torch.empty(joined.rows, 0)
-        vectors: Tensor = self._lookup(PlainKeyedIds(self._keys, joined.values, joined.lengths, joined.rows))
-        return vectors
+        found = [torch.empty(joined.rows, 0)]
+        if self._joint.names:
+            found.append(self._joint(joined, len(self._keys)))
+        if self._lookup.names:
+            found.append(self._lookup(PlainKeyedIds(self._keys, joined.values, joined.lengths, joined.rows)))
+        return torch.cat(found, dim=1) if len(found) > 2 else found[-1]
 
 
 def _pieces(whole: Sequence[tuple[str, int]], parts: Sequence[Sequence[tuple[str, int]]]) -> list[Piece]:

@@ -34,8 +34,8 @@ BLOCK = 64
 
 It may also depend on a row's position in the block: MKL treats rows that are not aligned in memory differently.
 """
-LARGE_BLOCK = 256
-"""Number of rows of the blocks that large requests are cut into first, if they give the same bits as small ones.
+LARGE_BLOCKS = (512, 256)
+"""Numbers of rows, multiples of :data:`BLOCK`, that many rows are cut into first, if they give the same bits as small blocks.
 
 That depends on the library and the processor, which choose the order of a product's sums by its shape. So both are compared on
 the golden rows when a bundle is loaded.
@@ -102,7 +102,7 @@ class Scorer:
         if check_all:
             for table in self.tables.values():
                 table.check()
-        self._large_blocks = False
+        self._large_blocks: list[int] = []
         self.golden_difference = self._check_golden(given.encoder(), served)
         """Largest difference from the trained model's scores on the golden rows; 0 means equal bits."""
         self.calibration = read_calibration(self.folder)
@@ -196,9 +196,9 @@ class Scorer:
     @torch.inference_mode()
     def _scores(self, features: Tensor, dense: Tensor) -> NDArray[np.float32]:
         """Predictions [N, T] from vectors [N, W] and numbers [N, D]."""
-        large = self._large_blocks and torch.get_num_threads() == 1  # the number of threads may change sums, too
+        large = self._large_blocks if torch.get_num_threads() == 1 else []  # several may add in another order
         blocks, start = [], 0
-        for size in block_sizes(len(features), large):
+        for size in block_sizes(len(features), [*large, BLOCK]):
             part = slice(start, start + size)
             blocks.append(self._model.logits_of(_padded(features[part], size), _padded(dense[part], size)))
             start += size
@@ -213,22 +213,21 @@ class Scorer:
         sums = input_sums(features, lookup.widths, lookup.names, joined.dense, served.data.dense)
         compare_sums(sums, served.golden, str(self.folder))
         scores = self._scores(features, joined.dense)
-        self._large_blocks = self._same_in_large_blocks(features, joined.dense)
+        self._large_blocks = [size for size in LARGE_BLOCKS if self._same_in_blocks_of(size, features, joined.dense)]
         return compare_scores({task: scores[:, n] for n, task in enumerate(self.tasks)}, wanted, str(self.folder))
 
     @torch.inference_mode()
-    def _same_in_large_blocks(self, features: Tensor, dense: Tensor) -> bool:
-        """True if large blocks of these rows, repeated to fill some, give the same bits as small ones."""
+    def _same_in_blocks_of(self, rows: int, features: Tensor, dense: Tensor) -> bool:
+        """True if blocks of so many of these rows, repeated to fill two, give the same bits as small ones."""
         if torch.get_num_threads() != 1 or not len(features):
             return False
-        rows = 2 * LARGE_BLOCK
-        copies = -(-rows // len(features))
-        features, dense = features.repeat(copies, 1)[:rows], dense.repeat(copies, 1)[:rows]
+        copies = -(-2 * rows // len(features))
+        features, dense = features.repeat(copies, 1)[: 2 * rows], dense.repeat(copies, 1)[: 2 * rows]
         small, large = (
             torch.cat(
                 [self._model.logits_of(*part) for part in zip(features.split(size), dense.split(size), strict=True)]
             )
-            for size in (BLOCK, LARGE_BLOCK)
+            for size in (BLOCK, rows)
         )
         return torch.equal(small, large)
 
@@ -241,17 +240,19 @@ class ServedBatch:
         self.dense, self.labels, self.weights = joined.dense, joined.labels, joined.weights
 
 
-def block_sizes(rows: int, large: bool) -> list[int]:
+def block_sizes(rows: int, sizes: Sequence[int]) -> list[int]:
     """Numbers of rows of the blocks, the last of which is padded; none for 0 rows.
 
     Args:
         rows: number of rows.
-        large: True to use :data:`LARGE_BLOCK`, too.
+        sizes: descending multiples of :data:`BLOCK`, which is the last one.
     """
-    size = LARGE_BLOCK if large else BLOCK
-    whole, rest = divmod(rows, size)
-    small = -(-rest // BLOCK)
-    return [size] * whole + ([size] if small * BLOCK == size else [BLOCK] * small)
+    rest = -(-rows // BLOCK) * BLOCK
+    found: list[int] = []
+    for size in sizes:
+        whole, rest = divmod(rest, size)
+        found += [size] * whole
+    return found
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

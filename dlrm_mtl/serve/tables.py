@@ -50,6 +50,17 @@ class ServedTable:
         """Number of rows."""
         return len(self._base.stored)
 
+    @property
+    def plain(self) -> Tensor | None:
+        """[rows, dim] float32: the rows in the file, which :meth:`check_rows` checks; None if these are others or replaced."""
+        if self.format.name != "fp32" or self._overlay is not None:
+            return None
+        return self._base.stored.view(torch.float32)
+
+    def check_rows(self, rows: Tensor) -> None:
+        """Check ``rows`` [N] int64 of the base; raises :class:`~dlrm_mtl.serve.pages.DamagedPageError`."""
+        self._base.check(rows)
+
     def sums(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """Sums [B, dim] float32 of the rows of bags, added in the order of the ids; 0 for an empty bag.
 

@@ -18,7 +18,7 @@ from dlrm_mtl.config.serving import ScoreFormula
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.serve.export import export_run
 from dlrm_mtl.serve.formula import combined
-from dlrm_mtl.serve.scorer import BLOCK, LARGE_BLOCK, block_sizes
+from dlrm_mtl.serve.scorer import BLOCK, LARGE_BLOCKS, block_sizes
 from tests import commands, synthetic
 
 USER = {"user": 7, "history": [5, 6, 7], "age": 30.0}
@@ -112,10 +112,10 @@ def test_policies_count_a_context_for_every_candidate(bundle: Path) -> None:
 
 
 def test_the_other_candidates_do_not_matter(scorer: dlrm_mtl.Scorer) -> None:
-    items = [ITEMS[number % 150] for number in range(2 * LARGE_BLOCK + 70)]
+    items = [ITEMS[number % 150] for number in range(900)]
     whole = scorer.rank(USER, items)
     by_candidate = dict(zip(whole.order.tolist(), whole.tasks["buy"].tolist(), strict=True))
-    for count in (1, BLOCK, BLOCK + 1, LARGE_BLOCK - 1, LARGE_BLOCK, LARGE_BLOCK + 1, 2 * LARGE_BLOCK):
+    for count in (1, BLOCK, BLOCK + 1, *(size + more for size in LARGE_BLOCKS for more in (-1, 0, 1)), 897):
         some = scorer.rank(USER, items[:count])
         for place, number in enumerate(some.order.tolist()):
             assert some.tasks["buy"][place] == by_candidate[number]
@@ -123,9 +123,10 @@ def test_the_other_candidates_do_not_matter(scorer: dlrm_mtl.Scorer) -> None:
 
 @given(rows=st.integers(0, 3000), large=st.booleans())
 def test_blocks_hold_all_rows(rows: int, large: bool) -> None:
-    sizes = block_sizes(rows, large)
+    allowed = [*LARGE_BLOCKS, BLOCK] if large else [BLOCK]
+    sizes = block_sizes(rows, allowed)
     assert rows <= sum(sizes) < rows + BLOCK
-    assert set(sizes) <= {BLOCK, *([LARGE_BLOCK] if large else [])}
+    assert set(sizes) <= set(allowed)
 
 
 @pytest.mark.parametrize(
