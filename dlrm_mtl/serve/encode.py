@@ -19,7 +19,7 @@ from torch import Tensor
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.chosen_columns import Selection
-from dlrm_mtl.data.decode import ABSENT, Array, BlockBuilder, DecodedBlock, Sources
+from dlrm_mtl.data.decode import BlockBuilder, DecodedBlock, Sources
 from dlrm_mtl.data.file_checks import Layout, is_list
 from dlrm_mtl.data.join_rows import BlockRows, Joined, join
 from dlrm_mtl.data.spec import FeatureSpec
@@ -32,6 +32,8 @@ Policy = Literal["refuse", "default", "unknown"]
 id 0, which means unknown; as ``default`` for a number."""
 Policies = Policy | Mapping[str, Policy]
 """One policy for all features, or policies by feature; ``*`` stands for features without an entry."""
+LAYOUTS = 64
+"""Number of layouts that an encoder keeps."""
 MISSING: Policy = "refuse"
 """Default policy for missing fields."""
 
@@ -100,6 +102,7 @@ class RowEncoder:
         )
         bounded = [feature for feature in self._read if feature.name not in vocabularies]
         self._bounded = bounded if raw is None else []
+        self._layouts: dict[frozenset[str], Layout] = {}
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
 
@@ -141,6 +144,7 @@ class RowEncoder:
         part = copy(self)
         part._read = [feature for feature in self._read if feature.name in names]
         part._bounded = [feature for feature in self._bounded if feature.name in names]
+        part._layouts = {}
         part._selection = replace(
             self._selection,
             sparse=tuple(feature for feature in self._selection.sparse if feature.name in names),
@@ -167,7 +171,7 @@ class RowEncoder:
         known = quick.names
         columns = self._columns(rows, [feature for feature in self._read if feature.name not in known], where, times)
         lists = {name for name, column in columns.items() if is_list(column.type)}
-        layout = Layout(self._selection, frozenset(lists | quick.lists.keys()) & frozenset(self.keys))
+        layout = self._layout(frozenset(lists | quick.lists.keys()))
         if not count:
             return Encoded(layout, None, 0)
         slow = None
@@ -180,6 +184,15 @@ class RowEncoder:
             builder = BlockBuilder(Layout(rest, layout.lists), _none_unknown)
             slow = builder.build(Sources([pa.table(columns)], [(count, where.name, where.first)]))
         return Encoded(layout, _merged(layout, quick, slow, count), count)
+
+    def _layout(self, lists: frozenset[str]) -> Layout:
+        """Layout of rows in which these features and no others hold lists; made once."""
+        layout = self._layouts.get(lists)
+        if layout is None:
+            layout = Layout(self._selection, lists & frozenset(self.keys))
+            if len(self._layouts) < LAYOUTS:
+                self._layouts[lists] = layout
+        return layout
 
     def _columns(self, rows: Rows, features: Sequence[FeatureSpec], where: Where, times: int) -> dict[str, pa.Array]:
         """Columns of ``features`` after the policies, which are counted."""
@@ -279,31 +292,25 @@ class RowEncoder:
 def _merged(layout: Layout, quick: QuickColumns, slow: DecodedBlock | None, count: int) -> DecodedBlock:
     """One block of the columns of both, in the order of ``layout``."""
     singles = [feature.name for feature in layout.selection.sparse if feature.name not in layout.lists]
-    ids: Array = np.empty((len(singles), count), np.int64)
-    complete = np.ones(len(singles), np.bool_)
-    rest = iter(zip(slow.ids, slow.complete, strict=True) if slow else ())
-    for position, name in enumerate(singles):
-        if name not in quick.ids:
-            ids[position], complete[position] = next(rest)
-            continue
-        ids[position], null, _ = quick.ids[name]
-        if null is not None:
-            ids[position][null] = ABSENT
-            complete[position] = False
-    listed, numbers = iter(slow.lists if slow else ()), iter(slow.numbers if slow else ())
-    dense = [
-        quick.numbers[each.name] if each.name in quick.numbers else next(numbers) for each in layout.selection.dense
-    ]
-    return DecodedBlock(
-        ids,
-        complete,
-        [
-            quick.lists[each.name] if each.name in quick.lists else next(listed)
-            for each in layout.selection.sparse
-            if each.name in layout.lists
-        ],
-        np.stack(dense) if dense else np.empty((0, count), np.float32),
-    )
+    dense = [feature.name for feature in layout.selection.dense]
+    complete = np.array([name not in quick.incomplete for name in singles], np.bool_)
+    ids, numbers = quick.id_rows, quick.number_rows
+    if ids is None or len(ids) < len(singles):
+        ids = np.empty((len(singles), count), np.int64)
+        rest = iter(zip(slow.ids, slow.complete, strict=True) if slow else ())
+        for position, name in enumerate(singles):
+            if name in quick.ids:
+                ids[position] = quick.ids[name]
+            else:
+                ids[position], complete[position] = next(rest)
+    if numbers is None or len(numbers) < len(dense):
+        others = iter(slow.numbers if slow else ())
+        rows = [quick.numbers[name] if name in quick.numbers else next(others) for name in dense]
+        numbers = np.stack(rows) if rows else np.empty((0, count), np.float32)
+    listed = iter(slow.lists if slow else ())
+    names = [feature.name for feature in layout.selection.sparse if feature.name in layout.lists]
+    lists = [quick.lists[name] if name in quick.lists else next(listed) for name in names]
+    return DecodedBlock(ids, complete, lists, numbers)
 
 
 def _row_of_element(lists: pa.Array, position: int) -> int:

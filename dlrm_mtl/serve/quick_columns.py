@@ -20,8 +20,7 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from dlrm_mtl.data.chosen_columns import Selection
-from dlrm_mtl.data.decode import Array, Lists, pick
-from dlrm_mtl.data.file_checks import is_list
+from dlrm_mtl.data.decode import ABSENT, Array, Lists, pick
 from dlrm_mtl.data.spec import DenseStatistics, FeatureSpec
 
 
@@ -40,12 +39,18 @@ class Plain(NamedTuple):
 class QuickColumns:
     """Columns that were converted, by feature."""
 
-    ids: dict[str, Plain] = field(default_factory=dict)
-    """Single ids, all in the vocabulary or null."""
+    ids: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Single ids [N], all in the vocabulary, or :data:`~dlrm_mtl.data.decode.ABSENT` where null."""
+    incomplete: set[str] = field(default_factory=set)
+    """Those of them with nulls."""
     lists: dict[str, Lists] = field(default_factory=dict)
     """Lists of such ids."""
     numbers: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Standardised numbers."""
+    """Standardised numbers [N]."""
+    id_rows: NDArray[np.int64] | None = None
+    """[features, N]: all of ``ids`` in order, if no column was left out."""
+    number_rows: NDArray[np.float32] | None = None
+    """[features, N]: all of ``numbers`` in order, if no column was left out."""
 
     @property
     def names(self) -> set[str]:
@@ -77,28 +82,31 @@ def quick_columns(
         ):
             longest = selection.max_sequence_length if feature.kind == "sequence" else None
             found.lists[feature.name] = pick(plain.values, plain.lengths, None, longest)
-    found.ids = _known(singles, selection)
-    found.numbers = _standardised(numbers, selection.dense_limit)
+    if singles:
+        _add_ids(found, singles, selection)
+    if numbers:
+        _add_numbers(found, numbers, selection.dense_limit)
     return found
 
 
-def _known(singles: Sequence[tuple[FeatureSpec, Plain]], selection: Selection) -> dict[str, Plain]:
-    """Columns whose ids are all in the vocabulary."""
-    if not singles:
-        return {}
-    # [features, N]; a number of 64 bits without a sign may become negative, and is then not in the vocabulary.
-    ids = np.stack([plain.values for _, plain in singles], dtype=np.int64, casting="unsafe")
+def _add_ids(found: QuickColumns, singles: Sequence[tuple[FeatureSpec, Plain]], selection: Selection) -> None:
+    """Add the columns whose ids are all in the vocabulary."""
+    # A number of 64 bits without a sign may become negative, and is then not in the vocabulary.
+    ids = _rows([plain.values for _, plain in singles], np.int64)
     sizes = np.array([selection.vocabulary_sizes[feature.name] for feature, _ in singles]).reshape(-1, 1)
     good: NDArray[np.bool_] = np.all((ids >= 0) & (ids < sizes), axis=1)
-    found = zip(singles, ids, good, strict=True)
-    return {feature.name: Plain(row, plain.null) for (feature, plain), row, fine in found if fine}
+    for (feature, plain), row, fine in zip(singles, ids, good.tolist(), strict=True):  # type: ignore[arg-type]
+        if fine:
+            found.ids[feature.name] = row
+            if plain.null is not None:
+                row[plain.null] = ABSENT
+                found.incomplete.add(feature.name)
+    found.id_rows = ids if len(found.ids) == len(singles) else None
 
 
-def _standardised(numbers: Sequence[tuple[FeatureSpec, Plain]], limit: float | None) -> dict[str, NDArray[np.float32]]:
-    """Numbers as the reader gives them, of columns in which they are all finite."""
-    if not numbers:
-        return {}
-    values = np.stack([plain.values for _, plain in numbers], dtype=np.float64, casting="unsafe")  # [features, N]
+def _add_numbers(found: QuickColumns, numbers: Sequence[tuple[FeatureSpec, Plain]], limit: float | None) -> None:
+    """Add the columns in which all numbers are finite, as the reader gives them."""
+    values = _rows([plain.values for _, plain in numbers], np.float64)
     statistics = [feature.statistics for feature, _ in numbers]
     means = [each.mean if isinstance(each, DenseStatistics) else 0.0 for each in statistics]
     stds = [(each.std or 1.0) if isinstance(each, DenseStatistics) else 1.0 for each in statistics]
@@ -112,7 +120,16 @@ def _standardised(numbers: Sequence[tuple[FeatureSpec, Plain]], limit: float | N
     finite: NDArray[np.bool_] = np.all(np.isfinite(out), axis=1)
     if limit is not None:
         np.clip(out, -limit, limit, out=out)
-    return {feature.name: row for (feature, _), row, fine in zip(numbers, out, finite, strict=True) if fine}
+    found.numbers = {feature.name: row for (feature, _), row, fine in zip(numbers, out, finite, strict=True) if fine}
+    found.number_rows = out if len(found.numbers) == len(numbers) else None
+
+
+def _rows(columns: Sequence[Array], dtype: type[np.generic]) -> Array:
+    """[columns, N]: the columns in this type; np.stack takes several times as long for short ones."""
+    rows: Array = np.empty((len(columns), len(columns[0])), dtype)
+    for row, column in zip(rows, columns, strict=True):
+        row[...] = column
+    return rows
 
 
 def _of_table(table: pa.Table, features: Sequence[FeatureSpec]) -> Iterator[tuple[FeatureSpec, Plain]]:
@@ -139,15 +156,15 @@ def _column(column: pa.Array, type_: pa.DataType, feature: FeatureSpec) -> Plain
         return _plain(column) if exact and feature.kind != "sequence" else None  # others are rounded once, not twice
     if pt.is_floating(type_):
         return _plain(column) if feature.kind == "dense" else None
-    if feature.kind == "dense" or not is_list(type_) or not pt.is_integer(type_.value_type):
+    if feature.kind == "dense" or not (pt.is_list(type_) and pt.is_integer(type_.value_type)):
         return None
     flat = column.flatten()  # omits null lists
     if flat.null_count:
         return None
-    lengths = pc.list_value_length(column)
-    if lengths.null_count:
-        lengths = pc.fill_null(lengths, 0)
-    return Plain(flat.to_numpy(zero_copy_only=False), None, lengths.to_numpy().astype(np.int64))
+    lengths = np.diff(column.offsets.to_numpy()).astype(np.int64)
+    if column.null_count:
+        lengths[column.is_null().to_numpy(zero_copy_only=False)] = 0
+    return Plain(flat.to_numpy(), None, lengths)
 
 
 def _plain(column: pa.Array) -> Plain:
