@@ -19,6 +19,7 @@ BENCHMARKS = {
     "dense-optimizer": "benchmarks.dense_optimizer",
     "multitask": "benchmarks.multitask",
     "negatives": "benchmarks.negatives",
+    "quantised-lookup": "benchmarks.quantised_lookup",
     "prepare-userbehavior": "benchmarks.prepare_userbehavior",
     "serving": "benchmarks.serving",
     "sparse-update": "benchmarks.sparse_update",

@@ -294,15 +294,44 @@ def export(
             "negatives; for one binary task or all. May be repeated.",
         ),
     ] = None,
+    tables: Annotated[
+        str,
+        typer.Option(
+            help="Format of the tables: `fp32`, or `fp16`, `int8`, `int4`, which are compared with fp32 on the test split."
+        ),
+    ] = "fp32",
+    max_auc_change: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest absolute change of a task's AUC by the format. Default: 0.0002; 0.001 for int4.", min=0
+        ),
+    ] = None,
+    max_loss_change: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest relative increase of a task's normalised entropy, or RMSE, by the format: 0.01 is 1 %. Default: "
+            "0.0005; 0.003 for int4.",
+            min=0,
+        ),
+    ] = None,
+    evaluate_on: Annotated[
+        str | None,
+        typer.Option(help="Parquet file or folder with labels to compare the formats on. Default: the test split."),
+    ] = None,
 ) -> None:
     """Export a trained run as a bundle: one folder that scores rows without TorchRec, with `score` or dlrm_mtl.Scorer."""
     from dlrm_mtl.doctor import check_or_raise
 
     check_or_raise()
+    from typing import cast
+
+    from dlrm_mtl.embeddings.row_formats import FormatName
     from dlrm_mtl.serve.export import export_run
+    from dlrm_mtl.serve.table_export import TableOptions
 
     chosen = [*(overrides or []), *([] if score is None else [f"serving.score={score}"])]
-    export_run(run, output, checkpoint, chosen, golden, calibrate or [])
+    options = TableOptions(cast(FormatName, tables), max_auc_change, max_loss_change, evaluate_on)
+    export_run(run, output, checkpoint, chosen, golden, calibrate or [], options)
 
 
 PolicyOption = Annotated[

@@ -10,7 +10,8 @@ It holds
 - ``dense.safetensors``: all other weights.
 - ``golden.jsonl``: rows of the data set as stored, with their raw values if these are known, and their scores from the
   trained model.
-- files of :data:`OPTIONAL`, as the export asks for them.
+- files of :data:`OPTIONAL`, as the export asks for them: ``quality.json``, what rounding the tables changes, see
+  :mod:`dlrm_mtl.serve.quality`.
 - ``bundle.json``: the format, and size and SHA-256 of each file. It is written last; its own SHA-256 is the bundle's version.
 """
 
@@ -57,7 +58,9 @@ CHANGES_FILE = "changes.safetensors"
 """Rows that replace those of the tables, see :mod:`dlrm_mtl.serve.changes`."""
 VALUES_FILE = "values.safetensors"
 """Vocabularies of raw values, see :mod:`dlrm_mtl.serve.raw.lookup`."""
-OPTIONAL: tuple[str, ...] = (CHANGES_FILE, CALIBRATION_FILE, VALUES_FILE)
+QUALITY_FILE = "quality.json"
+"""What rounding the tables changes, see :mod:`dlrm_mtl.serve.quality`."""
+OPTIONAL: tuple[str, ...] = (CHANGES_FILE, CALIBRATION_FILE, VALUES_FILE, QUALITY_FILE)
 """Files that a bundle may hold as well. They are listed in ``bundle.json`` and checked like the others."""
 PAGED = {TABLES_FILE: DIGESTS_FILE}
 """Files that are checked page by page on use, and those with the digests of their pages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.row_formats import FormatName
 from dlrm_mtl.models.input_sums import Sums
 from dlrm_mtl.serve.bundle import ServedData, ServedModel
 from dlrm_mtl.serve.raw.description import RawRows
@@ -12,7 +13,12 @@ from dlrm_mtl.tasks.targets import label_columns
 
 
 def describe_model(
-    config: RunConfig, spec: DatasetSpec, step: int, golden: Sums, raw: RawRows | None = None
+    config: RunConfig,
+    spec: DatasetSpec,
+    step: int,
+    golden: Sums,
+    raw: RawRows | None = None,
+    tables: FormatName = "fp32",
 ) -> ServedModel:
     """Description of the model of a run.
 
@@ -22,6 +28,7 @@ def describe_model(
         step: step of the weights.
         golden: sums of the model's input on the golden rows.
         raw: description of raw rows; None if the bundle scores prepared rows only.
+        tables: format of the tables.
     """
     chosen = select(spec, config.data, [])
     read = [feature.name for feature in (*chosen.sparse, *chosen.dense)]
@@ -49,7 +56,7 @@ def describe_model(
             unbounded=data.unbounded,
             train_only=data.train_only,
         ),
-        tables="fp32",
+        tables=tables,
         tasks=config.tasks,
         model=config.model,
         raw=raw,

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -14,13 +13,13 @@ from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.embeddings.config import ShardingConfig
-from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
 from dlrm_mtl.run.contract import config_in_use, dataset_in_use, in_full, saved_contract
 from dlrm_mtl.run.predict import trained_run
 from dlrm_mtl.serve.bundle import (
     DENSE_FILE,
     GOLDEN_FILE,
     MODEL_FILE,
+    QUALITY_FILE,
     TABLES_FILE,
     VALUES_FILE,
     new_bundle,
@@ -32,6 +31,7 @@ from dlrm_mtl.serve.export_calibration import calibrated, report_calibration
 from dlrm_mtl.serve.golden import write_golden
 from dlrm_mtl.serve.raw.export import raw_export
 from dlrm_mtl.serve.scorer import Scorer
+from dlrm_mtl.serve.table_export import TableOptions, tables_in_format, whole_tables
 from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.training.build import build_model
@@ -50,6 +50,7 @@ def export_run(
     overrides: Sequence[str] = (),
     golden: str | Path | None = None,
     calibrate: Sequence[str] = (),
+    tables: TableOptions = TableOptions(),  # noqa: B008  (immutable)
 ) -> str:
     """Write the bundle of a checkpoint, see :mod:`dlrm_mtl.serve.bundle`; it is loaded before it is renamed to ``output``.
 
@@ -62,16 +63,18 @@ def export_run(
         checkpoint: ``best``, ``latest`` or ``step_N``; default: the best one, or the latest if no best one is known.
         overrides: ``key=value`` of the run's configuration, such as ``data.path=...``.
         golden: Parquet file, or folder of them, whose first rows become golden rows; default: a split of the run's data set.
-
         calibrate: ``METHOD`` or ``TASK=METHOD``, see :func:`~dlrm_mtl.serve.fit_calibration.choices_of`.
+        tables: format of the tables, and limits of its quality.
 
     Returns:
         The version of the bundle.
 
     Raises:
-        UserError: there is no such run, checkpoint or data set, a calibration cannot be fitted, the output cannot be written,
-            or the golden rows do not get the scores that the trained model gives them.
+        UserError: there is no such run, checkpoint or data set, a calibration cannot be fitted, the format of the tables
+            changes a metric by more than its limit, the output cannot be written, or the golden rows do not get the scores that
+            the trained model gives them.
     """
+    tables.check()
     with process_group() as process, trained_run(run, list(overrides)) as (checkpoints, config):
         if process.world_size > 1:
             raise UserError("export: one process writes a bundle; start it without a launcher.")
@@ -88,6 +91,14 @@ def export_run(
         with new_bundle(output, check) as folder:
             model = build_model(config, dataset.spec, process)
             step = checkpoints.load(name, RunTensors(model)).step
+            if tables.format == "fp32":
+                stored = whole_tables(model)
+            else:
+                stored, report = tables_in_format(tables, model, config, contract, process)
+                for line in report.lines():
+                    logger.info("%s", line)
+                report.check()
+                write_whole(folder / QUALITY_FILE, report.model_dump_json(indent=1) + "\n")
             whole = dataset if golden is None or not calibrate else dataset_in_use(config, contract)
             calibration = calibrated(calibrate, config, whole, model, process) if calibrate else None
             raw = raw_export(config.data, contract, dataset.spec)
@@ -95,10 +106,11 @@ def export_run(
             scored = rows.scored_by(model)
             scores = {task.name: scored.scores[:, number] for number, task in enumerate(config.tasks)}
             write_golden(folder / GOLDEN_FILE, rows.rows, scores, raw.golden(rows.rows) if raw is not None else [])
-            served = describe_model(config, dataset.spec, step, scored.sums, raw.raw if raw is not None else None)
+            described = raw.raw if raw is not None else None
+            served = describe_model(config, dataset.spec, step, scored.sums, described, tables.format)
             write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
-            tables, dense = _tables(model), _dense(model)
-            write_file(folder / TABLES_FILE, lambda file: write_tensors(file, tables, config.name, step))
+            dense = _dense(model)
+            write_file(folder / TABLES_FILE, lambda file: write_tensors(file, stored, config.name, step))
             write_file(folder / DENSE_FILE, lambda file: write_tensors(file, dense, config.name, step))
             if calibration is not None:
                 write_whole(folder / CALIBRATION_FILE, calibration.model_dump_json(indent=1) + "\n")
@@ -117,22 +129,6 @@ def _without_plan(config: RunConfig) -> RunConfig:
     """The configuration without keys that are not part of the model: sharding and the precision of products."""
     training = config.training.model_copy(update={"matmul_precision": "highest"})
     return config.model_copy(update={"sharding": ShardingConfig(default="table_wise"), "training": training})
-
-
-def _tables(model: ShardedModel) -> dict[str, Tensor]:
-    """Whole tables, and the ids of rows, ordered by name."""
-    tables = {f"tables.{name}": _whole(weight) for name, weight in model.table_weights().items()}
-    ids = {f"ids.{name}": _whole(each["ids"]) for name, each in model.ids.state().items()}
-    return dict(sorted((tables | ids).items()))
-
-
-def _whole(tensor: Any) -> Tensor:
-    """Whole tensor, of which the only process holds one shard."""
-    whole: Tensor = tensor
-    if isinstance(tensor, ShardedTensor):
-        (shard,) = tensor.local_shards()
-        whole = shard.tensor
-    return whole
 
 
 def _dense(model: ShardedModel) -> dict[str, Tensor]:
