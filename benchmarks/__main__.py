@@ -14,6 +14,7 @@ import torch
 BENCHMARKS = {
     # name -> module with run(quick) -> figures, which also prints them
     "balancing": "benchmarks.balancing",
+    "bundle-loading": "benchmarks.bundle_loading",
     "checkpoint": "benchmarks.checkpoint",
     "data-loading": "benchmarks.data_loading",
     "dense-optimizer": "benchmarks.dense_optimizer",

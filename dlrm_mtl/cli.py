@@ -33,6 +33,8 @@ app.add_typer(config_app, name="config")
 data_app = typer.Typer(help="Look into data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+bundle_app = typer.Typer(help="Check bundles.", no_args_is_help=True)
+app.add_typer(bundle_app, name="bundle")
 prepare_app = typer.Typer(
     cls=AdapterGroup,
     help="Turn your own tables or a published data set into Parquet files and dataset.yaml.",
@@ -782,6 +784,19 @@ def config_schema() -> None:
     from dlrm_mtl.config.load import json_schema
 
     print(json_schema())
+
+
+@bundle_app.command("verify")
+def bundle_verify(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The folder that `export` wrote.")],
+) -> None:
+    """Check every byte of a bundle, those of its tables too; exit code 2 if one was changed, with the file and the page."""
+    from dlrm_mtl.console import console
+    from dlrm_mtl.core.memory import size_text
+    from dlrm_mtl.serve.bundle import verify_bundle
+
+    version, size = verify_bundle(Path(bundle))
+    console().print(f"{bundle}: version {version}, {size_text(size)} checked", soft_wrap=True, markup=False)
 
 
 @data_app.command("describe")

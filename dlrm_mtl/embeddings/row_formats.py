@@ -66,7 +66,7 @@ class RowFormat(ABC):
             IndexError: an id is not the number of a row.
         """
         if use_stored_kernels():
-            return stored_sums(stored, self.number, dim, ids, torch.arange(len(ids) + 1))
+            return stored_sums(stored, self.number, dim, ids)
         return self.plain_vectors(stored, dim, ids)
 
     def sums(self, stored: Tensor, dim: int, ids: Tensor, offsets: Tensor) -> Tensor:
@@ -82,8 +82,7 @@ class RowFormat(ABC):
             IndexError: an id is not the number of a row.
         """
         if use_stored_kernels():
-            ends = torch.cat([offsets, offsets.new_tensor([len(ids)])])
-            return stored_sums(stored, self.number, dim, ids, ends)
+            return stored_sums(stored, self.number, dim, ids, offsets)
         return sums_of(self.plain_vectors(stored, dim, ids), offsets)
 
     def encode(self, values: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.row_formats import FormatName
 from dlrm_mtl.models.registry import AnyModelConfig
 from dlrm_mtl.serve.calibration import CALIBRATION_FILE
-from dlrm_mtl.serve.pages import digests_size, write_digests
+from dlrm_mtl.serve.pages import PagedFile, digests_size, write_digests
 from dlrm_mtl.serve.raw.description import RawRows
 from dlrm_mtl.serve.tensor_files import REMEDY
 from dlrm_mtl.storage.output import sync_folder, write_whole
@@ -225,6 +225,9 @@ def check_bundle(folder: Path) -> str:
             raise UserError(
                 f"{place}: names {name}, which this version of dlrm-mtl does not know; use the one that exported it."
             )
+    for name in OPTIONAL:
+        if name not in manifest.files and (folder / name).exists():
+            raise UserError(f"{folder / name}: is not one of the files that {BUNDLE_FILE} lists; {REMEDY}.")
 
     def check(name: str) -> None:
         expected = manifest.files[name]
@@ -246,6 +249,20 @@ def check_bundle(folder: Path) -> str:
         for _ in pool.map(check, manifest.files):
             pass
     return hashlib.sha256(text).hexdigest()[:16]
+
+
+def verify_bundle(folder: Path) -> tuple[str, int]:
+    """Check every byte of the bundle in ``folder``, also of the files in :data:`PAGED`; return its version and size in bytes.
+
+    Raises:
+        UserError: as :func:`check_bundle`, and if a page was changed.
+    """
+    version = check_bundle(folder)
+    for name, digests in PAGED.items():
+        file = PagedFile(folder / name, folder / digests)
+        file.check(0, len(file.content))
+    names = [name for name in (*FILES, *OPTIONAL) if (folder / name).exists()]
+    return version, sum((folder / name).stat().st_size for name in names)
 
 
 def read_model(folder: Path, plugins: list[str]) -> ServedModel:

@@ -19,7 +19,7 @@ from dlrm_mtl.config.load import load_config
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.data.dataset import open_dataset
-from dlrm_mtl.serve.bundle import FILES, FORMAT, Manifest, measure
+from dlrm_mtl.serve.bundle import FILES, FORMAT, OPTIONAL, Manifest, measure
 from dlrm_mtl.serve.export import export_run
 from dlrm_mtl.storage.run_store import LocalStore
 from dlrm_mtl.training.build import build_model
@@ -109,6 +109,30 @@ def test_damage_is_refused(bundle: Path, file: str, damage: Callable[[Path], Non
     if file != "bundle.json":
         assert sentence.startswith(str(bundle / file))
         assert sentence.endswith("the bundle was changed or is damaged: export it again.")
+
+
+def test_every_page_is_checked_on_demand(bundle: Path, call: Callable[..., tuple[int, str]]) -> None:
+    code, printed = call("bundle", "verify", bundle)
+    assert (code, printed.startswith(f"{bundle}: version {dlrm_mtl.Scorer(bundle).version}, ")) == (0, True), printed
+    flip(bundle / "tables.safetensors")
+    code, printed = call("bundle", "verify", bundle)
+    assert code == 2
+    assert printed.startswith(f"error: {bundle}/tables.safetensors: the page from byte ")
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_files_that_are_not_listed_are_refused(bundle: Path, name: str) -> None:
+    (bundle / name).write_text("{}")
+    with pytest.raises(UserError, match=r"is not one of the files that bundle\.json lists; the bundle was changed"):
+        dlrm_mtl.Scorer(bundle)
+
+
+def test_an_unknown_file_is_refused(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"]["more.json"] = manifest["files"]["model.json"]
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"names more\.json, which this version of dlrm-mtl does not know"):
+        dlrm_mtl.Scorer(bundle)
 
 
 def test_files_that_change_places_are_refused(bundle: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dlrm_mtl.embeddings.kernels import cpu
 from dlrm_mtl.embeddings.kernels.dispatch import VARIABLE
 
-INTERFACE = 1
+INTERFACE = 2
 """Value of ``dlrm_mtl_stored_interface()`` in a library that fits this file."""
 
 
@@ -52,7 +52,7 @@ def use_stored_kernels() -> bool:
     return reason is None and wanted != "reference"
 
 
-def stored_sums(stored: Tensor, format: int, dim: int, ids: Tensor, offsets: Tensor) -> Tensor:
+def stored_sums(stored: Tensor, format: int, dim: int, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
     """Sums [B, dim] float32 of the rows of bags.
 
     Args:
@@ -60,7 +60,7 @@ def stored_sums(stored: Tensor, format: int, dim: int, ids: Tensor, offsets: Ten
         format: number of the format in ``FORMATS``.
         dim: number of columns.
         ids: [N] int64.
-        offsets: [B + 1] int64: first id of each bag, and the end of the last.
+        offsets: [B] int64: first id of each bag; None for bags of one id each.
 
     Raises:
         IndexError: an id is not the number of a row.
@@ -70,10 +70,12 @@ def stored_sums(stored: Tensor, format: int, dim: int, ids: Tensor, offsets: Ten
     function, reason = _function()
     if function is None:
         raise RuntimeError(reason)
-    ids, offsets = ids.contiguous(), offsets.contiguous()
-    if ids.dtype != torch.int64 or offsets.dtype != torch.int64 or stored.stride() != (stored.shape[1], 1):
-        raise ValueError(f"ids are {ids.dtype} and offsets {offsets.dtype}; int64 is expected, and rows without gaps")
-    bags = len(offsets) - 1
+    ids, starts = ids.contiguous(), None if offsets is None else offsets.contiguous()
+    if ids.dtype != torch.int64 or (starts is not None and starts.dtype != torch.int64):
+        raise ValueError(f"ids are {ids.dtype}, offsets {None if starts is None else starts.dtype}; int64 is expected")
+    if not stored.is_contiguous():
+        raise ValueError("rows must lie without gaps")
+    bags = len(ids) if starts is None else len(starts)
     out = torch.empty(bags, dim)
     table = _StoredTable(stored.data_ptr(), stored.shape[0], stored.shape[1], dim, format)
     problem = _StoredProblem()
@@ -81,7 +83,7 @@ def stored_sums(stored: Tensor, format: int, dim: int, ids: Tensor, offsets: Ten
         ctypes.byref(table),
         ids.data_ptr(),
         len(ids),
-        offsets.data_ptr(),
+        None if starts is None else starts.data_ptr(),
         bags,
         out.data_ptr(),
         torch.get_num_threads(),
@@ -89,6 +91,8 @@ def stored_sums(stored: Tensor, format: int, dim: int, ids: Tensor, offsets: Ten
     ):
         if problem.kind == 1:
             raise IndexError(f"id {problem.value} is not one of the {stored.shape[0]} rows")
+        if problem.kind == 4:
+            raise MemoryError("the lookup found no memory")
         raise ValueError("offsets descend or point outside of the ids, or a row has another size than its format")
     return out
 
