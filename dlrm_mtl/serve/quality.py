@@ -31,7 +31,7 @@ SHOWN_SLICES = 5
 Floats = NDArray[np.float64]
 
 
-class Limits(Strict):
+class QualityLimits(Strict):
     """Largest changes that an export accepts."""
 
     auc: float = Field(ge=0)
@@ -40,10 +40,10 @@ class Limits(Strict):
     """Largest relative increase of a task's normalised entropy, or of its RMSE: 0.0005 is 0.05 %."""
 
 
-DEFAULT_LIMITS: dict[str, Limits] = {
-    "fp16": Limits(auc=0.0002, loss=0.0005),
-    "int8": Limits(auc=0.0002, loss=0.0005),
-    "int4": Limits(auc=0.001, loss=0.003),
+DEFAULT_LIMITS: dict[str, QualityLimits] = {
+    "fp16": QualityLimits(auc=0.0002, loss=0.0005),
+    "int8": QualityLimits(auc=0.0002, loss=0.0005),
+    "int4": QualityLimits(auc=0.001, loss=0.003),
 }
 """Default limits by format of the tables."""
 
@@ -101,7 +101,7 @@ class QualityReport(Strict):
     """Size in bytes of the tables in float32."""
     bytes_stored: int
     """Size in bytes of the tables in the bundle."""
-    limits: Limits
+    limits: QualityLimits
     tasks: list[TaskQuality]
 
     def lines(self) -> list[str]:

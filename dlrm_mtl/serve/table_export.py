@@ -22,7 +22,7 @@ from dlrm_mtl.run.contract import Contract, dataset_in_use
 from dlrm_mtl.serve.quality import (
     DEFAULT_LIMITS,
     LARGEST_VOCABULARY,
-    Limits,
+    QualityLimits,
     QualityReport,
     compare_quality,
     score_split,
@@ -61,7 +61,7 @@ class TableOptions:
             )
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> QualityLimits:
         """Limits of the format, with those that are given."""
         limits = DEFAULT_LIMITS[self.format]
         given = {"auc": self.auc, "loss": self.loss}
