@@ -111,6 +111,15 @@ def test_policies_count_a_context_for_every_candidate(bundle: Path) -> None:
     assert lenient.rank(context, []).order.shape == (0,)
 
 
+def test_a_table_with_replaced_rows(bundle: Path, scorer: dlrm_mtl.Scorer) -> None:
+    """Such a table is looked up by itself, and the others in one call."""
+    changed = dlrm_mtl.Scorer(bundle)
+    table = changed.tables["item"]
+    changed.tables["item"] = table.with_rows(torch.arange(100), torch.full((100, table.dim), 0.3))
+    same_as_rows(changed, USER, ITEMS, [{**USER, **item} for item in ITEMS])
+    assert not np.array_equal(changed.rank(USER, ITEMS).score, scorer.rank(USER, ITEMS).score)
+
+
 def test_the_other_candidates_do_not_matter(scorer: dlrm_mtl.Scorer) -> None:
     items = [ITEMS[number % 150] for number in range(900)]
     whole = scorer.rank(USER, items)
