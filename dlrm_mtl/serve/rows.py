@@ -270,5 +270,8 @@ def _id(value: Any) -> int:
 
 def shown(value: Any) -> str:
     """A value as text, for errors."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return "an integer of too many digits"
     return text if len(text) <= 60 else text[:59] + "…"

@@ -134,9 +134,19 @@ def _array(values: Sequence[Any], class_: type | None, refuse: Refuse) -> pa.Arr
     try:
         return plain(pa.array(values, from_pandas=False))
     except OverflowError:  # integers of more than 64 bits
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+        return _long_integers(values, refuse)
     except (pa.ArrowException, ValueError, TypeError):
         return _one_by_one(values, refuse)
+
+
+def _long_integers(values: Sequence[Any], refuse: Refuse) -> pa.Array:
+    texts = []
+    for place, value in enumerate(values):
+        try:
+            texts.append(None if value is None else str(value))
+        except ValueError:  # Python writes no integers of thousands of digits
+            raise refuse(place, "an integer of too many digits; correct it") from None
+    return pa.array(texts, pa.string())
 
 
 def _one_by_one(values: Sequence[Any], refuse: Refuse) -> pa.Array:

@@ -13,7 +13,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.spec import FeatureSpec
 from dlrm_mtl.data.vocabularies import Values
 from dlrm_mtl.serve.raw.description import RawFeature, RawRows
-from dlrm_mtl.serve.raw.lookup import ValueIds
+from dlrm_mtl.serve.raw.lookup import UNKNOWN, ValueIds
 from dlrm_mtl.serve.raw.reader import RawReader
 from dlrm_mtl.serve.rows import Where, columns_of
 
@@ -46,7 +46,6 @@ def raw_rows_of(
     """
     reader, stored = RawReader(raw, lookups), columns_of(rows, features, _WHERE)[0]
     described = {feature.name: feature for feature in raw.features}
-    values_of = {owner: _by_id(values) for owner, values in vocabularies.items()}
     columns: dict[str, list[Any]] = {}
     lacking = []
     for spec in features:
@@ -55,7 +54,8 @@ def raw_rows_of(
         if feature.column in columns:
             candidates: list[Any] | None = columns[feature.column]
         else:
-            candidates = _candidates(feature, raw, wanted, values_of)
+            texts = _texts(feature, wanted, vocabularies, lookups, raw) if feature.values == "vocabulary" else {}
+            candidates = _candidates(feature, wanted, texts)
         if candidates is None or not _reads(reader, spec, feature.column, candidates, stored[spec.name]):
             lacking.append(spec.name)
         else:
@@ -87,8 +87,22 @@ def check_raw_rows(
             )
 
 
-def _by_id(values: Values) -> dict[int, str]:
-    return dict(zip(values.ids.tolist(), values.values.to_pylist(), strict=True))
+def _texts(
+    feature: RawFeature,
+    stored: Sequence[Any],
+    vocabularies: Mapping[str, Values],
+    lookups: Mapping[str, ValueIds],
+    raw: RawRows,
+) -> dict[int, str]:
+    """A value of every id that is ``stored``; for id 0, and ids without a value, one that the vocabulary lacks."""
+    values = vocabularies[str(feature.owner)]
+    wanted = {each for value in stored for each in (value if isinstance(value, list) else [value]) if each is not None}
+    places = np.flatnonzero(np.isin(values.ids, sorted(wanted)))
+    known = dict(zip(values.ids[places].tolist(), values.values.take(pa.array(places)).to_pylist(), strict=True))
+    nothing = "unknown"
+    while nothing in raw.nulls or lookups[str(feature.owner)].find(pa.array([nothing]))[0] != UNKNOWN:
+        nothing += "_"
+    return {each: known.get(each, nothing) for each in wanted}
 
 
 def _reads(reader: RawReader, spec: FeatureSpec, column: str, candidates: list[Any], stored: pa.Array) -> bool:
@@ -108,9 +122,7 @@ def _same(one: pa.Array, other: pa.Array) -> bool:
     ]
 
 
-def _candidates(
-    feature: RawFeature, raw: RawRows, stored: Sequence[Any], values_of: Mapping[str, Mapping[int, str]]
-) -> list[Any] | None:
+def _candidates(feature: RawFeature, stored: Sequence[Any], texts: Mapping[int, str]) -> list[Any] | None:
     """Raw values that may read as the ``stored`` ones; None for hashes."""
     if feature.values == "stored":
         return list(stored)
@@ -118,12 +130,11 @@ def _candidates(
         return [None if number is None else _before(feature, number) for number in stored]
     if feature.values == "hash":
         return None
-    texts = values_of[str(feature.owner)]
-    unknown = _no_value(texts, raw)
     listed = any(isinstance(value, list) for value in stored)
     if not listed:
-        return [texts.get(value, unknown) if value else None for value in stored]
-    lists = [None if value is None else [texts.get(each, unknown) for each in value] for value in stored]
+        absent = (None, 0) if feature.null == "zero" else (None,)
+        return [None if value in absent else texts[value] for value in stored]
+    lists = [None if value is None else [texts[each] for each in value if each is not None] for value in stored]
     if feature.separator is None:
         return lists
     return [None if value is None else _joined(value, feature) for value in lists]
@@ -134,15 +145,6 @@ def _joined(entries: Sequence[str], feature: RawFeature) -> str:
     if not feature.brackets:
         return separator.join(entries)
     return "[" + separator.join(f"'{entry}'" for entry in entries) + "]"
-
-
-def _no_value(texts: Mapping[int, str], raw: RawRows) -> str:
-    """A text that the vocabulary lacks."""
-    taken = {*texts.values(), *raw.nulls}
-    text = "unknown"
-    while text in taken:
-        text += "_"
-    return text
 
 
 def _before(feature: RawFeature, number: float) -> float:

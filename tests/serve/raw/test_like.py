@@ -321,7 +321,7 @@ def check(case: tuple[pa.Table, pa.Table, dict[str, Any]]) -> str:
 
 @given(cases())
 @settings(
-    max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+    max_examples=15, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
 def test_rows_of_all_types(case: Any) -> None:
     check(case)

@@ -15,6 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import dlrm_mtl
 from dlrm_mtl.core.errors import UserError
@@ -26,6 +28,7 @@ from dlrm_mtl.serve.bundle import Manifest, measure
 from dlrm_mtl.serve.export import export_run
 from dlrm_mtl.serve.scorer import BLOCK
 from tests import commands
+from tests.serve.http.servers import running, wait_until
 
 ROOT = Path(__file__).parents[3]
 DESCRIPTION: dict[str, Any] = {
@@ -242,6 +245,62 @@ def test_skew_of_raw_rows(folder: Path, tmp_path: Path, call: Callable[..., tupl
     code, printed = call("skew", folder / "bundle", tmp_path / "log.jsonl", *options)
     assert code == 1
     assert "features: 'seen' differs most often, in " in printed
+
+
+def test_raw_rows_over_http(folder: Path, tmp_path: Path, call: Callable[..., tuple[int, str]]) -> None:
+    rows = pa.Table.from_pandas(log(90, 1).drop(columns=["click", "grade", "order"]), preserve_index=False).to_pylist()
+    scorer = dlrm_mtl.Scorer(folder / "bundle", rows="raw")
+    requests = tmp_path / "requests.jsonl"
+    options = ("--raw-rows", "--workers", 1, "--request-log", requests, "--log-share", 1)
+    with running(tmp_path / "log", folder / "bundle", *options) as server, server.client() as client:
+        answer = client.post("/v1/score", json={"rows": rows})
+        refused = client.post("/v1/score", json={"rows": [{**rows[0], "price": "cheap"}]})
+        ranked = client.post("/v1/rank", json={"context": {"user": 5}, "candidates": rows[:20], "top": 3})
+        wait_until(lambda: requests.exists() and len(requests.read_text().splitlines()) == 2, server.printed)
+    for task, scores in scorer.score(rows).items():
+        np.testing.assert_allclose(answer.json()["scores"][task], scores, rtol=0, atol=1e-6)
+    assert refused.status_code in (400, 422)
+    assert "'price', which feature 'price' reads, holds 'cheap', which is no finite number" in refused.text
+    assert len(ranked.json()["order"]) == 3
+    code, printed = call("skew", folder / "bundle", requests, "--raw-rows")
+    assert (code, "scores: equal in all 93 rows" in printed) == (0, True), printed
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.just(5000).map(lambda digits: 10**digits),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ["user", "item_no", "city", "seen", "marks", "price", "age", "balance"]
+
+
+@pytest.fixture(scope="module")
+def lenient(folder: Path) -> dlrm_mtl.Scorer:
+    return dlrm_mtl.Scorer(folder / "bundle", rows="raw", missing="default")
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(FIELDS), VALUES), min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_values_are_scored_or_refused_in_one_sentence(lenient: dlrm_mtl.Scorer, rows: list[dict[str, Any]]) -> None:
+    refused = ""
+    try:
+        scores = lenient.score(rows)
+    except UserError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith("rows, row ")
+        assert refused.endswith(".")
+        assert len(refused.splitlines()) == 1
+        return
+    assert all(np.isfinite(values).all() for values in scores.values())
+    for number, row in enumerate(rows):
+        for task, alone in lenient.score([row]).items():
+            assert alone[0] == pytest.approx(scores[task][number], abs=1e-6), "no row depends on the others"
 
 
 def test_raw_rows_need_no_duckdb(folder: Path) -> None:
