@@ -327,10 +327,17 @@ def export(
     check_or_raise()
     from typing import cast
 
+    from dlrm_mtl.core.yaml_text import parse_yaml
     from dlrm_mtl.embeddings.row_formats import FormatName
     from dlrm_mtl.serve.export import export_run
     from dlrm_mtl.serve.table_export import TableOptions
 
+    try:
+        parse_yaml(score or "")
+    except ValueError:
+        raise UserError(
+            f"--score {score}: this is not YAML; write it like '{{product: {{is_click: 1, long_view: 0.5}}}}'."
+        ) from None
     chosen = [*(overrides or []), *([] if score is None else [f"serving.score={score}"])]
     options = TableOptions(cast(FormatName, tables), max_auc_change, max_loss_change, evaluate_on)
     export_run(run, output, checkpoint, chosen, golden, calibrate or [], options)

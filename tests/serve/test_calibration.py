@@ -228,6 +228,27 @@ def test_a_data_set_without_validation_rows(run: Path, tmp_path: Path) -> None:
 ROW = {"user": 1, "item": 2, "tags": [3], "history": [4, 5], "age": 30.0, "price": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("score", "sentence"),
+    [
+        ("{product", "--score {product: this is not YAML; write it like '{product: {is_click: 1, long_view: 0.5}}'."),
+        ("{sum: {buys: 1}}", "serving.score.sum.buys: there is no task 'buys'; did you mean 'buy'"),
+    ],
+)
+def test_a_score_that_is_refused(
+    run: Path, tmp_path: Path, call: Callable[..., tuple[int, str]], score: str, sentence: str
+) -> None:
+    code, printed = call("export", str(run), "--output", str(tmp_path / "bundle"), "--score", score)
+    assert code == 2
+    assert sentence in printed
+
+
+def test_the_score_of_the_export(run: Path, tmp_path: Path, call: Callable[..., tuple[int, str]]) -> None:
+    code, printed = call("export", str(run), "--output", str(tmp_path / "bundle"), "--score", "{product: {buy: 2}}")
+    assert code == 0, printed
+    assert dlrm_mtl.Scorer(tmp_path / "bundle").formula.product == {"buy": 2.0}
+
+
 def test_a_changed_calibration_is_refused(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "bundle", calibrate=["platt"])
     path = tmp_path / "bundle" / "calibration.json"
