@@ -103,9 +103,10 @@ inline int64_t stored_rows_ahead(int64_t row_bytes) {
 }
 
 inline void prefetch_row(const uint8_t* row, int64_t bytes) {
-  const uint8_t* const last = row + bytes - 1;
-  for (const uint8_t* line = row; line < last; line += kLine) __builtin_prefetch(line);
-  __builtin_prefetch(last);
+  const uintptr_t first = reinterpret_cast<uintptr_t>(row), last = first + bytes - 1;
+  for (uintptr_t line = first & ~uintptr_t{kLine - 1}; line <= last; line += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+  }
 }
 
 template <class Row>
