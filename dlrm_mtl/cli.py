@@ -514,7 +514,8 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP: JSON and Arrow, metrics for Prometheus, several processes on one copy of the tables.
 
-    POST /v1/score takes {"rows": [{...}, ...]}. GET /v1/model lists the fields of a row, /healthz and /readyz are for probes,
+    POST /v1/score takes {"rows": [{...}, ...]}, POST /v1/rank {"context": {...}, "candidates": [{...}, ...], "top": 10}. GET
+    /v1/model lists the fields of a row, /healthz and /readyz are for probes,
     /metrics is for Prometheus. SIGTERM lets requests finish. Press Ctrl-C to end.
     """
     from dlrm_mtl.serve.http.start import start_server
