@@ -12,20 +12,12 @@ import torch
 from pyarrow import fs
 from torch import Tensor
 
-from dlrm_mtl.checkpoint.checkpoints import Opened
-from dlrm_mtl.checkpoint.reader import Target
-from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.processes import process_group
-from dlrm_mtl.data.chosen_columns import select
-from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.data.spec import DatasetSpec
-from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE, Values, read_values, vocabularies_digest
+from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE, Values, read_values
 from dlrm_mtl.embeddings.tables import TableSet
 from dlrm_mtl.models.base import ModelInputs
 from dlrm_mtl.models.registry import build_ranking_model
-from dlrm_mtl.run.contract import config_in_use, in_full, saved_contract
-from dlrm_mtl.run.predict import trained_run
 from dlrm_mtl.serve.bundle import BUNDLE_FILE, check_bundle, read_model
 from dlrm_mtl.serve.load import served_input
 from dlrm_mtl.serve.tables import ServedTable
@@ -94,18 +86,17 @@ def table_source(
     Raises:
         UserError: there is neither, or it cannot be used; the data set has no vocabularies.
     """
-    if data is not None and not _has_vocabularies(data):
+    if data is not None and not has_vocabularies(data):
         raise UserError(f"--data {data}: there is no {VOCABULARIES_FILE} in this folder; name the prepared data set.")
     if "://" not in str(place) and (Path(place) / BUNDLE_FILE).is_file():
         if checkpoint is not None:
             raise UserError(f"--checkpoint {checkpoint}: a bundle has one step; leave it out, or name a run.")
         yield _of_bundle(Path(place), data, plugins)
         return
-    with process_group() as process, trained_run(place) as (checkpoints, config):
-        if process.world_size > 1:
-            raise UserError("export-tables: one process writes the files; start it without a launcher.")
-        opened = checkpoints.open(checkpoints.path(checkpoint))
-        yield _of_run(opened, config, str(place), data)
+    from dlrm_mtl.serve.table_files.of_run import run_tables  # which needs TorchRec
+
+    with run_tables(str(place), checkpoint, data) as source:
+        yield source
 
 
 def _of_bundle(folder: Path, data: str | None, plugins: Sequence[str]) -> TableSource:
@@ -116,7 +107,7 @@ def _of_bundle(folder: Path, data: str | None, plugins: Sequence[str]) -> TableS
     tables = build_ranking_model(served.model, inputs, lambda _: (None, None)).lookup.table_set
     ids = {name: given.changes.of_ids(name, given.stored.ids(name)) for name in served.data.unbounded}
     found = []
-    for name, rows, dim, features, vocabulary in _described(tables, given.spec):
+    for name, rows, dim, features, vocabulary in described(tables, given.spec):
         stored = dim + tables.padding.get(name, 0)
         table = given.changes.of_table(name, given.stored.table(name, rows, stored))
         own = partial(_slice, ids[vocabulary]) if vocabulary in ids else None
@@ -124,27 +115,7 @@ def _of_bundle(folder: Path, data: str | None, plugins: Sequence[str]) -> TableS
     return TableSource(served.name, served.step, found, data)
 
 
-def _of_run(opened: Opened, config: RunConfig, place: str, data: str | None) -> TableSource:
-    contract = saved_contract(opened.state, place)
-    config = in_full(config_in_use(config, opened.state, place), contract)
-    spec = open_dataset(config.data.path).spec if contract is None else contract.dataset
-    selection = select(spec, config.data, [])
-    sized = spec.with_rows({name: unbounded.rows for name, unbounded in config.data.unbounded.items()})
-    inputs = ModelInputs(sized, selection.keys, selection.dense, config.tasks)
-    tables = build_ranking_model(config.model, inputs, lambda _: (None, None)).lookup.table_set
-    found = []
-    for name, rows, dim, features, vocabulary in _described(tables, spec):
-        read = partial(_stored, opened, f"tables.{name}", dim)
-        ids = partial(_stored, opened, f"ids.{vocabulary}.ids", None) if vocabulary in config.data.unbounded else None
-        found.append(SourceTable(name, rows, dim, features, vocabulary, read, ids))
-    known = contract.vocabularies if contract is not None else None
-    own = config.data.path
-    if data is None and known is not None and _has_vocabularies(own) and vocabularies_digest(*locate(own)) == known:
-        data = own
-    return TableSource(config.name, opened.state.step, found, data)
-
-
-def _described(tables: TableSet, spec: DatasetSpec) -> Iterator[tuple[str, int, int, list[str], str]]:
+def described(tables: TableSet, spec: DatasetSpec) -> Iterator[tuple[str, int, int, list[str], str]]:
     """Name, rows, columns without padding, features, and vocabulary of each table."""
     known = {feature.name for feature in spec.features}
     for table in tables.configs:
@@ -153,7 +124,8 @@ def _described(tables: TableSet, spec: DatasetSpec) -> Iterator[tuple[str, int, 
         yield table.name, table.num_embeddings, dim, features, spec.vocabulary_owner(features[0])
 
 
-def _has_vocabularies(data: str) -> bool:
+def has_vocabularies(data: str) -> bool:
+    """True if the data set in a folder, path or URI, has the values behind its ids."""
     filesystem, folder = locate(data)
     return bool(filesystem.get_file_info(f"{folder}/{VOCABULARIES_FILE}").type == fs.FileType.File)
 
@@ -164,14 +136,3 @@ def _of_table(table: ServedTable, dim: int, first: int, stop: int) -> Tensor:
 
 def _slice(ids: Tensor, first: int, stop: int) -> Tensor:
     return ids[first:stop]
-
-
-def _stored(opened: Opened, name: str, dim: int | None, first: int, stop: int) -> Tensor:
-    """Rows of a tensor of a checkpoint, whose checksums are checked: [n, dim] float32, or [n] int64 without ``dim``."""
-    if dim is None:
-        part, offset = torch.empty(stop - first, dtype=torch.int64), (first,)
-        opened.reader.fill([Target(name, part, offset)])
-        return part
-    vectors = torch.empty(stop - first, opened.index.tensors[name].shape[1])
-    opened.reader.fill([Target(name, vectors, (first, 0))])
-    return vectors[:, :dim]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +162,19 @@ def test_vocabularies_of_other_data_are_refused(home: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="has ids that are no rows of the table tag, which has 47"):
         export_tables(home / "unbounded", tmp_path / "out", names=["tag"], data=str(tmp_path))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_bundle_needs_no_torchrec(home: Path, tmp_path: Path) -> None:
+    """Neither for its tables nor for its graph."""
+    script = (
+        "import sys; sys.modules.update(torchrec=None, fbgemm_gpu=None)\n"
+        "from dlrm_mtl.serve.graphs.export import export_graph\n"
+        "from dlrm_mtl.serve.table_files.write import export_tables\n"
+        "bundle, out = sys.argv[1:]\n"
+        "export_tables(bundle, out)\n"
+        "export_graph(bundle, f'{out}/graph.pt2')\n"
+    )
+    arguments = [sys.executable, "-c", script, str(home / "unbounded_bundle"), str(tmp_path / "out")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/graph.pt2").is_file()
