@@ -21,6 +21,7 @@ from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.data.dataset import open_dataset
 from dlrm_mtl.serve.bundle import FILES, FORMAT, OPTIONAL, Manifest, measure
 from dlrm_mtl.serve.export import export_run
+from dlrm_mtl.serve.table_export import TableOptions
 from dlrm_mtl.storage.run_store import LocalStore
 from dlrm_mtl.training.build import build_model
 from dlrm_mtl.training.tensors import RunTensors
@@ -75,6 +76,10 @@ def test_the_same_bytes_from_another_plan(run: Path, pristine: Path) -> None:
     write_again(0, run, ["row_wise"])
     export_run(run.parent / "row_wise-1", run.parent / "other")
     assert content(run.parent / "other") == content(pristine)
+    rounded = TableOptions("int8", auc=1.0, loss=1.0)
+    for name in ("run", "row_wise-1"):
+        export_run(run.parent / name, run.parent / f"{name}_int8", tables=rounded)
+    assert content(run.parent / "run_int8") == content(run.parent / "row_wise-1_int8")
 
 
 @pytest.mark.slow
