@@ -363,7 +363,7 @@ def apply(
 ) -> None:
     """Write the bundle of a published version: the last base and all changes that follow it.
 
-    It has the same bytes as the bundle that `export` writes of that step.
+    It has the same bytes as the bundle that `export` writes of that step, without raw rows.
     """
     from dlrm_mtl.serve.follow.assemble import write_version
     from dlrm_mtl.serve.follow.places import versions_store, versions_until
@@ -461,13 +461,14 @@ def export_tables(
 @app.command()
 def serve(
     bundle: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="BUNDLE",
+            metavar="[BUNDLE]",
             help="The folder that `export` wrote, a link to it, or a folder of such folders, of which the last by name is "
             "served.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one, which is printed.")] = 8000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for all, as in a container. There is no access control.")
@@ -479,8 +480,26 @@ def serve(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go over to a new bundle, or another target of the link, when it is there.")
     ] = False,
+    follow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSIONS",
+            help="In place of a bundle: the folder of a run's training.publish.to, path or URI; the newest version is served, "
+            "and the next ones as they are published.",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --follow: folder of this machine for versions. Default: one in ~/.cache/dlrm-mtl.",
+            show_default=False,
+        ),
+    ] = None,
     every: Annotated[
-        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="With --watch: seconds between two looks.")
+        float,
+        typer.Option(
+            min=0.1, max=3600, metavar="SECONDS", help="With --watch and --follow: seconds between two looks."
+        ),
     ] = 5.0,
     missing: PolicyOption = None,
     unknown: PolicyOption = None,
@@ -518,19 +537,15 @@ def serve(
     /v1/model lists the fields of a row, /healthz and /readyz are for probes,
     /metrics is for Prometheus. SIGTERM lets requests finish. Press Ctrl-C to end.
     """
-    from dlrm_mtl.serve.http.start import start_server
+    from dlrm_mtl.serve.http.start import source_of, start_server
 
     start_server(
-        bundle,
+        source_of(bundle, follow, cache, watch, missing or [], unknown or [], raw_rows, plugins or []),
         host=host,
         port=port,
         workers=workers,
         threads=threads,
-        every=every if watch else None,
-        missing=missing or [],
-        unknown=unknown or [],
-        raw_rows=raw_rows,
-        plugins=plugins or [],
+        every=every if watch or follow else None,
         max_body=max_body,
         max_rows=max_rows,
         queue=queue,

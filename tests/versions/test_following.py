@@ -220,3 +220,21 @@ def test_the_command(trained: Path, tmp_path: Path, call: Callable[..., tuple[in
     code, printed = call("apply", tmp_path, "--output", tmp_path / "none")
     assert code == 2
     assert "there are no published versions here; name the folder of training.publish.to." in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--follow", "versions", "bundle"],
+            "--follow versions: takes the place of a bundle and of --watch; leave them out.",
+        ),
+        ([], "serve: name a bundle, or the folder of published versions with --follow; --cache goes with it."),
+        (["--follow", "no://place"], "no://place: is no place that can be read"),
+    ],
+    ids=["both", "neither", "no place"],
+)
+def test_a_server_needs_one_place(call: Callable[..., tuple[int, str]], arguments: list[str], sentence: str) -> None:
+    code, printed = call("serve", *arguments, "--port", 0)
+    assert code == 2
+    assert printed.startswith(f"error: {sentence}"), printed

@@ -8,25 +8,59 @@ from pathlib import Path
 from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.memory import parse_size
+from dlrm_mtl.serve.follow.source import FollowedVersions
 from dlrm_mtl.serve.http.limits import ServerLimits
 from dlrm_mtl.serve.http.options import ServerOptions
-from dlrm_mtl.serve.http.source import LocalBundles, ScorerFactory
+from dlrm_mtl.serve.http.source import LocalBundles, ScorerFactory, VersionSource
 from dlrm_mtl.serve.http.supervisor import serve
 from dlrm_mtl.serve.score_file import policies_of
 
 
+def source_of(
+    bundle: str | None,
+    follow: str | None,
+    cache: Path | None,
+    watch: bool,
+    missing: Sequence[str],
+    unknown: Sequence[str],
+    raw_rows: bool,
+    plugins: Sequence[str],
+) -> VersionSource:
+    """Place that a server takes its model from; see ``dlrm-mtl serve --help``.
+
+    Raises:
+        UserError: the options name no place, or two, or there is no bundle in it.
+    """
+    factory = ScorerFactory(
+        policies_of(missing, "--missing"),
+        policies_of(unknown, "--unknown"),
+        tuple(plugins),
+        "raw" if raw_rows else "prepared",
+    )
+    if follow is not None:
+        if bundle is not None or watch:
+            raise UserError(f"--follow {follow}: takes the place of a bundle and of --watch; leave them out.")
+        return FollowedVersions(follow, factory, cache, plugins)
+    if bundle is None or cache is not None:
+        raise UserError(
+            "serve: name a bundle, or the folder of published versions with --follow; --cache goes with it."
+        )
+    if "://" in bundle:
+        raise UserError(f"{bundle}: a bundle is served from a local folder; copy it to this machine.")
+    source = LocalBundles(bundle, factory)
+    if not watch and not source.versions():
+        raise UserError(f"{bundle}: there is no bundle here yet; export one, or wait for it with --watch.")
+    return source
+
+
 def start_server(
-    bundle: str,
+    source: VersionSource,
     *,
     host: str,
     port: int,
     workers: int | None,
     threads: int,
     every: float | None,
-    missing: Sequence[str],
-    unknown: Sequence[str],
-    raw_rows: bool,
-    plugins: Sequence[str],
     max_body: str,
     max_rows: int,
     queue: int,
@@ -42,17 +76,6 @@ def start_server(
     Raises:
         UserError: an option does not fit, or there is no bundle that is fit for use.
     """
-    if "://" in bundle:
-        raise UserError(f"{bundle}: a bundle is served from a local folder; copy it to this machine.")
-    factory = ScorerFactory(
-        policies_of(missing, "--missing"),
-        policies_of(unknown, "--unknown"),
-        tuple(plugins),
-        "raw" if raw_rows else "prepared",
-    )
-    source = LocalBundles(bundle, factory)
-    if every is None and not source.versions():
-        raise UserError(f"{bundle}: there is no bundle here yet; export one, or wait for it with --watch.")
     limits = ServerLimits(body=_size(max_body, "--max-body"), rows=max_rows, queue=queue, timeout=timeout)
     options = ServerOptions(
         host,
