@@ -31,6 +31,7 @@ def shared_metrics() -> Iterator[Path]:
         yield folder
     finally:
         remove_metrics()
+        del os.environ[VARIABLE]
 
 
 def remove_metrics() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +59,7 @@ class RunningServer:
 
 @contextmanager
 def running(log: Path, bundle: Path, *options: object) -> Iterator[RunningServer]:
-    """Start ``dlrm-mtl serve``, wait for its address, and kill what is left of it at the end."""
+    """Start ``dlrm-mtl serve``, wait for its address, and end it; what does not end by itself is killed."""
     process = commands.start("serve", bundle, "--port", 0, *options, log=log)
     try:
         wait_until(
@@ -67,7 +69,9 @@ def running(log: Path, bundle: Path, *options: object) -> Iterator[RunningServer
         assert found is not None, log.read_text()
         yield RunningServer(process, log, found.group(1))
     finally:
-        commands.kill_tree(process)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGTERM)  # it removes what it has put among temporary files
+            process.wait(60)
 
 
 def wait_until(true: Callable[[], object], why: Callable[[], str], seconds: float = 120.0) -> None:
