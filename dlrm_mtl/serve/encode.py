@@ -100,11 +100,15 @@ class RowEncoder:
             weight=None,
             out_of_range="unknown",
         )
-        bounded = [feature for feature in self._read if feature.name not in vocabularies]
-        self._bounded = bounded if raw is None else []
+        self._bounded = [feature for feature in self._read if feature.name not in vocabularies]
         self._layouts: dict[frozenset[str], Layout] = {}
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {"missing": Counter(), "unknown": Counter()}
+        self._prepared: RowEncoder | None = None
+        """Encoder of the columns that the reader of raw rows makes; it has the same counts."""
+        if raw is not None:
+            self._prepared = RowEncoder(self._selection, row_of, vocabularies, None, self.unknown)
+            self._prepared._counts, self._prepared._lock = self._counts, self._lock
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -145,6 +149,7 @@ class RowEncoder:
         part._read = [feature for feature in self._read if feature.name in names]
         part._bounded = [feature for feature in self._bounded if feature.name in names]
         part._layouts = {}
+        part._prepared = self._prepared.part(names) if self._prepared is not None else None
         part._selection = replace(
             self._selection,
             sparse=tuple(feature for feature in self._selection.sparse if feature.name in names),
@@ -163,6 +168,10 @@ class RowEncoder:
         Raises:
             UserError: a row, or a value in it, is not allowed.
         """
+        if self._prepared is not None and self._read:  # a table without columns has no rows
+            made, seen, _ = self.columns(rows, where)
+            self._count(seen, times)
+            return self._prepared.encode(pa.table(made), where, times)
         table = table_of(rows)
         count = len(rows) if table is None else table.num_rows
         rows = rows if table is None else table
@@ -203,10 +212,14 @@ class RowEncoder:
             if feature.kind != "dense":
                 columns[feature.name], unknown = self._known(feature, columns[feature.name], where)
                 seen["unknown"][feature.name] += unknown
+        self._count(seen, times)
+        return columns
+
+    def _count(self, seen: Mapping[str, Counter[str]], times: int) -> None:
+        """Count fields and ids that a policy was applied to, each ``times`` times."""
         with self._lock:
             for what, counter in seen.items():
                 self._counts[what].update({name: number * times for name, number in counter.items() if number * times})
-        return columns
 
     def columns(self, rows: Rows, where: Where, features: Sequence[FeatureSpec] | None = None) -> Columns:
         """Columns of the prepared data set, with missing fields filled according to their policies.
