@@ -359,17 +359,24 @@ def apply(
     number: Annotated[
         int | None, typer.Option(min=1, help="Number of the version. Default: the newest one.", show_default=False)
     ] = None,
+    tables: Annotated[
+        str,
+        typer.Option(help="Format of the tables: `fp32`, `fp16`, `int8` or `int4`, without a report of its quality."),
+    ] = "fp32",
     plugins: Plugins = None,
 ) -> None:
     """Write the bundle of a published version: the last base and all changes that follow it.
 
     It has the same bytes as the bundle that `export` writes of that step, without raw rows.
     """
+    from typing import cast
+
+    from dlrm_mtl.embeddings.row_formats import FormatName
     from dlrm_mtl.serve.follow.assemble import write_version
     from dlrm_mtl.serve.follow.places import versions_store, versions_until
 
     store = versions_store(versions)
-    write_version(store, versions_until(store, number), output, plugins or [])
+    write_version(store, versions_until(store, number), output, plugins or [], cast(FormatName, tables))
 
 
 @app.command()
@@ -495,6 +502,13 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            help="With --follow: format of the tables, `fp32`, `fp16`, `int8` or `int4`. Default: fp32.",
+            show_default=False,
+        ),
+    ] = None,
     every: Annotated[
         float,
         typer.Option(
@@ -540,7 +554,7 @@ def serve(
     from dlrm_mtl.serve.http.start import source_of, start_server
 
     start_server(
-        source_of(bundle, follow, cache, watch, missing or [], unknown or [], raw_rows, plugins or []),
+        source_of(bundle, follow, cache, watch, missing or [], unknown or [], raw_rows, plugins or [], tables),
         host=host,
         port=port,
         workers=workers,

@@ -85,8 +85,12 @@ class RowFormat(ABC):
             return stored_sums(stored, self.number, dim, ids, offsets)
         return sums_of(self.plain_vectors(stored, dim, ids), offsets)
 
-    def encode(self, values: Tensor) -> Tensor:
-        """Encoded rows [K, row_bytes] uint8 of ``values`` [K, dim] float32 on the CPU; a row's bytes depend on it alone.
+    def encode(self, values: Tensor, first: int = 0) -> Tensor:
+        """Encoded rows [K, row_bytes] uint8; a row's bytes depend on its values alone.
+
+        Args:
+            values: [K, dim] float32 on the CPU.
+            first: number of the first row, for errors.
 
         Raises:
             ValueError: a value is not finite, or its absolute value exceeds :attr:`limit`; the row is named.
@@ -98,7 +102,9 @@ class RowFormat(ABC):
             good = np.abs(piece) <= self.limit
             if not good.all():
                 row, column = np.argwhere(~good)[0].tolist()
-                raise ValueError(f"row {start + row} holds {piece[row, column]:g}, which {self.name} cannot hold")
+                raise ValueError(
+                    f"row {first + start + row} holds {piece[row, column]:g}, which {self.name} cannot hold"
+                )
             out[start : start + PIECE] = self._encode(piece)
         return torch.from_numpy(out)
 
@@ -123,11 +129,11 @@ class FloatRows(RowFormat):
         """Size in bytes of a row with ``dim`` columns."""
         return dim * self._dtype.itemsize
 
-    def encode(self, values: Tensor) -> Tensor:
+    def encode(self, values: Tensor, first: int = 0) -> Tensor:
         """Encoded rows; those of float32 are the values as they are, also if they are not finite."""
         if self._dtype == torch.float32:
             return values.detach().contiguous().view(torch.uint8)
-        return super().encode(values)
+        return super().encode(values, first)
 
     def _encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(values).astype(np.float16).view(np.uint8)

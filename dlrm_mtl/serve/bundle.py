@@ -64,6 +64,8 @@ OPTIONAL: tuple[str, ...] = (CHANGES_FILE, CALIBRATION_FILE, VALUES_FILE, QUALIT
 """Files that a bundle may hold as well. They are listed in ``bundle.json`` and checked like the others."""
 PAGED = {TABLES_FILE: DIGESTS_FILE}
 """Files that are checked page by page on use, and those with the digests of their pages."""
+_LEFT = {*FILES, *OPTIONAL, BUNDLE_FILE, f"{BUNDLE_FILE}.tmp", f"{TABLES_FILE}.tmp"}
+"""Files that a killed process may have left of a bundle."""
 PIECE = 16 << 20
 """Number of bytes that are read at a time for checking."""
 THREADS = 4
@@ -169,7 +171,7 @@ def new_bundle(output: str | Path, check: Callable[[Path], object]) -> Iterator[
 def _remove_left(folder: Path) -> None:
     """Remove the remains of an export that was killed, and nothing else."""
     if folder.exists():
-        if not folder.is_dir() or set(os.listdir(folder)) - {*FILES, *OPTIONAL, BUNDLE_FILE, f"{BUNDLE_FILE}.tmp"}:
+        if not folder.is_dir() or set(os.listdir(folder)) - _LEFT:
             raise UserError(f"{folder}: this name is needed while the bundle is written, and taken; remove it.")
         shutil.rmtree(folder)
 

@@ -27,6 +27,7 @@ from dlrm_mtl.serve.quality import (
     compare_quality,
     score_split,
 )
+from dlrm_mtl.serve.tables import check_format
 from dlrm_mtl.training.loaders import make_loader
 from dlrm_mtl.training.sharded_model import ShardedModel
 
@@ -48,8 +49,7 @@ class TableOptions:
 
     def check(self) -> None:
         """Refuse options that have no effect or are out of range; raises :class:`UserError`."""
-        if self.format not in FORMATS:
-            raise UserError(f"--tables {self.format}: there is no such format; choose {', '.join(FORMATS)}.")
+        check_format(self.format)
         for option, value in (("--max-auc-change", self.auc), ("--max-loss-change", self.loss)):
             if value is not None and not value >= 0:
                 raise UserError(f"{option} {value:g}: a limit is 0 or more; correct it.")

@@ -136,6 +136,12 @@ class ServedTable:
         return self.format.vectors(self._base.stored, self.dim, ids)
 
 
+def check_format(format: str) -> None:
+    """Refuse a format of tables that is not known; raises :class:`UserError`."""
+    if format not in FORMATS:
+        raise UserError(f"--tables {format}: there is no such format; choose {', '.join(FORMATS)}.")
+
+
 class StoredTables:
     """The file of a bundle with its tables and the ids of rows; nothing but its header is read yet.
 

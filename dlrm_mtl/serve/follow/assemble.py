@@ -1,17 +1,20 @@
-"""Bundle of a published version: a base with all deltas that follow it, the same bytes as the export of that step."""
+"""Bundle of a published version: a base with all deltas that follow it, the same bytes as the export of that step.
+
+Tables may be rounded to another format. The float32 ones are first compared with the trained model on the golden rows; the
+bundle then has the scores that it gives with the rounded ones, as an export has.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dlrm_mtl.checkpoint.format import DTYPES, header
+from dlrm_mtl.checkpoint.format import DTYPES
 from dlrm_mtl.config.load import know_all_parts
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.plugins import load_plugins
@@ -19,6 +22,7 @@ from dlrm_mtl.core.schema import validate
 from dlrm_mtl.data.contract import Contract
 from dlrm_mtl.data.keyed_ids import PlainKeyedIds
 from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.row_formats import FormatName
 from dlrm_mtl.models.input_sums import ROWS, Sums, input_sums
 from dlrm_mtl.run.contract import in_full
 from dlrm_mtl.serve.bundle import (
@@ -32,12 +36,14 @@ from dlrm_mtl.serve.bundle import (
     write_file,
 )
 from dlrm_mtl.serve.description import describe_model
+from dlrm_mtl.serve.follow.table_files import encode_tables, new_tensors
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, write_golden
 from dlrm_mtl.serve.load import served_input, served_model
 from dlrm_mtl.serve.pages import write_digests
 from dlrm_mtl.serve.rows import Where
 from dlrm_mtl.serve.scorer import Scorer, Scores, ServedBatch
-from dlrm_mtl.serve.tensor_files import tensor_places, write_tensors
+from dlrm_mtl.serve.tables import check_format
+from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import write_whole
 from dlrm_mtl.storage.run_store import RunStore
 from dlrm_mtl.tasks.targets import predictions
@@ -48,7 +54,11 @@ logger = logging.getLogger(__name__)
 
 
 def write_version(
-    store: RunStore, versions: Sequence[StoredVersion], output: str | Path, plugins: Sequence[str] = ()
+    store: RunStore,
+    versions: Sequence[StoredVersion],
+    output: str | Path,
+    plugins: Sequence[str] = (),
+    format: FormatName = "fp32",
 ) -> str:
     """Write the bundle of the last of ``versions``; it is loaded before it appears. Tables are written in place, not held.
 
@@ -57,14 +67,16 @@ def write_version(
         versions: a base, and the deltas that follow it.
         output: local folder to write.
         plugins: modules with parts of the model that the user trusts.
+        format: format of the tables.
 
     Returns:
         The version of the bundle.
 
     Raises:
-        UserError: a file of a version is missing or damaged, the output cannot be written, or the golden rows do not get the
-            scores that the trained model gave them.
+        UserError: a file of a version is missing or damaged, the output cannot be written, the format is unknown or cannot hold
+            a value, or the golden rows do not get the scores that the trained model gave them.
     """
+    check_format(format)
     base, last = versions[0], versions[-1]
     place = f"{store.place}/{last.name}"
     reader = VersionReader(store, base)
@@ -78,7 +90,9 @@ def write_version(
     with new_bundle(output, check) as folder:
         step = last.version.step
         names = sorted(name for name in reader.index.tensors if name.startswith(("tables.", "ids.")))
-        tables = _new_file(folder / TABLES_FILE, reader, names, config.name, step)
+        stored_as = {name: reader.index.tensors[name] for name in names}
+        kinds = {name: (DTYPES[each.dtype], each.shape) for name, each in stored_as.items()}
+        tables = new_tensors(folder / TABLES_FILE, kinds, config.name, step)
         reader.fill(tables)
         dense, scores = reader.dense(), reader.read([GOLDEN_SCORES])[GOLDEN_SCORES]
         for stored in versions[1:]:
@@ -91,12 +105,18 @@ def write_version(
         write_file(folder / DENSE_FILE, lambda file: write_tensors(file, dense, config.name, step))
         write_digests(folder / TABLES_FILE, folder / DIGESTS_FILE)
         rows = json.loads(reader.read([GOLDEN_ROWS])[GOLDEN_ROWS].numpy().tobytes())
-        scored, sums = _scored(folder, describe_model(config, spec, step, {}), rows, last.version.golden_batches)
+        sizes = last.version.golden_batches
+        scored, sums = golden_scores(folder, describe_model(config, spec, step, {}), rows, sizes)
         compare_sums(sums, last.version.golden_sums, place)
         wanted = {task.name: scores[:, number].numpy() for number, task in enumerate(config.tasks)}
         compare_scores(scored, wanted, place)
+        if format != "fp32":
+            encode_tables(folder / TABLES_FILE, format, config.name, step)
+            write_digests(folder / TABLES_FILE, folder / DIGESTS_FILE)
+            rounded = describe_model(config, spec, step, {}, tables=format)
+            scored, sums = golden_scores(folder, rounded, rows, sizes)
         write_golden(folder / GOLDEN_FILE, rows[:ROWS], scored)
-        served = describe_model(config, spec, step, sums)
+        served = describe_model(config, spec, step, sums, tables=format)
         write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
     logger.info("%s: %s of step %d, version %s", output, last.name, step, found[0])
     return found[0]
@@ -111,26 +131,18 @@ def _description(base: Version, place: str, plugins: Sequence[str]) -> tuple[Run
     return in_full(config, contract), contract.dataset
 
 
-def _new_file(path: Path, reader: VersionReader, names: Sequence[str], run: str, step: int) -> dict[str, Tensor]:
-    """A new file for the tensors ``names``, and these tensors, mapped from it to be filled."""
-    entries: dict[str, tuple[str, Iterable[int], int]] = {}
-    for name in names:
-        stored = reader.index.tensors[name]
-        size = int(np.prod(stored.shape, dtype=np.int64)) * DTYPES[stored.dtype].itemsize
-        entries[name] = (stored.dtype, stored.shape, size)
-    head = header(entries, run, step)
-    with open(path, "wb") as file:
-        file.write(head)
-        file.truncate(len(head) + sum(size for _, _, size in entries.values()))
-    content = torch.from_numpy(np.memmap(path, np.uint8, mode="r+"))
-    return {name: place.of(content) for name, place in tensor_places(path).items()}
-
-
 @torch.inference_mode()
-def _scored(
+def golden_scores(
     folder: Path, served: ServedModel, rows: list[dict[str, object]], sizes: Sequence[int]
 ) -> tuple[Scores, Sums]:
-    """Scores of the golden rows and sums of their input, computed as many rows at a time as the export does."""
+    """Scores of the golden rows and sums of their input, computed as many rows at a time as the export does.
+
+    Args:
+        folder: folder of the bundle, with its tables, weights and changes.
+        served: description of its model.
+        rows: golden rows, and the others that are scored with them.
+        sizes: numbers of rows to score at a time.
+    """
     given = served_input(folder, served)
     model, _ = served_model(folder, served, given)
     encode = given.encoder().encode

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.embeddings.row_formats import FORMATS, FormatName
 from dlrm_mtl.serve.bundle import (
     BUNDLE_FILE,
     CHANGES_FILE,
@@ -23,13 +24,13 @@ from dlrm_mtl.serve.bundle import (
     write_file,
 )
 from dlrm_mtl.serve.changes import TableChanges, read_changes, write_changes
-from dlrm_mtl.serve.follow.assemble import write_version
+from dlrm_mtl.serve.follow.assemble import golden_scores, write_version
 from dlrm_mtl.serve.follow.places import locked
 from dlrm_mtl.serve.golden import read_golden, write_golden
 from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import sync_folder, write_whole
 from dlrm_mtl.storage.run_store import RunStore, StorageError
-from dlrm_mtl.versions.content import read_delta
+from dlrm_mtl.versions.content import Delta, read_delta
 from dlrm_mtl.versions.format import REMEDY, StoredVersion
 
 OWN_FILES = (MODEL_FILE, DENSE_FILE, GOLDEN_FILE, CHANGES_FILE)
@@ -39,17 +40,24 @@ KEPT = 3
 IDENTITY_FILE = "chain"
 
 
-def prepare(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plugins: Sequence[str]) -> Path:
+def prepare(
+    cache: Path,
+    store: RunStore,
+    versions: Sequence[StoredVersion],
+    plugins: Sequence[str],
+    format: FormatName = "fp32",
+) -> Path:
     """Folder of the bundle of the last of ``versions``, which is made if needed; one process at a time makes one.
 
     Args:
-        cache: folder for bundles.
+        cache: folder for bundles, all of one format.
         store: files of the versions.
         versions: a base, and the deltas that follow it.
         plugins: modules with parts of the model that the user trusts.
+        format: format of the tables.
 
     Raises:
-        UserError: a file of a version is missing or damaged, or ``cache`` cannot be written to.
+        UserError: a file of a version is missing or damaged, the format cannot hold a value, or ``cache`` cannot be written to.
     """
     folder = cache / versions[-1].id
     if (folder / BUNDLE_FILE).exists():
@@ -58,7 +66,7 @@ def prepare(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plu
         if (folder / BUNDLE_FILE).exists():
             return folder
         try:
-            _make(cache, store, versions, plugins)
+            _make(cache, store, versions, plugins, format)
             _clear(cache, versions)
         except OSError as error:
             raise StorageError(
@@ -67,11 +75,13 @@ def prepare(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plu
     return folder
 
 
-def _make(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plugins: Sequence[str]) -> None:
+def _make(
+    cache: Path, store: RunStore, versions: Sequence[StoredVersion], plugins: Sequence[str], format: FormatName
+) -> None:
     folders = [cache / stored.id for stored in versions]
     made = [number for number, folder in enumerate(folders) if (folder / BUNDLE_FILE).exists()]
     if not made:
-        _make_base(store, versions[0], folders[0], plugins)
+        _make_base(store, versions[0], folders[0], plugins, format)
     start = made[-1] if made else 0
     if start == len(versions) - 1:
         return
@@ -79,6 +89,7 @@ def _make(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plugi
     changes = read_changes(before / CHANGES_FILE)
     deltas = [read_delta(store, stored) for stored in versions[start + 1 :]]
     for delta in deltas:
+        _check_values(delta, format)
         changes = changes.then(TableChanges(delta.tables, delta.ids))
     last = versions[-1]
     temporary = cache / f"{last.id}.tmp"
@@ -88,18 +99,21 @@ def _make(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plugi
     manifest = Manifest.model_validate_json((before / BUNDLE_FILE).read_bytes())
     served = read_model(before, list(plugins))
     served = served.model_copy(update={"step": last.version.step, "golden": last.version.golden_sums})
-    write_whole(temporary / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
     dense = dict(deltas[-1].dense)
     write_file(temporary / DENSE_FILE, lambda file: write_tensors(file, dense, served.name, served.step))
-    rows, _ = read_golden(before / GOLDEN_FILE)
-    scores = {task.name: deltas[-1].scores[:, number].numpy() for number, task in enumerate(served.tasks)}
-    write_golden(temporary / GOLDEN_FILE, rows, scores)
     write_changes(temporary / CHANGES_FILE, changes, served.name, served.step)
     files: dict[str, BundleFile] = {}
     for name, known in manifest.files.items():
         if name not in OWN_FILES:
             os.link(before / name, temporary / name)
             files[name] = known
+    rows, _ = read_golden(before / GOLDEN_FILE)
+    scores = {task.name: deltas[-1].scores[:, number].numpy() for number, task in enumerate(served.tasks)}
+    if format != "fp32":
+        scores, sums = golden_scores(temporary, served, rows, _of_golden(last.version.golden_batches, len(rows)))
+        served = served.model_copy(update={"golden": sums})
+    write_golden(temporary / GOLDEN_FILE, rows, scores)
+    write_whole(temporary / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
     for name in OWN_FILES:
         files[name] = measure(temporary / name)
     write_whole(temporary / BUNDLE_FILE, Manifest(format=FORMAT, files=files).model_dump_json(indent=1))
@@ -107,7 +121,24 @@ def _make(cache: Path, store: RunStore, versions: Sequence[StoredVersion], plugi
     sync_folder(cache)
 
 
-def _make_base(store: RunStore, base: StoredVersion, folder: Path, plugins: Sequence[str]) -> None:
+def _check_values(delta: Delta, format: FormatName) -> None:
+    """Check that the changed rows can be encoded, which is done when they are loaded; raises :class:`UserError`."""
+    for table, changed in delta.tables.items():
+        try:
+            FORMATS[format].encode(changed.values)
+        except ValueError as error:
+            raise UserError(f"--tables {format}: changed rows of table {table}: {error}; choose fp32.") from None
+
+
+def _of_golden(sizes: Sequence[int], rows: int) -> list[int]:
+    """Numbers of rows to score at a time, without the rows beyond the golden ones."""
+    found: list[int] = []
+    for size in sizes:
+        found.append(min(size, rows - sum(found)))
+    return [size for size in found if size]
+
+
+def _make_base(store: RunStore, base: StoredVersion, folder: Path, plugins: Sequence[str], format: FormatName) -> None:
     """Make the bundle of a base. A damaged one is remembered: each delta that follows would read all of it once more."""
     refused = folder.with_name(f"{folder.name}.refused")
     if refused.exists():
@@ -115,7 +146,7 @@ def _make_base(store: RunStore, base: StoredVersion, folder: Path, plugins: Sequ
     if folder.exists():
         shutil.rmtree(folder)
     try:
-        write_version(store, [base], folder, plugins)
+        write_version(store, [base], folder, plugins, format)
     except UserError as error:
         if REMEDY in str(error):
             write_whole(refused, str(error))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.embeddings.row_formats import FormatName
 from dlrm_mtl.serve.follow.places import default_cache, versions_store
 from dlrm_mtl.serve.follow.prepared import pin, prepare
 from dlrm_mtl.serve.scorer import Scorer
+from dlrm_mtl.serve.tables import check_format
 from dlrm_mtl.storage.run_store import StorageError
 from dlrm_mtl.versions.chain import Chain
 from dlrm_mtl.versions.format import StoredVersion
@@ -20,7 +22,8 @@ class FollowedVersion:
     """A published version whose bundle is on this machine; a :class:`~dlrm_mtl.serve.http.source.ModelVersion`.
 
     Args:
-        key: number and checksum of the version, which leads to every byte of it and of those before.
+        key: number and checksum of the version, which leads to every byte of it and of those before, and the format of its
+            tables if they are rounded.
         name: name for logs.
         folder: folder of the bundle.
         make: makes a scorer of a bundle's folder; picklable.
@@ -65,13 +68,26 @@ class FollowedVersions:
         make: makes a scorer of a bundle's folder; picklable.
         cache: folder of this machine for bundles; default: one for this place in the user's cache.
         plugins: modules with parts of the model that the user trusts.
+        format: format of the tables. One other than fp32 has a folder of its own in ``cache``.
+
+    Raises:
+        UserError: the format is unknown.
     """
 
     def __init__(
-        self, place: str, make: Callable[[Path], Scorer], cache: Path | None = None, plugins: Sequence[str] = ()
+        self,
+        place: str,
+        make: Callable[[Path], Scorer],
+        cache: Path | None = None,
+        plugins: Sequence[str] = (),
+        format: FormatName = "fp32",
     ) -> None:
-        self._place, self._make, self._plugins = place, make, tuple(plugins)
+        check_format(format)
+        self._place, self._make, self._plugins, self._format = place, make, tuple(plugins), format
         self._cache = cache or default_cache(place)
+        self._suffix = ""
+        if format != "fp32":
+            self._cache, self._suffix = self._cache / format, f"-{format}"
         self._chain: Chain | None = None
         self._refused: dict[str, str] = {}
 
@@ -108,7 +124,7 @@ class FollowedVersions:
                 self._refused[own.id] = str(error)
                 result.append(RefusedVersion(own.id, own.name, str(error)))
                 continue
-            result.append(FollowedVersion(own.id, own.name, folder, self._make))
+            result.append(FollowedVersion(own.id + self._suffix, own.name, folder, self._make))
             break
         return result
 
@@ -116,4 +132,4 @@ class FollowedVersions:
         reason = self._refused.get(versions[-1].id)
         if reason is not None:
             raise UserError(reason)
-        return prepare(self._cache, chain.store, versions, self._plugins)
+        return prepare(self._cache, chain.store, versions, self._plugins, self._format)
