@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
+
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.publish import PublishConfig
 from dlrm_mtl.config.run import RunConfig
@@ -17,6 +19,7 @@ from dlrm_mtl.data.dataset import Dataset
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.run.claim import Claim
 from dlrm_mtl.run.folder import RunFolder
+from dlrm_mtl.run.published_source import published_source
 from dlrm_mtl.run.staging import store_at
 from dlrm_mtl.storage.run_store import RunStore
 from dlrm_mtl.training.golden_rows import GoldenRows
@@ -88,7 +91,8 @@ class Publication:
 
         golden = GoldenRows(config, dataset)
         first_process_only(begin)
-        published = Published(model, optimizers.sparse, golden, progress)
+        raw = published_source(dataset, progress) if dist.get_rank() == 0 else {}
+        published = Published(model, optimizers.sparse, golden, progress, raw)
         background = config.training.async_checkpoints
         return Publisher(self.config, self.chain, self.identity, published, claim.lock.check, background)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Published:
     golden: GoldenRows
     state: RunState
     """State of the run, with its configuration and contract; the training updates it."""
+    raw: Mapping[str, bytes]
+    """Parts of a base that describe raw rows, by name; of the first process only."""
 
 
 class Publisher:
@@ -123,7 +125,8 @@ class Publisher:
             parts.append(_whole(GOLDEN_SCORES, torch.from_numpy(scored.scores)))
             if base:
                 rows = json.dumps(self.published.golden.read, default=float).encode()
-                parts.append(_whole(GOLDEN_ROWS, torch.frombuffer(bytearray(rows), dtype=torch.uint8)))
+                for name, content in {GOLDEN_ROWS: rows, **self.published.raw}.items():
+                    parts.append(_whole(name, torch.frombuffer(bytearray(content), dtype=torch.uint8)))
         background = self.background
         if base and background:
             copies = HostCopies()

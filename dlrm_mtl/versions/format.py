@@ -8,7 +8,8 @@ A folder of versions holds ``chain.json``, the identity of the chain, and a fold
   itself. It is written last; a folder without it is not a version.
 
 A whole model, a *base*, has the tensors of a checkpoint without optimizers (``tables.NAME``, ``ids.NAME``, ``dense.NAME``),
-and ``golden.rows``, the UTF-8 text of a JSON list of rows. A *delta* has all of ``dense.NAME``, and of tables and ids only
+``golden.rows``, the UTF-8 text of a JSON list of rows, and ``raw.*``, bytes of files of the data set that describe raw rows,
+where it has them. A *delta* has all of ``dense.NAME``, and of tables and ids only
 rows that have changed: ``rows:COLUMN:FIRST:TABLE`` [K] int64 with ``values:COLUMN:FIRST:TABLE`` [K, D], where COLUMN is the
 first of D columns and FIRST the first row; ``id_rows:FIRST:NAME`` [K] with ``ids:FIRST:NAME`` [K] int64. Both have
 ``golden.scores`` [N, T] float32: the trained model's predictions for the golden rows, the first of the rows that it scored.
@@ -27,6 +28,8 @@ from dlrm_mtl.checkpoint.format import sha256
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.json_text import parse_mapping
 from dlrm_mtl.core.schema import Strict, validate
+from dlrm_mtl.data.raw_source import RECIPE_FILE
+from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE
 
 FORMAT = 1
 CHAIN_FILE = "chain.json"
@@ -35,6 +38,10 @@ REMEDY = "the version was changed or is damaged: servers go on with the one befo
 """End of error sentences about a damaged version."""
 GOLDEN_ROWS = "golden.rows"
 GOLDEN_SCORES = "golden.scores"
+RAW_COLUMNS = "raw.columns"
+"""Tensor with the JSON text of :class:`~dlrm_mtl.data.raw_source.ColumnFacts`."""
+RAW_FILES = {RECIPE_FILE: "raw.recipe", VOCABULARIES_FILE: "raw.vocabularies"}
+"""Tensors with the bytes of a data set's files."""
 _NAME = re.compile(r"version_(\d{8,})")
 
 

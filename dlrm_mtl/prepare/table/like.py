@@ -13,6 +13,7 @@ from pyarrow import fs
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.sql import file_literal, quote
 from dlrm_mtl.data.dataset import Dataset, open_dataset, read_again, unreachable
+from dlrm_mtl.data.raw_source import RECIPE_FILE
 from dlrm_mtl.data.spec import DATASET_FILE, SplitSpec
 from dlrm_mtl.data.statistics import write_spec
 from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE
@@ -29,7 +30,7 @@ from dlrm_mtl.prepare.table.description import HashConfig, TableDescription
 from dlrm_mtl.prepare.table.files import column_names, load
 from dlrm_mtl.prepare.table.find import Found, find_files
 from dlrm_mtl.prepare.table.ids import count_unknown, number_values
-from dlrm_mtl.prepare.table.recipe import RECIPE_FILE, read_recipe
+from dlrm_mtl.prepare.table.recipe import read_recipe
 from dlrm_mtl.prepare.table.values import know_whole_numbers
 from dlrm_mtl.storage.filesystems import is_local
 

@@ -11,12 +11,11 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import Strict, validate
 from dlrm_mtl.core.yaml_text import to_yaml
 from dlrm_mtl.data.dataset import Dataset, read_yaml_file
+from dlrm_mtl.data.raw_source import RECIPE_FILE
 from dlrm_mtl.prepare.table.columns import numbered_features
 from dlrm_mtl.prepare.table.description import TableDescription
 from dlrm_mtl.prepare.table.files import Table
 from dlrm_mtl.prepare.table.values import whole_numbers
-
-RECIPE_FILE = "table.yaml"
 
 
 class Recipe(Strict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,13 @@ from dlrm_mtl.serve.bundle import (
     GOLDEN_FILE,
     MODEL_FILE,
     TABLES_FILE,
+    VALUES_FILE,
     ServedModel,
     new_bundle,
     write_file,
 )
 from dlrm_mtl.serve.description import describe_model
+from dlrm_mtl.serve.follow.raw import published_raw
 from dlrm_mtl.serve.follow.table_files import encode_tables, new_tensors
 from dlrm_mtl.serve.golden import compare_scores, compare_sums, write_golden
 from dlrm_mtl.serve.load import served_input, served_model
@@ -115,8 +118,11 @@ def write_version(
             write_digests(folder / TABLES_FILE, folder / DIGESTS_FILE)
             rounded = describe_model(config, spec, step, {}, tables=format)
             scored, sums = golden_scores(folder, rounded, rows, sizes)
-        write_golden(folder / GOLDEN_FILE, rows[:ROWS], scored)
-        served = describe_model(config, spec, step, sums, tables=format)
+        raw = published_raw(reader, config, spec, f"{store.place}/{base.name}")
+        write_golden(folder / GOLDEN_FILE, rows[:ROWS], scored, raw.golden(rows[:ROWS]) if raw is not None else [])
+        if raw is not None:
+            write_file(folder / VALUES_FILE, partial(write_tensors, tensors=raw.tensors, run=config.name, step=step))
+        served = describe_model(config, spec, step, sums, raw.raw if raw is not None else None, format)
         write_whole(folder / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
     logger.info("%s: %s of step %d, version %s", output, last.name, step, found[0])
     return found[0]

@@ -26,7 +26,7 @@ from dlrm_mtl.serve.bundle import (
 from dlrm_mtl.serve.changes import TableChanges, read_changes, write_changes
 from dlrm_mtl.serve.follow.assemble import golden_scores, write_version
 from dlrm_mtl.serve.follow.places import locked
-from dlrm_mtl.serve.golden import read_golden, write_golden
+from dlrm_mtl.serve.golden import read_golden, read_raw_golden, write_golden
 from dlrm_mtl.serve.tensor_files import write_tensors
 from dlrm_mtl.storage.output import sync_folder, write_whole
 from dlrm_mtl.storage.run_store import RunStore, StorageError
@@ -112,7 +112,7 @@ def _make(
     if format != "fp32":
         scores, sums = golden_scores(temporary, served, rows, _of_golden(last.version.golden_batches, len(rows)))
         served = served.model_copy(update={"golden": sums})
-    write_golden(temporary / GOLDEN_FILE, rows, scores)
+    write_golden(temporary / GOLDEN_FILE, rows, scores, read_raw_golden(before / GOLDEN_FILE))
     write_whole(temporary / MODEL_FILE, served.model_dump_json(indent=1) + "\n")
     for name in OWN_FILES:
         files[name] = measure(temporary / name)

@@ -13,10 +13,10 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.contract import Contract
-from dlrm_mtl.data.dataset import open_dataset
+from dlrm_mtl.data.dataset import Dataset, open_dataset
+from dlrm_mtl.data.raw_source import RECIPE_FILE, ColumnFacts
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec
 from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE, Values, vocabularies_digest
-from dlrm_mtl.prepare.table.recipe import RECIPE_FILE
 from dlrm_mtl.serve.raw.description import RawRows
 from dlrm_mtl.serve.raw.golden import raw_rows_of
 from dlrm_mtl.serve.raw.lookup import ValueIds
@@ -56,8 +56,6 @@ def raw_export(data: DataConfig, contract: Contract | None, spec: DatasetSpec) -
         UserError: the recipe is not that of the data that the run was trained on.
     """
     path = data.path
-    chosen = select(spec, data, [], served=True)
-    features = [each for each in (*chosen.sparse, *chosen.dense) if each.name not in chosen.constants]
     try:
         dataset = open_dataset(path)
         recipe, known = exists(dataset, RECIPE_FILE), exists(dataset, VOCABULARIES_FILE)
@@ -74,6 +72,23 @@ def raw_export(data: DataConfig, contract: Contract | None, spec: DatasetSpec) -
         return None
     if not recipe and not known:
         return None
-    raw, vocabularies = describe_raw(dataset, spec, features)
+    return raw_rows_in(dataset, data, spec)
+
+
+def raw_rows_in(dataset: Dataset, data: DataConfig, spec: DatasetSpec, columns: ColumnFacts | None = None) -> RawExport:
+    """Raw rows by the recipe and the vocabularies in the folder of a data set.
+
+    Args:
+        dataset: the data set.
+        data: features that the run reads.
+        spec: description of the data set in the contract.
+        columns: facts about the training files; default: read from them.
+
+    Raises:
+        UserError: the recipe is not that of the data that the run was trained on.
+    """
+    chosen = select(spec, data, [], served=True)
+    features = [each for each in (*chosen.sparse, *chosen.dense) if each.name not in chosen.constants]
+    raw, vocabularies = describe_raw(dataset, spec, features, columns)
     raw, tensors = arrange_all(raw, vocabularies)
     return RawExport(raw, tensors, features, vocabularies)

@@ -11,12 +11,12 @@ from pyarrow import fs
 from torch import Tensor
 
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.data.dataset import Dataset, Split
-from dlrm_mtl.data.file_checks import is_list
+from dlrm_mtl.data.dataset import Dataset
+from dlrm_mtl.data.raw_source import RECIPE_FILE, ColumnFacts, column_facts
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec
 from dlrm_mtl.data.vocabularies import VOCABULARIES_FILE, Values, read_values
 from dlrm_mtl.prepare.table.description import FeatureConfig, HashConfig
-from dlrm_mtl.prepare.table.recipe import RECIPE_FILE, Recipe, read_recipe
+from dlrm_mtl.prepare.table.recipe import Recipe, read_recipe
 from dlrm_mtl.serve.raw.description import RawFeature, RawRows
 from dlrm_mtl.serve.raw.lookup import arrange
 
@@ -24,7 +24,7 @@ WHOLE = r"^-?[0-9]+$"
 
 
 def describe_raw(
-    dataset: Dataset, spec: DatasetSpec, features: Sequence[FeatureSpec]
+    dataset: Dataset, spec: DatasetSpec, features: Sequence[FeatureSpec], columns: ColumnFacts | None = None
 ) -> tuple[RawRows, dict[str, Values]]:
     """Description of the raw rows of ``dataset``, and vocabularies by owner.
 
@@ -35,13 +35,14 @@ def describe_raw(
         dataset: the data set.
         spec: its description in the run's contract.
         features: features that the model reads.
+        columns: facts about the training files; default: read from them.
 
     Raises:
         UserError: the recipe is not that of the data that the run was trained on, or a file cannot be read.
     """
     recipe = read_recipe(dataset) if exists(dataset, RECIPE_FILE) else None
     vocabularies = _vocabularies(dataset, spec, features)
-    columns = _Columns(dataset.split("train"))
+    columns = column_facts(dataset.split("train")) if columns is None else columns
     if recipe is None:
         described = [_stored(feature, spec, columns, vocabularies) for feature in features]
         return RawRows(features=described), vocabularies
@@ -79,32 +80,8 @@ def _vocabularies(dataset: Dataset, spec: DatasetSpec, features: Sequence[Featur
     return {owner: values for owner, values in found.items() if values is not None}
 
 
-class _Columns:
-    """Types of the training files' columns, and whether these hold nulls."""
-
-    def __init__(self, split: Split) -> None:
-        self._schema = split.files[0].schema
-        self._nulls = dict.fromkeys(self._schema.names, False)
-        for file in split.files:
-            for group in range(file.metadata.num_row_groups):
-                chunks = file.metadata.row_group(group)
-                for index in range(chunks.num_columns):
-                    chunk = chunks.column(index)
-                    statistics = chunk.statistics
-                    if chunk.path_in_schema in self._nulls and (statistics is None or statistics.null_count):
-                        self._nulls[chunk.path_in_schema] = True
-
-    def listed(self, feature: FeatureSpec) -> bool:
-        """True if the column holds lists."""
-        return feature.kind != "dense" and is_list(self._schema.field(feature.source).type)
-
-    def nulls(self, feature: FeatureSpec) -> bool:
-        """True if the column, of single values, holds nulls."""
-        return self._nulls[feature.source]
-
-
 def _stored(
-    feature: FeatureSpec, spec: DatasetSpec, columns: _Columns, vocabularies: Mapping[str, Values]
+    feature: FeatureSpec, spec: DatasetSpec, columns: ColumnFacts, vocabularies: Mapping[str, Values]
 ) -> RawFeature:
     """A feature of a data set without a recipe."""
     made = RawFeature(name=feature.name, column=feature.source, kind=feature.kind, values="stored")
@@ -117,13 +94,13 @@ def _stored(
             "values": "vocabulary",
             "owner": owner,
             "whole": whole,
-            "listed": columns.listed(feature),
-            "null": "null" if columns.nulls(feature) else "zero",
+            "listed": feature.source in columns.lists,
+            "null": "null" if feature.source in columns.nulls else "zero",
         }
     )
 
 
-def _of_table(feature: FeatureSpec, spec: DatasetSpec, columns: _Columns, recipe: Recipe, place: str) -> RawFeature:
+def _of_table(feature: FeatureSpec, spec: DatasetSpec, columns: ColumnFacts, recipe: Recipe, place: str) -> RawFeature:
     """A feature of a data set that `prepare table` wrote."""
     configs = {config.name: config for config in recipe.description.used}
     config = configs.get(feature.source)
@@ -139,7 +116,7 @@ def _of_table(feature: FeatureSpec, spec: DatasetSpec, columns: _Columns, recipe
     update: dict[str, object] = {
         "owner": name,
         "whole": config.name in recipe.whole_numbers,
-        "listed": columns.listed(feature),
+        "listed": feature.source in columns.lists,
         "separator": config.separator,
         "brackets": config.brackets,
         "max_length": config.max_length,
