@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from dlrm_mtl.checkpoint import checkpoints as module
 from dlrm_mtl.checkpoint import copies
+from dlrm_mtl.checkpoint import folder as module
 from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.storage.run_store import LocalStore

@@ -195,7 +195,7 @@ def save_twice(rank: int, folder: str, background: bool) -> list[str]:
     """Save two checkpoints, of which the second fails on the last process only; the errors, and what is there."""
     checkpoints = Checkpoints(LocalStore(Path(folder)))
     checkpoints.save(Tensors(rank), RunState(step=1))
-    from dlrm_mtl.checkpoint import checkpoints as module
+    from dlrm_mtl.checkpoint import folder as module
 
     write = module.write_files
 
