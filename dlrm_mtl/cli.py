@@ -367,7 +367,7 @@ def apply(
 ) -> None:
     """Write the bundle of a published version: the last base and all changes that follow it.
 
-    It has the same bytes as the bundle that `export` writes of that step, without raw rows.
+    It has the same bytes as the bundle that `export` writes of that step.
     """
     from typing import cast
 

@@ -89,13 +89,10 @@ def test_followed_versions_score_raw_rows(trained: Path, tmp_path: Path, format:
         rows["seen"] = [each.split() for each in rows["seen"]]
         rows["marks"] = [[] for _ in rows["marks"]]
         rows["price"] = rows["age"] = rows["balance"] = 0.5
-    write_version(
-        LocalStore(trained / "versions"),
-        Chain(LocalStore(trained / "versions")).newest().versions,
-        tmp_path / "b",
-        format=format,
-    )
-    folder = trained / "export_5" if format == "fp32" else tmp_path / "b"
+    folder = trained / "export_5"
+    if format != "fp32":
+        store, folder = LocalStore(trained / "versions"), tmp_path / "applied"
+        write_version(store, Chain(store).newest().versions, folder, format=format)
     found, wanted = version.load(None).score(rows), make(folder).score(rows)
     assert all(np.array_equal(found[task], wanted[task]) for task in wanted)
     lines = [json.loads(line) for line in (version.load(None).folder / "golden.jsonl").read_text().splitlines()]
