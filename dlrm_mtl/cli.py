@@ -509,6 +509,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="With --follow: bundle that `export --calibrate` wrote of the same run; its maps are applied. Default: none.",
+            show_default=False,
+        ),
+    ] = None,
     every: Annotated[
         float,
         typer.Option(
@@ -554,7 +562,9 @@ def serve(
     from dlrm_mtl.serve.http.start import source_of, start_server
 
     start_server(
-        source_of(bundle, follow, cache, watch, missing or [], unknown or [], raw_rows, plugins or [], tables),
+        source_of(
+            bundle, follow, cache, watch, missing or [], unknown or [], raw_rows, plugins or [], tables, calibration
+        ),
         host=host,
         port=port,
         workers=workers,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.embeddings.row_formats import FormatName
+from dlrm_mtl.serve.follow.calibration import FollowedCalibration
 from dlrm_mtl.serve.follow.places import default_cache, versions_store
 from dlrm_mtl.serve.follow.prepared import pin, prepare
 from dlrm_mtl.serve.scorer import Scorer
@@ -22,22 +23,26 @@ class FollowedVersion:
     """A published version whose bundle is on this machine; a :class:`~dlrm_mtl.serve.http.source.ModelVersion`.
 
     Args:
-        key: number and checksum of the version, which leads to every byte of it and of those before, and the format of its
-            tables if they are rounded.
+        key: number and checksum of the version, which leads to every byte of it and of those before, and what else its scores
+            depend on: the format of tables that are rounded, the digest of the calibration.
         name: name for logs.
         folder: folder of the bundle.
         make: makes a scorer of a bundle's folder; picklable.
+        calibration: maps of its predictions.
     """
 
     key: str
     name: str
     folder: Path
     make: Callable[[Path], Scorer]
+    calibration: FollowedCalibration | None = None
 
     def load(self, serving: Scorer | None) -> Scorer:
         """The scorer; its tables are the mapped ones of the base, and the rows that have changed since."""
         scorer = self.make(self.folder)
         scorer.version = self.key
+        if self.calibration is not None:
+            self.calibration.put_on(scorer)
         return scorer
 
 
@@ -69,6 +74,7 @@ class FollowedVersions:
         cache: folder of this machine for bundles; default: one for this place in the user's cache.
         plugins: modules with parts of the model that the user trusts.
         format: format of the tables. One other than fp32 has a folder of its own in ``cache``.
+        calibration: maps of the predictions.
 
     Raises:
         UserError: the format is unknown.
@@ -81,6 +87,7 @@ class FollowedVersions:
         cache: Path | None = None,
         plugins: Sequence[str] = (),
         format: FormatName = "fp32",
+        calibration: FollowedCalibration | None = None,
     ) -> None:
         check_format(format)
         self._place, self._make, self._plugins, self._format = place, make, tuple(plugins), format
@@ -88,6 +95,9 @@ class FollowedVersions:
         self._suffix = ""
         if format != "fp32":
             self._cache, self._suffix = self._cache / format, f"-{format}"
+        self._calibration = calibration
+        if calibration is not None:
+            self._suffix += f"-{calibration.digest}"
         self._chain: Chain | None = None
         self._refused: dict[str, str] = {}
 
@@ -124,7 +134,7 @@ class FollowedVersions:
                 self._refused[own.id] = str(error)
                 result.append(RefusedVersion(own.id, own.name, str(error)))
                 continue
-            result.append(FollowedVersion(own.id + self._suffix, own.name, folder, self._make))
+            result.append(FollowedVersion(own.id + self._suffix, own.name, folder, self._make, self._calibration))
             break
         return result
 

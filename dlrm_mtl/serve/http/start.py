@@ -10,6 +10,7 @@ from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.memory import parse_size
 from dlrm_mtl.embeddings.row_formats import FormatName
+from dlrm_mtl.serve.follow.calibration import calibration_of
 from dlrm_mtl.serve.follow.source import FollowedVersions
 from dlrm_mtl.serve.http.limits import ServerLimits
 from dlrm_mtl.serve.http.options import ServerOptions
@@ -28,6 +29,7 @@ def source_of(
     raw_rows: bool,
     plugins: Sequence[str],
     tables: str | None = None,
+    calibration: Path | None = None,
 ) -> VersionSource:
     """Place that a server takes its model from; see ``dlrm-mtl serve --help``.
 
@@ -43,7 +45,9 @@ def source_of(
     if follow is not None:
         if bundle is not None or watch:
             raise UserError(f"--follow {follow}: takes the place of a bundle and of --watch; leave them out.")
-        return FollowedVersions(follow, factory, cache, plugins, cast(FormatName, tables or "fp32"))
+        format = cast(FormatName, tables or "fp32")
+        maps = None if calibration is None else calibration_of(calibration, plugins)
+        return FollowedVersions(follow, factory, cache, plugins, format, maps)
     if bundle is None or cache is not None:
         raise UserError(
             "serve: name a bundle, or the folder of published versions with --follow; --cache goes with it."
@@ -52,6 +56,8 @@ def source_of(
         raise UserError(
             f"--tables {tables}: goes with --follow; the tables of a bundle are in the format of its export."
         )
+    if calibration is not None:
+        raise UserError(f"--calibration {calibration}: goes with --follow; a bundle has the calibration of its export.")
     if "://" in bundle:
         raise UserError(f"{bundle}: a bundle is served from a local folder; copy it to this machine.")
     source = LocalBundles(bundle, factory)
