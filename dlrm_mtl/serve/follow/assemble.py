@@ -117,7 +117,10 @@ def write_version(
             encode_tables(folder / TABLES_FILE, format, config.name, step)
             write_digests(folder / TABLES_FILE, folder / DIGESTS_FILE)
             rounded = describe_model(config, spec, step, {}, tables=format)
+            exact = scored
             scored, sums = golden_scores(folder, rounded, rows, sizes)
+            largest = max(float(np.abs(scored[task] - exact[task]).max(initial=0.0)) for task in exact)
+            logger.info("%s: %s tables change scores of the golden rows by up to %.2g", place, format, largest)
         raw = published_raw(reader, config, spec, f"{store.place}/{base.name}")
         write_golden(folder / GOLDEN_FILE, rows[:ROWS], scored, raw.golden(rows[:ROWS]) if raw is not None else [])
         if raw is not None:

@@ -32,7 +32,8 @@ def open_reader(folder: Path, served: ServedModel, rows: RowKind) -> RawReader |
         if rows == "raw":
             raise UserError(
                 f"{folder}: this bundle knows no raw rows, because its data set had no table.yaml or vocabularies.parquet when "
-                "it was exported; export the run again where the data set is, or score rows of the prepared data set."
+                "it was exported or published; export the run again where the data set is, or score rows of the prepared data "
+                "set."
             )
         return None
     values = map_tensors(folder / VALUES_FILE)
