@@ -33,6 +33,8 @@ from dlrm_mtl.training.sharded_model import ShardedModel
 
 EVALUATION_SPLITS = ("input", "test", "validation")
 """Splits that quality is measured on, in order of preference; ``input`` means files outside the data set."""
+PIECE = 1 << 16
+"""Number of rows that are decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,6 @@ def _encoded(name: FormatName, model: ShardedModel) -> tuple[dict[str, Tensor], 
         stored[key] = rows.view(torch.float16) if name == "fp16" else rows
         size += weight.numel() * 4
     return stored, size
-
-
-PIECE = 1 << 16
-"""Number of rows that are decoded at a time."""
 
 
 def _weights(model: ShardedModel) -> dict[str, Tensor]:
