@@ -1,0 +1,108 @@
+"""Commands that look before a run: ``doctor``, ``models``, ``plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlrm_mtl.cli.options import ConfigFile, Overrides, Plugins
+from dlrm_mtl.core.errors import UserError
+
+
+def doctor(
+    distributed: Annotated[
+        bool,
+        typer.Option("--distributed", help="Check between the processes of a job that is started like a training."),
+    ] = False,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --distributed: file or folder that all hosts must see alike, such as the data set; path or URI. May be "
+            "repeated."
+        ),
+    ] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --distributed: folder that all hosts must share and write to, such as the run's. May be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Print versions, devices and backends, and check that they fit together; exit code 1 if they don't.
+
+    With --distributed, started like `train`: check sums, bandwidth, clocks, versions and paths between the processes of a job;
+    exit code 2 if something is wrong.
+    """
+    if distributed:
+        from dlrm_mtl.doctor import check_or_raise
+
+        check_or_raise()
+        from dlrm_mtl.job_check.report import check_job
+
+        check_job(path or [], output or [])
+        return
+    if path or output:
+        raise UserError(f"--{'path' if path else 'output'}: goes with --distributed; add it.")
+    from rich.console import Console
+
+    from dlrm_mtl.doctor import hints, problems, report
+
+    console = Console(highlight=False)
+    console.print(report())
+    found = problems(thorough=True)
+    for problem in found:
+        console.print(f"problem: {problem}", soft_wrap=True)
+    for hint in hints():
+        console.print(f"hint: {hint}", soft_wrap=True)
+    if found:
+        raise SystemExit(1)
+    console.print("All is well.")
+
+
+def models(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A run's YAML file, such as configs/kuairand_mmoe.yaml.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugins: Plugins = None,
+) -> None:
+    """List the multitask architectures; with a configuration, what each would cost in the place of the one it names."""
+    from dlrm_mtl.core.plugins import load_plugins
+    from dlrm_mtl.run.show_models import list_models, show_costs
+
+    load_plugins(plugins or [], "--plugin")
+    if config is not None:
+        show_costs(config, overrides, as_json)
+    elif overrides:
+        raise UserError("--set: there is no configuration to override; name one, such as configs/kuairand_mmoe.yaml.")
+    else:
+        list_models(as_json)
+
+
+def plan(
+    config: ConfigFile,
+    processes: Annotated[int, typer.Option(min=1, help="Number of all processes of the run.")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, help="Number of hosts, which share the processes equally.")] = 1,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of a host, such as 64GB. Default: this machine's.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of a GPU, one for each process, such as 80GB. Default: this machine's, if any."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugins: Plugins = None,
+) -> None:
+    """Show where the tables of a run would live, and what every process would hold, without training.
+
+    One process plans for any number of them, and for machines other than this one.
+    """
+    from dlrm_mtl.run.plan import show_plan
+
+    show_plan(config, overrides, plugins, processes, hosts, memory, gpu_memory, as_json)
