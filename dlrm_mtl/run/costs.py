@@ -60,7 +60,7 @@ def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
     costs = []
     if not hasattr(config.model, "multitask"):
         options = config.model.model_dump(mode="json", exclude={"name", "embeddings"})
-        costs.append(Cost(config.model.name, True, options, *_count(config.model, inputs)))
+        costs.append(Cost(config.model.name, True, options, *count_model(config.model, inputs)))
     for name, model in _with_each_architecture(config.model):
         configured = model is config.model
         if isinstance(model, str):
@@ -68,7 +68,7 @@ def count_costs(config: RunConfig, spec: DatasetSpec) -> list[Cost]:
             continue
         options = model.multitask.model_dump(mode="json", exclude={"name"})
         try:
-            costs.append(Cost(name, configured, options, *_count(model, inputs)))
+            costs.append(Cost(name, configured, options, *count_model(model, inputs)))
         except UserError as error:
             if configured:
                 raise
@@ -113,7 +113,7 @@ def _with_each_architecture(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, str(detail.get("ctx", {}).get("error", detail["msg"]))
 
 
-def _count(config: RankingModelConfig, inputs: ModelInputs) -> tuple[int, int, int | None, int]:
+def count_model(config: RankingModelConfig, inputs: ModelInputs) -> tuple[int, int, int | None, int]:
     """Number of parameters in the tables, outside them and in the architecture, and multiply-adds, of a real forward pass."""
     model = build_ranking_model(config, inputs).eval()
     # One row per table is enough: lookups are not matrix products, and a real table may not fit into memory.
