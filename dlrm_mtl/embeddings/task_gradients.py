@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import record_function
 
 from dlrm_mtl.core.gram import gram_of
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import TableGroup
 from dlrm_mtl.embeddings.torchrec.lookups import CollectingTables, PendingLookup, widen
@@ -76,7 +76,7 @@ class TaskGradients:
             outputs: outputs of the tables; all tables must be reachable from them.
             gradients: gradients of ``outputs``, for each of T tasks.
         """
-        with record_function("## tables: backward of tasks ##"):
+        with phase("tables: backward of tasks"):
             for task, gradient in enumerate(gradients):
                 torch.autograd.backward(outputs, gradient, retain_graph=task + 1 < self.tasks)
                 for part in self._parts:
@@ -84,7 +84,7 @@ class TaskGradients:
 
     def grams(self) -> Tensor:
         """[tables, T, T] float64 on the CPU: this process's parts of the inner products, to be summed over processes."""
-        with record_function("## tables: inner products ##"):
+        with phase("tables: inner products"):
             result = torch.zeros(len(self.names), self.tasks, self.tasks, dtype=torch.float64)
             for part, own in zip(self._parts, self._own, strict=True):
                 result.index_add_(0, own, part.grams().cpu())
@@ -92,7 +92,7 @@ class TaskGradients:
 
     def combine(self, coefficients: Tensor) -> None:
         """Pass sum_t coefficients[table, t] gradient_t to the optimizer; [tables, T], the same on every process."""
-        with record_function("## tables: combine tasks ##"):
+        with phase("tables: combine tasks"):
             for part, own in zip(self._parts, self._own, strict=True):
                 part.combine(coefficients[own].to(part.local.group.weights.device, torch.float32))
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchrec.optim.keyed import KeyedOptimizer
 
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Update
 from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
@@ -137,12 +137,16 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 closure()
-        with record_function("## two-phase step ##"):
+        with phase("two-phase step"):
             rate = float(self.param_groups[0]["lr"])
-            gradients = [self._unfrozen(local, local.take_gradients()) for local in self.tables]
-            means = self._mean_squares(gradients)
-            factors = self._agree(self._factors(gradients, means, rate), others, flag)
-            dense, *by_table, least = factors.tolist()
+            with phase("row gradients"):
+                gradients = [self._unfrozen(local, local.take_gradients()) for local in self.tables]
+            with phase("row statistics"):
+                means = self._mean_squares(gradients)
+            with phase("factors"):
+                own = self._factors(gradients, means, rate)
+            with phase("agreement"):
+                dense, *by_table, least = self._agree(own, others, flag).tolist()
             broken = [name for name, factor in zip(self.names, by_table, strict=True) if factor <= NON_FINITE]
             if dense <= NON_FINITE:
                 broken.append("dense")
@@ -152,7 +156,8 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                 self.steps += 1
                 if measure and self._native is not None:
                     self.report.largest_moves = self._largest_moves(gradients, means, self.report.factors, rate)
-                self._apply(gradients, means, self.report.factors, rate)
+                with phase("apply"):
+                    self._apply(gradients, means, self.report.factors, rate)
                 if self.touched is not None:
                     self.touched.add(gradients)
         self.zero_grad()

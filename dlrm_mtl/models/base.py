@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
+from dlrm_mtl.core.phases import mark_features, phase
 from dlrm_mtl.core.schema import PartConfig
 from dlrm_mtl.data.spec import DatasetSpec, FeatureSpec
 from dlrm_mtl.embeddings.tables import TableSet
@@ -84,9 +84,10 @@ class RankingModel(nn.Module):
 
     def forward(self, batch: ModelBatch) -> Tensor:
         """Return logits [B, T]."""
-        with record_function("## embeddings ##"):
+        with phase("embeddings"):
             features = self.lookup(self.ids(batch))
-        with record_function("## dense ##"):
+        mark_features(features)
+        with phase("dense"):
             return self.logits_of(features, batch.dense)
 
     def logits_of(self, features: Tensor, dense: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.data.keyed_ids import FeatureIds, KeyedIds, like
 from dlrm_mtl.embeddings.tables import TableSet, torchrec_tables
 
@@ -75,7 +76,11 @@ class FeatureLookup(nn.Module):
         if self.unbounded is not None:
             sparse = self.unbounded(sparse)
         # The columns of a KeyedTensor's values() depend on the sharding plan, so features are gathered by name.
-        sums = self.tables(sparse).to_dict() if self.tables is not None else {}
+        sums: Mapping[str, Tensor] = {}
+        if self.tables is not None:
+            coming = self.tables(sparse)
+            with phase("output exchange"):
+                sums = coming.to_dict()
         rows: dict[str, FeatureIds] = {}
         if self.unpooled_tables is not None:
             rows = self.unpooled_tables(most_recent(sparse, self.unpooled_features, self.table_set.lengths))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE
 from dlrm_mtl.embeddings.two_phase import StepReport, TwoPhaseOptimizer
 from dlrm_mtl.optim.clippy_adagrad import ClippyAdagrad, Measurement
@@ -62,17 +63,21 @@ class Optimizers:
             measure: True to report the largest moves of coordinates, which takes another pass over them.
             flag: a number whose largest value on any process is in the report of all, see :class:`TwoPhaseOptimizer`.
         """
-        measurement = self.dense.measure() if isinstance(self.dense, ClippyAdagrad) else None
-        self.sparse.step(others=self._smallest_dense_factor(measurement), measure=measure, flag=flag)
+        with phase("dense optimizer"):
+            measurement = self.dense.measure() if isinstance(self.dense, ClippyAdagrad) else None
+            others = self._smallest_dense_factor(measurement)
+        self.sparse.step(others=others, measure=measure, flag=flag)
         report = self.sparse.report
         if isinstance(self.dense, ClippyAdagrad):
-            self.dense.step(measurement=measurement, apply_if=torch.tensor(not report.skipped))
+            with phase("dense optimizer"):
+                self.dense.step(measurement=measurement, apply_if=torch.tensor(not report.skipped))
             if measure:
                 report.more = {f"factor/{name}": float(value) for name, value in self.dense.clipping_factors().items()}
                 moves = {f"largest_move/{name}": float(value) for name, value in self.dense.update_norms().items()}
                 report.more.update(moves)
         elif not report.skipped:
-            self.dense.step()
+            with phase("dense optimizer"):
+                self.dense.step()
         return report
 
     def _smallest_dense_factor(self, measurement: Measurement | None) -> Tensor:

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "training.log_every",
     "training.early_stopping.patience",
     "training.profile",
+    "training.phase_times",
     "training.listeners",
 )
 """Keys that a resumed run may change: its length, and how it is executed, saved, watched and served. ``data.path`` must

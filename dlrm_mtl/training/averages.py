@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dlrm_mtl.core.phases import PhaseClock
+
 
 class Window:
     """Averages over the steps since the last log entry.
@@ -16,11 +18,13 @@ class Window:
     Args:
         names: names of the tasks.
         device: device of the losses.
+        clock: clock of the phases of steps; None to leave them out.
     """
 
-    def __init__(self, names: list[str], device: torch.device) -> None:
+    def __init__(self, names: list[str], device: torch.device, clock: PhaseClock | None = None) -> None:
         self.names = names
         self.device = device
+        self.clock = clock
         self.restart(0.0)
 
     def restart(self, wait_seconds: float) -> None:
@@ -28,6 +32,9 @@ class Window:
         self.parts: list[Tensor] = []
         self.figures: list[dict[str, float]] = []
         self.rows = 0
+        self.steps = 0
+        if self.clock is not None:
+            self.clock.take()
         self.waited = wait_seconds
         self.start = time.monotonic()
 
@@ -37,6 +44,7 @@ class Window:
             self.parts.append(parts)
             self.figures.append(figures)
         self.rows += rows
+        self.steps += 1
 
     def close(self, wait_seconds: float) -> dict[str, float]:
         """Average over the window and start the next one. Every process must call this.
@@ -55,6 +63,9 @@ class Window:
         for name in self.figures[0] if self.figures else {}:
             defined = [figures[name] for figures in self.figures if not math.isnan(figures[name])]
             values[name] = sum(defined) / len(defined) if defined else math.nan
+        if self.clock is not None:
+            seconds_of = self.clock.take()
+            values.update({f"phase/{name.replace(' ', '_')}": s / self.steps for name, s in seconds_of.items()})
         values["seconds"] = seconds
         values["rows_per_second"] = self.rows / seconds
         values["data_wait_share"] = min((wait_seconds - self.waited) / seconds, 1.0)

@@ -13,10 +13,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from dlrm_mtl.balancing import BalanceReport, gram_of, not_finite_tasks
 from dlrm_mtl.config.run import RunConfig
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.task_gradients import TaskGradients
@@ -62,16 +62,18 @@ class BalancedStep(TrainingStep):
         with self._gradients_apart():
             for number, piece in enumerate(pieces):
                 self.set_clock(step, number)
-                with record_function("## forward ##"):
+                with phase("forward"):
                     logits = self.model.ranker(
                         piece.batch
                     )  # bypasses DDP: gradients are reduced before they are compared
-                terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
-                penalty = self.penalty(logits, piece, rows)
-                with record_function("## backward ##"):
+                with phase("losses"):
+                    terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
+                    penalty = self.penalty(logits, piece, rows)
+                with phase("backward"):
                     self._backward([*terms] if penalty is None else [*terms, penalty])
                 parts += part
-            self._combine(parts, step)
+            with phase("balancing"):
+                self._combine(parts, step)
         return parts
 
     def after_update(self, pieces: Sequence[MicroBatch], parts: Tensor, totals: Tensor, step: int) -> None:
@@ -149,7 +151,7 @@ class BalancedStep(TrainingStep):
             self._flat = torch.zeros(len(losses), sum(sizes), device=self._device)
         cotangents = []
         for number, loss in enumerate(losses):
-            with record_function("## backward of a task ##"):
+            with phase("backward of a task"):
                 first, *found = torch.autograd.grad(
                     loss, [self._features, *parameters], retain_graph=number + 1 < len(losses), allow_unused=True
                 )

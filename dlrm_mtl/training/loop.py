@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,6 +16,7 @@ from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.job_watch import enter_phase
+from dlrm_mtl.core.phases import PhaseClock, phase
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.reader import BatchLoader
@@ -88,7 +90,8 @@ class Trainer:
         self.evaluate_every = config.training.evaluate_every or self.steps_per_epoch
         self.checkpoint_every = config.training.checkpoint_every or self.evaluate_every
         self.interruption = Interruption()
-        self.window = Window(self.names, parts.process.device)
+        self.clock = PhaseClock(parts.process.device) if config.training.phase_times else None
+        self.window = Window(self.names, parts.process.device, self.clock)
         tensors = RunTensors(parts.model, parts.optimizers)
         self.saver = Saver(parts.checkpoints, tensors, parts.progress, config.training, self.tell)
         self.watch = DivergenceWatch(self.names, config.training.stop_on_divergence)
@@ -108,7 +111,7 @@ class Trainer:
             UserError: a row of the data cannot be used, too many gradients are not finite, or the loss diverges with
                 ``training.stop_on_divergence``.
         """
-        with self.interruption:
+        with self.interruption, self.clock or nullcontext():
             try:
                 self.tell(events.RoundStart(self.progress.step, self.total_steps))
                 self.model.module.train()
@@ -162,7 +165,9 @@ class Trainer:
         pieces = self.config.training.micro_batches
         batches = self.train_data.epoch(epoch, start_step * pieces)
         for _ in range(start_step, self.steps_per_epoch):
-            yield [batch.to(self.process.device, non_blocking=True) for batch in islice(batches, pieces)]
+            with phase("waiting for data"):
+                found = [batch.to(self.process.device, non_blocking=True) for batch in islice(batches, pieces)]
+            yield found
 
     def check(self, parts: Tensor, report: StepReport) -> Tensor | None:
         """Count and report a skipped step, and fail after too many in a row; return ``parts`` if it was not skipped."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.profiler import record_function
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.job_watch import enter_phase
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.embeddings.two_phase import StepReport
@@ -71,11 +71,12 @@ class TrainingStep:
         self.losses.weighting.start(epoch)
         self.optimizers.set_learning_rate(step)
         self.optimizers.zero_grad()
-        pieces = self.pieces(batches, step)
-        totals, rows = self.total_weights(pieces)
+        with phase("weights of the rows"):
+            pieces = self.pieces(batches, step)
+            totals, rows = self.total_weights(pieces)
         parts = self.differentiate(pieces, totals, rows, step)
         enter_phase(f"the update of step {step + 1}")
-        with record_function("## optimizer step ##"):
+        with phase("optimizer step"):
             report = self.optimizers.step(measure, flag)
         if not report.skipped:
             self.after_update(pieces, parts, totals, step)
@@ -94,11 +95,12 @@ class TrainingStep:
         parts = torch.zeros_like(totals)
         for number, piece in enumerate(pieces):
             self.set_clock(step, number)
-            with record_function("## forward ##"):
+            with phase("forward"):
                 logits = self.model.module(piece.batch)  # [B, T]
-            terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
-            penalty = self.penalty(logits, piece, rows)
-            with record_function("## backward ##"):
+            with phase("losses"):
+                terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
+                penalty = self.penalty(logits, piece, rows)
+            with phase("backward"):
                 loss = terms.sum() if penalty is None else terms.sum() + penalty
                 loss.backward()  # type: ignore[no-untyped-call]
             parts += part

@@ -13,6 +13,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup
 from dlrm_mtl.embeddings.torchrec import compat
@@ -101,7 +102,8 @@ class CollectingTables(SplitTableBatchedEmbeddingBagsCodegen):
         """Keep the gradient of the output of ``lookup``."""
         gradient = gradient.float().contiguous()
         if self.waiting is None:
-            self.pending.append(replace(lookup, gradients=[gradient]).collect(self.group))
+            with phase("row gradients"):
+                self.pending.append(replace(lookup, gradients=[gradient]).collect(self.group))
             return
         if not lookup.gradients:
             self.waiting.append(lookup)
@@ -119,6 +121,10 @@ class CollectingTables(SplitTableBatchedEmbeddingBagsCodegen):
         if per_sample_weights is not None and per_sample_weights.requires_grad:
             raise ValueError("the two-phase update gives no gradient to per-sample weights: detach them")
         indices, offsets = indices.long(), offsets.long()
+        with phase("lookup"):
+            return self._look_up(indices, offsets, per_sample_weights)
+
+    def _look_up(self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None) -> Tensor:
         if self.pooling_mode == PoolingMode.NONE:
             return _UnpooledLookup.apply(self.placeholder_autograd_tensor, self, indices, offsets)
         weights = None if per_sample_weights is None else per_sample_weights.float()

@@ -17,6 +17,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, Sha
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
 
 from dlrm_mtl.embeddings.torchrec import compat
+from dlrm_mtl.embeddings.torchrec.exchange import Exchanging
 from dlrm_mtl.embeddings.torchrec.lookups import keep_gradients
 
 SHARDING_TYPES = [
@@ -35,7 +36,7 @@ FUSED_PARAMS = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate"
 """FBGEMM's parameters: with this optimizer it keeps one float per row, which the two-phase update uses."""
 
 
-class CollectingEmbeddingBagCollection(ShardedEmbeddingBagCollection):
+class CollectingEmbeddingBagCollection(Exchanging, ShardedEmbeddingBagCollection):
     """TorchRec's sharded collection of pooled tables, with lookups that collect gradients."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -54,7 +55,7 @@ class CollectingEmbeddingBagCollection(ShardedEmbeddingBagCollection):
         keep_gradients(compat.lookups_of(self))
 
 
-class CollectingEmbeddingCollection(ShardedEmbeddingCollection):
+class CollectingEmbeddingCollection(Exchanging, ShardedEmbeddingCollection):
     """TorchRec's sharded collection of unpooled tables, with lookups that collect gradients."""
 
     def _create_lookups(self) -> None:

@@ -14,9 +14,9 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.profiler import record_function
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_mtl.core.phases import phase
 from dlrm_mtl.embeddings.torchrec.compat import (
     ShardedTensor,
     ShardedTensorMetadata,
@@ -93,7 +93,7 @@ class UnboundedIds:
         """The same bags with rows for ids. Every process must call this."""
         if not self.vocabularies:
             return sparse
-        with record_function("## rows of ids ##"):
+        with phase("rows of ids"):
             ends = sparse.offset_per_key()
             spans = dict(zip(sparse.keys(), pairwise(ends), strict=True))
             values = sparse.values().clone()
