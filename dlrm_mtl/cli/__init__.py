@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": inspecting.doctor,
     "models": inspecting.models,
     "plan": inspecting.plan,
+    "profile": inspecting.profile,
 }
 GROUPS = {
     "config": checking.config_app,

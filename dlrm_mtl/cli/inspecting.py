@@ -1,4 +1,4 @@
-"""Commands that look before a run: ``doctor``, ``models``, ``plan``."""
+"""Commands that look before a run: ``doctor``, ``models``, ``plan``, ``profile``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dlrm_mtl.cli.options import ConfigFile, Overrides, Plugins
+from dlrm_mtl.cli.voice import speaks
 from dlrm_mtl.core.errors import UserError
 
 
@@ -106,3 +107,28 @@ def plan(
     from dlrm_mtl.run.plan import show_plan
 
     show_plan(config, overrides, plugins, processes, hosts, memory, gpu_memory, as_json)
+
+
+def profile(
+    config: ConfigFile,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps to measure, after a few others.")] = 20,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for a trace of each process, for https://ui.perfetto.dev.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page to this file, too.")] = None,
+    overrides: Overrides = None,
+    plugins: Plugins = None,
+) -> None:
+    """Show where the time of a training step goes: phases, operators, rows per second, memory. No run is left behind.
+
+    Alone it uses one process. For several: torchrun --nproc-per-node 2 -m dlrm_mtl profile CONFIG.
+    """
+    from dlrm_mtl.reports.step_profile import show_profile
+    from dlrm_mtl.training.interruption import Interrupted
+
+    try:
+        show_profile(config, overrides, plugins, steps, output, html)
+    except Interrupted as stopped:
+        if speaks():
+            print(stopped, flush=True)
+        raise SystemExit(128 + stopped.number) from None
