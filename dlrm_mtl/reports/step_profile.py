@@ -12,7 +12,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.phases import GRADIENT_EXCHANGE
 from dlrm_mtl.reports.page import Cell, Page, PageTable, Section
 from dlrm_mtl.reports.terminal import rich_table
-from dlrm_mtl.run.measure import Measurement, measure_steps
+from dlrm_mtl.run.measure import JobTimes, measure_steps
 from dlrm_mtl.training.step_times import StepTimes
 
 PHASES = {
@@ -85,7 +85,7 @@ def show_profile(
         out.print(f"{html}: written; open it in a browser")
 
 
-def headlines(measured: Measurement) -> list[str]:
+def headlines(measured: JobTimes) -> list[str]:
     """What was measured: size, speed and memory, a sentence each."""
     config, times = measured.config, measured.times
     steps = times[0].steps
@@ -124,7 +124,7 @@ def phase_means(times: StepTimes) -> dict[str, float]:
     return means
 
 
-def phase_table(measured: Measurement) -> PageTable:
+def phase_table(measured: JobTimes) -> PageTable:
     """Time of each phase on the first process, and the range over all of them."""
     means = [phase_means(times) for times in measured.times]
     first, several = means[0], len(means) > 1
@@ -157,7 +157,7 @@ def operator_table(times: StepTimes) -> PageTable:
     return PageTable(["operator", "calls", "ms", "share"], rows, caption=caption)
 
 
-def page(measured: Measurement, tables: Sequence[PageTable]) -> Page:
+def page(measured: JobTimes, tables: Sequence[PageTable]) -> Page:
     """The profile as a page."""
     what, speed = headlines(measured)
     phases, operators = tables

@@ -22,14 +22,14 @@ from dlrm_mtl.training.build import build_model, build_optimizers
 from dlrm_mtl.training.events import Listeners
 from dlrm_mtl.training.loaders import training_loader
 from dlrm_mtl.training.loop import RunParts, Trainer
-from dlrm_mtl.training.step_times import TRACED, WARM_UP, Measured, StepMeasurement, StepTimes
+from dlrm_mtl.training.step_times import TRACED, WARM_UP, EnoughMeasured, StepMeasurement, StepTimes
 
 NEVER = 10**9
 """Steps between evaluations and checkpoints, so that there are none."""
 
 
 @dataclass(frozen=True)
-class Measurement:
+class JobTimes:
     """Measurement of all processes of a job."""
 
     config: RunConfig
@@ -43,7 +43,7 @@ class Measurement:
     """True on the process that prints for all."""
 
 
-def measure_steps(config: RunConfig, steps: int, folder: Path | None = None) -> Measurement:
+def measure_steps(config: RunConfig, steps: int, folder: Path | None = None) -> JobTimes:
     """Train a few steps of ``config`` from fresh weights; every process must call this.
 
     Args:
@@ -74,8 +74,8 @@ def measure_steps(config: RunConfig, steps: int, folder: Path | None = None) -> 
             checkpoints = Checkpoints(LocalStore(Path(nowhere)))
             parts = RunParts(long, process, model, optimizers, loader, checkpoints, RunState())
             parts.listeners = Listeners([measurement], process.is_main)
-            with contextlib.suppress(Measured):
+            with contextlib.suppress(EnoughMeasured):
                 Trainer(parts).train()
         name = torch.cuda.get_device_name() if process.device.type == "cuda" else "no GPU"
         device = f"{process.device.type}, {name}"
-        return Measurement(config, device, torch.get_num_threads(), gather_objects(measurement.times), process.is_main)
+        return JobTimes(config, device, torch.get_num_threads(), gather_objects(measurement.times), process.is_main)

@@ -22,7 +22,7 @@ TRACED = 5
 """Steps that are traced after those that are measured. The first of them pays for the start of tracing and is left out."""
 
 
-class Measured(Exception):
+class EnoughMeasured(Exception):
     """Everything is measured; ends the training loop."""
 
 
@@ -56,7 +56,7 @@ class StepTimes:
 class StepMeasurement(Listener):
     """Listener that measures steps after :data:`WARM_UP` others, traces :data:`TRACED` more, and then ends the training.
 
-    It raises :class:`Measured` on every process.
+    It raises :class:`EnoughMeasured` on every process.
 
     Args:
         steps: number of steps to measure.
@@ -92,7 +92,7 @@ class StepMeasurement(Listener):
             self._start_trace()
         elif traced == TRACED:
             self._end_trace()
-            raise Measured
+            raise EnoughMeasured
         self._clock.take()
         self._since = time.perf_counter()
 
