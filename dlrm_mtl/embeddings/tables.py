@@ -14,12 +14,10 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig, PretrainedVectors, TableOverride
+from dlrm_mtl.embeddings.kernels.initial_rows import BLOCK_ROWS, BlockPart, fill_blocks
 
 if TYPE_CHECKING:  # imported on use: checking configurations and serving need no TorchRec
     from torchrec import EmbeddingBagCollection, EmbeddingCollection
-
-INIT_BLOCK_ROWS = 4096
-"""Number of rows that share one random generator. Changing it changes the model of every seed."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +204,16 @@ def initialise(model: nn.Module, stds: Mapping[str, float], seed: int) -> None:
     """
     from dlrm_mtl.embeddings.torchrec.compat import ShardedTensor
 
+    parts: list[BlockPart] = []
     for table, weight in table_weights(model).items():
         std, key = stds[table], f"{seed}/{table}"
         if isinstance(weight, ShardedTensor):
             for shard in weight.local_shards():
                 row, column = shard.metadata.shard_offsets
-                fill_rows(shard.tensor, row, column, int(weight.size(1)), std, key)
+                parts += block_parts(shard.tensor, row, column, int(weight.size(1)), std, key)
         else:
-            fill_rows(weight, 0, 0, weight.shape[1], std, key)
+            parts += block_parts(weight, 0, 0, weight.shape[1], std, key)
+    fill_blocks(parts)
 
 
 def fill_rows(weight: Tensor, row: int, column: int, columns: int, std: float, key: str) -> None:
@@ -221,11 +221,17 @@ def fill_rows(weight: Tensor, row: int, column: int, columns: int, std: float, k
 
     Every block of rows has its own generator, seeded by ``key`` and the block's number.
     """
-    rows, width = weight.shape
-    for block in range(row // INIT_BLOCK_ROWS, -(-(row + rows) // INIT_BLOCK_ROWS)):
-        start = block * INIT_BLOCK_ROWS
+    fill_blocks(block_parts(weight, row, column, columns, std, key))
+
+
+def block_parts(weight: Tensor, row: int, column: int, columns: int, std: float, key: str) -> list[BlockPart]:
+    """The blocks of :func:`fill_rows`, as far as they are in ``weight``."""
+    rows = len(weight)
+    parts = []
+    for block in range(row // BLOCK_ROWS, -(-(row + rows) // BLOCK_ROWS)):
+        start = block * BLOCK_ROWS
         digest = hashlib.blake2b(f"{key}/{block}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        values = torch.empty(INIT_BLOCK_ROWS, columns).normal_(0.0, 1.0, generator=generator).mul_(std)
-        first, last = max(row, start), min(row + rows, start + INIT_BLOCK_ROWS)
-        weight[first - row : last - row].copy_(values[first - start : last - start, column : column + width])
+        first, last = max(row, start), min(row + rows, start + BLOCK_ROWS)
+        seed = int.from_bytes(digest, "little") >> 1
+        parts.append(BlockPart(weight[first - row : last - row], first - start, column, columns, std, seed))
+    return parts

@@ -17,6 +17,7 @@ from dlrm_mtl.embeddings.tables import TableSet, initialise
 from dlrm_mtl.embeddings.torchrec.plan import make_plan
 from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
 from dlrm_mtl.embeddings.torchrec.shards import placements, sharded_collections
+from dlrm_mtl.embeddings.torchrec.table_memory import TableMemory
 from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds, Vocabulary
 from dlrm_mtl.embeddings.unbounded.row_resets import RowResets
 from dlrm_mtl.models.base import ModelInputs, RankingModel
@@ -44,12 +45,13 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     weighting = config.task_weighting.build(len(config.tasks))
     ranker.add_module("task_weighting", weighting)
     plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
-    module = DistributedModelParallel(
-        ranker,
-        device=process.device,
-        plan=plan,
-        sharders=two_phase_sharders(),
-    )
+    with TableMemory():
+        module = DistributedModelParallel(
+            ranker,
+            device=process.device,
+            plan=plan,
+            sharders=two_phase_sharders(),
+        )
     initialise(module, tables.stds, config.seed)
     lanes = config.data.lanes // process.world_size
     random = BatchRandom(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))

@@ -8,7 +8,8 @@ import torch
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
-from dlrm_mtl.embeddings.tables import INIT_BLOCK_ROWS, fill_rows, mean_features, table_configs
+from dlrm_mtl.embeddings.kernels.initial_rows import BLOCK_ROWS
+from dlrm_mtl.embeddings.tables import fill_rows, mean_features, table_configs
 
 SPEC = DatasetSpec.model_validate(
     {
@@ -53,7 +54,7 @@ def test_initial_weights_do_not_depend_on_the_shard(first: int, last: int, left:
 
 def test_initial_weights_depend_on_seed_table_and_row() -> None:
     def weights(key: str) -> torch.Tensor:
-        values = torch.empty(2 * INIT_BLOCK_ROWS, 4)
+        values = torch.empty(2 * BLOCK_ROWS, 4)
         fill_rows(values, 0, 0, 4, 0.5, key)
         return values
 
