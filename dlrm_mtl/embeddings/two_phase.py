@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import KeyedOptimizer
 
 from dlrm_mtl.core.phases import phase
+from dlrm_mtl.embeddings.kernels import cpu, cpu_elements
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, Update
 from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
@@ -104,6 +105,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         """Marks of the rows that steps have changed; None until :meth:`mark_touched`."""
         self.report = StepReport()
         self._native = rule.native()
+        self._elements = rule.native_elements()
         self._checked = self._native or Update(kind="sgd")  # for any rule, the kernels check finiteness
         self._device = self.tables[0].group.weights.device if self.tables else torch.device("cpu")
         params, state = {}, {}
@@ -240,7 +242,11 @@ class TwoPhaseOptimizer(KeyedOptimizer):
             update = self._scale_rows(gradients, means, update, rate)
         for local, gradient, mean in zip(self.tables, gradients, means, strict=True):
             factor = torch.tensor([factors[shard.table] for shard in local.shards], device=mean.device)
-            if update is None:
+            if update is None and self._elements and kernels_for(mean.device) is cpu:
+                rates = [rate * self.rates[shard.table] for shard in local.shards]
+                states = [local.states[spec.name] for spec in self.rule.states]
+                cpu_elements.apply(local.group, states, gradient, mean, self._elements, rates, self.steps)
+            elif update is None:
                 self._apply_rule(local, gradient, mean, factor, rate)
             else:
                 if self._slow:

@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dlrm_mtl.embeddings.kernels import reference
+from dlrm_mtl.embeddings.kernels import arithmetic, reference
 from dlrm_mtl.embeddings.kernels.layout import KINDS, RowGradients, TableGroup, Update, empty_gradients
 
 LIBRARY = Path(__file__).with_name("_native.so")
 BUILD_LOG = Path(__file__).with_name("_native.log")
 """Log that setup.py writes if the library cannot be built; its first line is the reason."""
 
-INTERFACE = 2
+INTERFACE = 3
 """Value of ``dlrm_mtl_interface()`` in a library that fits this file."""
 
 
@@ -549,6 +549,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"the native kernels cannot be loaded: {error}"
     if found != INTERFACE:
         return None, f"the native kernels are of another version ({found}, not {INTERFACE}): install the package again"
+    arithmetic.use_in(library)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.dlrm_mtl_select.argtypes, library.dlrm_mtl_select.restype = [ctypes.c_char_p], ctypes.c_char_p
     signatures: dict[str, list[type]] = {
@@ -561,6 +562,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         "dlrm_mtl_row_factors": [pointer, pointer, pointer, pointer, pointer],
         "dlrm_mtl_largest_moves": [pointer, pointer, pointer, pointer, pointer],
         "dlrm_mtl_apply": [pointer, pointer, pointer, pointer, pointer],
+        "dlrm_mtl_apply_elements": [pointer, pointer, pointer],
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)

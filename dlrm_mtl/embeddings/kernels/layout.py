@@ -118,6 +118,26 @@ class Update:
     eps: float = 0.0
 
 
+ELEMENT_KINDS = ("adagrad", "adam", "rowwise_adam", "ftrl")
+"""Updates with state per element that the native kernels for the CPU implement, by their number there."""
+
+
+@dataclass(frozen=True)
+class ElementUpdate:
+    """Update of a rule that keeps state per element and never clips.
+
+    The rule's own function defines it; all arithmetic is in float32. ``kind`` names the rule in ``ELEMENT_KINDS``, and each
+    rule uses some of the numbers.
+    """
+
+    kind: str
+    betas: tuple[float, float] = (0.0, 0.0)
+    eps: float = 0.0
+    beta: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+
+
 def empty_gradients(group: TableGroup) -> RowGradients:
     """Gradient of a batch that touches no row."""
     device = group.weights.device

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.schema import LearningRate
+from dlrm_mtl.embeddings.kernels.layout import ElementUpdate
 from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
 
 
@@ -38,3 +39,7 @@ class TableAdagrad(TableRule):
         accumulators = touched.states["accumulator"] + touched.gradients.square()
         touched.weights = touched.weights - lr * (touched.gradients / (accumulators.sqrt() + self.eps))
         touched.states["accumulator"] = accumulators
+
+    def native_elements(self) -> ElementUpdate:
+        """Return the update for the native kernels of the CPU."""
+        return ElementUpdate(kind="adagrad", eps=self.eps)

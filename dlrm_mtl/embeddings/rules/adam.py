@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.schema import LearningRate
+from dlrm_mtl.embeddings.kernels.layout import ElementUpdate
 from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
 from dlrm_mtl.embeddings.rules.rowwise_adam import Decay
 
@@ -42,3 +43,7 @@ class TableAdam(TableRule):
         root = (squares / (1 - second**step)).sqrt() + self.eps
         touched.weights = touched.weights - lr * (moments / (1 - first**step) / root)
         touched.states.update(first_moment=moments, second_moment=squares)
+
+    def native_elements(self) -> ElementUpdate:
+        """Return the update for the native kernels of the CPU."""
+        return ElementUpdate(kind="adam", betas=self.betas, eps=self.eps)

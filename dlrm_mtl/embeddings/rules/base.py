@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.core.schema import LearningRate, PartConfig
-from dlrm_mtl.embeddings.kernels.layout import Update
+from dlrm_mtl.embeddings.kernels.layout import ElementUpdate, Update
 
 TINY = 2.0**-126
 """Smallest normal float32. Without it under the root, an empty accumulator and a gradient whose square underflows would
@@ -79,5 +79,12 @@ class TableRule(PartConfig):
         return torch.ones_like(touched.mean_squares)
 
     def native(self) -> Update | None:
-        """Return the update for the native kernels, or None if :meth:`update` is used."""
+        """Return the row-wise update for the native kernels, or None if :meth:`update` is used."""
+        return None
+
+    def native_elements(self) -> ElementUpdate | None:
+        """Return the update with state per element for the native kernels of the CPU, or None if there is none.
+
+        Elsewhere, and without native kernels, :meth:`update` is used.
+        """
         return None

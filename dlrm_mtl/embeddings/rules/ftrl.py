@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.schema import LearningRate
+from dlrm_mtl.embeddings.kernels.layout import ElementUpdate
 from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
 
 
@@ -49,3 +50,7 @@ class FTRL(TableRule):
         # Columns without a gradient stay unchanged, even if others of the row have one.
         touched.weights = torch.where(gradients == 0, touched.weights, weights)
         touched.states.update(linear=linear, squares=after)
+
+    def native_elements(self) -> ElementUpdate:
+        """Return the update for the native kernels of the CPU."""
+        return ElementUpdate(kind="ftrl", beta=self.beta, l1=self.l1, l2=self.l2)

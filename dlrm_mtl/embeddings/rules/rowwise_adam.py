@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dlrm_mtl.core.registry import register
 from dlrm_mtl.core.schema import LearningRate
+from dlrm_mtl.embeddings.kernels.layout import ElementUpdate
 from dlrm_mtl.embeddings.rules.base import StateSpec, TableRule, TouchedRows
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -44,3 +45,7 @@ class RowWiseAdam(TableRule):
         root = (squares / (1 - second**step)).sqrt() + self.eps
         touched.weights = touched.weights - lr * (moments / (1 - first**step) / root.unsqueeze(1))
         touched.states.update(first_moment=moments, accumulator=squares)
+
+    def native_elements(self) -> ElementUpdate:
+        """Return the update for the native kernels of the CPU."""
+        return ElementUpdate(kind="rowwise_adam", betas=self.betas, eps=self.eps)

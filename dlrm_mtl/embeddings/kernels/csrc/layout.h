@@ -86,4 +86,24 @@ struct Update {
   float lr;
 };
 
+// An update with state per element; see ElementUpdate in layout.py.
+struct ElementUpdate {
+  enum Kind : int64_t { kAdagrad = 0, kAdam = 1, kRowWiseAdam = 2, kFtrl = 3 };
+  int64_t kind;
+  float* first_state;   // in the layout of the weights
+  float* second_state;  // the same, or null
+  float* row_state;     // one number per row, or null
+  const float* lr;      // [T]
+  float first;
+  float rest_of_first;
+  float first_correction;
+  float second;
+  float rest_of_second;
+  float second_correction;
+  float eps;
+  float beta;
+  float l1;
+  float l2;
+};
+
 }  // namespace dlrm_mtl

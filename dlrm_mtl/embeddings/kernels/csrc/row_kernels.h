@@ -93,6 +93,15 @@ struct TouchedSpan {
   float* state;  // [R_t]; null for SGD
 };
 
+// Touched rows of one table, for a rule with state per element.
+struct ElementSpan {
+  TouchedSpan touched;  // state: the rule's state per row, or null
+  const ElementUpdate* rule;
+  float* first;         // [R_t, dim]
+  float* second;        // [R_t, dim] or null
+  float lr;
+};
+
 constexpr int64_t kLongRun = 4096;    // occurrences
 constexpr int64_t kTouchedSpan = 512;  // most rows of a TouchedSpan
 constexpr int64_t kSlab = 64;         // most columns of for_slabs
@@ -116,6 +125,7 @@ struct RowKernels {
   void (*expand)(const TouchedSpan&, float* out);
   // Returns false, and the first such id, where an id is out of range.
   bool (*lookup_stored)(const StoredSpan&, int64_t* wrong_id);
+  void (*apply_elements)(const ElementSpan&);
 };
 
 extern const RowKernels kPortableKernels;

@@ -1,5 +1,6 @@
 // The row kernels, compiled once for each instruction set into a namespace of its own. Nothing of the standard library's
 // templates here: the linker could keep a copy that was compiled for a newer processor and use it everywhere.
+#include "arithmetic.h"
 #include "row_kernels.h"
 
 namespace dlrm_mtl {
@@ -460,6 +461,8 @@ void apply(const TouchedSpan& span, float factor) {
   span.half ? apply_to<Half>(span, factor) : apply_to<float>(span, factor);
 }
 
+#include "element_rules_impl.h"
+
 }  // namespace
 }  // namespace DLRM_MTL_ISA
 
@@ -467,7 +470,7 @@ const RowKernels DLRM_MTL_KERNELS = {
     DLRM_MTL_NAME, DLRM_MTL_ISA::lookup,       DLRM_MTL_ISA::copy_bags,   DLRM_MTL_ISA::measure,
     DLRM_MTL_ISA::sum_runs,      DLRM_MTL_ISA::sum_long_run, DLRM_MTL_ISA::find_factor, DLRM_MTL_ISA::apply,
     DLRM_MTL_ISA::row_factors,   DLRM_MTL_ISA::find_largest_direction, DLRM_MTL_ISA::expand,
-    DLRM_MTL_ISA::lookup_stored,
+    DLRM_MTL_ISA::lookup_stored, DLRM_MTL_ISA::apply_elements,
 };
 
 }  // namespace dlrm_mtl

@@ -5,12 +5,16 @@
 #include <new>
 #include <vector>
 
+#include "arithmetic.h"
 #include "layout.h"
 #include "radix_sort.h"
 #include "row_kernels.h"
 #include "threads.h"
 
 namespace dlrm_mtl {
+
+Arithmetic arithmetic = {nullptr, 0, false};
+
 namespace {
 
 constexpr int64_t kIdsPerTask = 1024;
@@ -430,7 +434,12 @@ using namespace dlrm_mtl;
 extern "C" {
 
 // Counted up with every change of what Python and this library exchange; cpu.py refuses another one.
-DLRM_MTL_API int64_t dlrm_mtl_interface() { return 2; }
+DLRM_MTL_API int64_t dlrm_mtl_interface() { return 3; }
+
+// Sets the square root and the rounding of addcmul; see Arithmetic.
+DLRM_MTL_API void dlrm_mtl_arithmetic(void* roots, int64_t mode, int64_t fused) {
+  arithmetic = {reinterpret_cast<void (*)(int, const float*, float*, int64_t)>(roots), mode, fused != 0};
+}
 
 DLRM_MTL_API bool dlrm_mtl_lookup(const Tables* tables, const Batch* batch, float* out, int64_t threads, Problem* problem) {
   return guarded(*tables, problem, [&] { lookup(*tables, *batch, out, threads); });
@@ -511,6 +520,19 @@ DLRM_MTL_API bool dlrm_mtl_apply(const Tables* tables, const TouchedRows* touche
   return guarded(*tables, problem, [&] {
     for_touched(*tables, *touched, *rule, state, threads,
                 [&](int64_t table, const TouchedSpan& span) { chosen_kernels->apply(span, factors[table]); });
+  });
+}
+
+// As dlrm_mtl_apply, for rules with state per element.
+DLRM_MTL_API bool dlrm_mtl_apply_elements(const Tables* tables, const TouchedRows* touched, const ElementUpdate* rule,
+                                          int64_t threads, Problem* problem) {
+  const Update no_rule = {};
+  return guarded(*tables, problem, [&] {
+    for_touched(*tables, *touched, no_rule, rule->row_state, threads, [&](int64_t table, const TouchedSpan& span) {
+      const int64_t start = tables->weight_offsets[table];
+      chosen_kernels->apply_elements({span, rule, rule->first_state + start,
+                                      rule->second_state ? rule->second_state + start : nullptr, rule->lr[table]});
+    });
   });
 }
 
