@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 import dlrm_mtl
-from dlrm_mtl.cli import checking, comparing, exporting, inspecting, preparing, scoring, serving, training, using
+from dlrm_mtl.cli import (
+    checking,
+    comparing,
+    experimenting,
+    exporting,
+    inspecting,
+    preparing,
+    scoring,
+    serving,
+    training,
+    using,
+)
 from dlrm_mtl.cli.checkpoints import app as checkpoint_app
 from dlrm_mtl.cli.voice import show_remarks, speaks
 from dlrm_mtl.core.errors import EXIT_CODE, PeerLostError, UserError
@@ -33,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serving.serve,
     "skew": scoring.skew,
     "compare": comparing.compare,
+    "sweep": experimenting.sweep,
     "tune-score": scoring.tune_score_command,
     "doctor": inspecting.doctor,
     "models": inspecting.models,

@@ -20,6 +20,7 @@ EXTRA_OF = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "optuna": "sweep",
     "prometheus_client": "server",
     "pyarrow": "reader",
     "pyre_extensions": "tables",

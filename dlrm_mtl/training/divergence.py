@@ -19,6 +19,10 @@ CHANCE = 0.5
 logger = logging.getLogger(__name__)
 
 
+class DivergedError(UserError):
+    """A run ended because its loss or its gradients grew without bound."""
+
+
 class DivergenceWatch:
     """Watch that warns once about each failure. All processes see the same numbers and reach the same decision.
 
@@ -38,7 +42,7 @@ class DivergenceWatch:
         """Check an entry of the log.
 
         Raises:
-            UserError: the loss of a task diverges, and the run must stop.
+            DivergedError: the loss of a task diverges, and the run must stop.
         """
         for task in self.tasks:
             loss = values[f"loss/{task}"]
@@ -60,7 +64,7 @@ class DivergenceWatch:
                     "optimizer.dense.learning_rate, or use clippy_rowwise_adagrad and clippy_adagrad."
                 )
                 if self.stop:
-                    raise UserError(sentence)
+                    raise DivergedError(sentence)
                 self._warn(f"{task} diverges", f"{sentence} training.stop_on_divergence: true ends such a run.")
 
     def evaluation(self, step: int, watched: str, value: float) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from dlrm_mtl.checkpoint.checkpoints import Checkpoints
 from dlrm_mtl.checkpoint.state import RunState
 from dlrm_mtl.config.run import RunConfig
-from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.job_watch import enter_phase
 from dlrm_mtl.core.phases import PhaseClock, phase
 from dlrm_mtl.core.processes import Process
@@ -26,7 +25,7 @@ from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.training import events
 from dlrm_mtl.training.averages import Window
 from dlrm_mtl.training.build import build_step
-from dlrm_mtl.training.divergence import DivergenceWatch
+from dlrm_mtl.training.divergence import DivergedError, DivergenceWatch
 from dlrm_mtl.training.evaluation import evaluate
 from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.publisher import Publisher
@@ -108,8 +107,8 @@ class Trainer:
 
         Raises:
             Interrupted: a signal arrived; the checkpoint ``latest`` holds the state.
-            UserError: a row of the data cannot be used, too many gradients are not finite, or the loss diverges with
-                ``training.stop_on_divergence``.
+            UserError: a row of the data cannot be used.
+            DivergedError: too many gradients are not finite, or the loss diverges with ``training.stop_on_divergence``.
         """
         with self.interruption, self.clock or nullcontext():
             try:
@@ -186,7 +185,7 @@ class Trainer:
         self.tell(events.Skip(self.progress.step, self.progress.skipped_in_a_row, where))
         limit = self.config.training.max_skipped_steps
         if self.progress.skipped_in_a_row >= limit:
-            raise UserError(
+            raise DivergedError(
                 f"step {self.progress.step}: {limit} steps in a row met a gradient that is not finite, in {where}; lower "
                 "optimizer.dense.learning_rate or optimizer.sparse.learning_rate, or check the data."
             )

@@ -1,0 +1,115 @@
+"""The command ``sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlrm_mtl.cli.options import Overrides, Plugins
+from dlrm_mtl.core.errors import UserError
+
+
+def sweep(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SWEEP|CONFIG", help="A sweep's YAML file (see docs/sweeps.md), or a run's configuration."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The sweep's folder. Default: sweeps/NAME, after the file.", show_default=False)
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,..", help="Values of a key; all combinations are trained. May be repeated."),
+    ] = None,
+    interval: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            metavar="KEY=LOW..HIGH[:log][:int]",
+            help="Interval of a key to draw from, with --trials. May be repeated.",
+        ),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Points to draw, in place of a grid.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="With --trials: `tpe` (by Optuna) or `random`. Default: tpe.", show_default=False)
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of every point; it is judged by their mean.")] = None,
+    final_seeds: Annotated[
+        int | None, typer.Option(min=0, help="Trainings of the best point on further seeds.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Validation metric that chooses, such as mean/auc. Default: that of early stopping."),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="With --trials: stop trainings that are below the median of earlier ones.")
+    ] = False,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time. Default: the number of cores.", show_default=False)
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page to this file, too.")] = None,
+    overrides: Overrides = None,
+    plugins: Plugins = None,
+) -> None:
+    """Train a configuration with other values of some keys, in parallel processes, and say which are best.
+
+    Stopped or killed, the same command goes on where it stopped. Every training is a run that `compare` reads:
+    `dlrm-mtl compare SWEEP/trials`. Choices are made on the validation split.
+    """
+    from dlrm_mtl.doctor import check_or_raise
+
+    check_or_raise()
+    from dlrm_mtl.core.plugins import load_plugins
+    from dlrm_mtl.core.schema import validate
+    from dlrm_mtl.core.yaml_text import parse_yaml
+    from dlrm_mtl.experiments.config import SweepConfig, is_sweep, parse_grid, parse_interval, read_sweep
+    from dlrm_mtl.experiments.summary import show
+    from dlrm_mtl.experiments.sweep import Sweep
+
+    load_plugins(plugins or [], "--plugin")
+    parameters = {**dict(map(parse_grid, grid or [])), **dict(map(parse_interval, interval or []))}
+    common = {}
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: this is not of the form key.path=value, such as training.epochs=3.")
+        common[key] = parse_yaml(text)
+    if is_sweep(file):
+        config = read_sweep(file).model_dump(mode="json")
+    elif parameters:
+        config = {"config": str(file)}
+    else:
+        raise UserError(
+            f"{file}: is no sweep, and there is nothing to vary; add --grid KEY=A,B or --range KEY=LOW..HIGH --trials N."
+        )
+    options = {
+        "trials": trials,
+        "search": search or ("tpe" if trials is not None else None),
+        "seeds": seeds,
+        "final_seeds": final_seeds,
+        "metric": metric,
+        "prune": prune or None,
+    }
+    config |= {key: value for key, value in options.items() if value is not None}
+    config["parameters"] = {**config.get("parameters", {}), **{k: _plain(v) for k, v in parameters.items()}}
+    config["set"] = {**config.get("set", {}), **common}
+    folder = output or Path("sweeps") / file.stem
+    study = Sweep(validate(SweepConfig, config, str(file)), folder, parallel, plugins=plugins or [])
+    try:
+        result = study.run()
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with {folder}", flush=True)
+        raise SystemExit(130) from None
+    show(result, folder, html)
+    if result.failed:
+        raise SystemExit(1)
+
+
+def _plain(value: object) -> object:
+    from dlrm_mtl.experiments.config import Interval
+
+    return value.model_dump() if isinstance(value, Interval) else value

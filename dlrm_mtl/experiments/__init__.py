@@ -1,0 +1,1 @@
+"""Many trainings as one experiment: sweeps over keys of a configuration, and what they show."""
