@@ -25,7 +25,7 @@ FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibil
 # Only these files use more than the oldest processor has; which one runs is decided when the library is loaded.
 FLAGS_OF_FILE = {
     "initial_rows_avx2.cpp": ["-mavx2", "-mfma"],
-    "row_kernels_avx2.cpp": ["-mavx2", "-mf16c"],
+    "row_kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "row_kernels_avx512.cpp": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mf16c"],
 }
 

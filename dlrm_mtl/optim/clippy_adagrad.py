@@ -14,18 +14,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from dlrm_mtl.core.clippy_defaults import INITIAL_ACCUMULATOR, LAMBDA_ABS, LAMBDA_REL
 from dlrm_mtl.core.suggest import closest
+from dlrm_mtl.optim import clippy_native
 from dlrm_mtl.optim.clippy import Accumulator, ClippyOptions, clipping_factor, never_clips, require_learning_rate
-from dlrm_mtl.optim.clippy_groups import LocalParameter, ParameterBatch, put_back, touched, touched_size
+from dlrm_mtl.optim.clippy_groups import Form, LocalParameter, ParameterBatch, put_back, touched, touched_size
 from dlrm_mtl.optim.clippy_passes import (
     Extent,
     Scratch,
     apply_blocked,
     apply_foreach,
-    apply_packed,
     measure_blocked,
     measure_foreach,
-    measure_packed,
-    packs,
 )
 from dlrm_mtl.optim.clippy_shards import local_gradient, local_part, reduce_largest
 
@@ -62,8 +60,8 @@ class ClippyAdagrad(Optimizer):
     - float16 and bfloat16 parameters: arithmetic and accumulators in float32, the result rounded to the parameter.
     - Parameters sharded as DTensors (FSDP2, tensor parallelism): one factor per whole parameter, found with one small
       all-reduce for all parameters. Plain parameters under DDP need none: their gradients are the same everywhere.
-    - On a GPU and under ``torch.compile`` a step never waits for the device. On the CPU it processes tensors in blocks that
-      fit the cache.
+    - On a GPU and under ``torch.compile`` a step never waits for the device. On the CPU the native library updates all
+      float32 parameters in one call; without it, and for other dtypes, tensors are processed in blocks that fit the cache.
 
     Args:
         params: as for every optimizer of torch; with ``named_parameters()`` the reports use the names.
@@ -182,12 +180,20 @@ class ClippyAdagrad(Optimizer):
         device, dtype = self._home()
         zero = torch.zeros((), dtype=dtype, device=device)
         batches, with_gradient = self._collect()
-        extents = [Extent(zero, zero, zero)] * sum(len(group["params"]) for group in self.param_groups)
+        count = sum(len(group["params"]) for group in self.param_groups)
+        extents: dict[int, Extent] = {}
         for batch in batches:
-            for entry, extent in zip(batch.entries, self._measured(batch), strict=True):
-                extents[entry.position] = extent
-        rows = [torch.stack([value.to(device, dtype) for value in values]) for values in zip(*extents, strict=True)]
-        ratio, change, accumulator = rows or zero.new_zeros(3, 0)
+            if batch.form != "native":
+                extents.update(zip(batch.positions, self._measured(batch), strict=True))
+        rows = list(zero.new_zeros(3, count))
+        if extents:
+            whole = [extents.get(position, Extent(zero, zero, zero)) for position in range(count)]
+            rows = [torch.stack([value.to(device, dtype) for value in values]) for values in zip(*whole, strict=True)]
+        for batch in batches:
+            if batch.form == "native":
+                for row, found in zip(rows, self._measured_natively(batch), strict=True):
+                    row[batch.positions] = found.to(device, dtype)
+        ratio, change, accumulator = rows
         sizes = [len(group["params"]) for group in self.param_groups]
         rates = [_scalar(group["lr"]) for group in self.param_groups]
         ratio, change = (
@@ -276,6 +282,7 @@ class ClippyAdagrad(Optimizer):
         batches: list[ParameterBatch] = []
         with_gradient: list[Tensor] = []
         compiling = torch.compiler.is_compiling()
+        native = not compiling and clippy_native.available()
         position = -1
         for number, group in enumerate(self.param_groups):
             alike: dict[Any, list[LocalParameter]] = {}
@@ -288,42 +295,45 @@ class ClippyAdagrad(Optimizer):
                 if not touched_size(gradient):
                     continue
                 weight, accumulator = local_part(parameter), local_part(self.state[parameter]["sum"])
-                blocked = weight.device.type == "cpu" and not group["foreach"] and not compiling
-                alone = position if group["foreach"] is False and not (blocked or compiling) else None
-                key = (blocked, weight.device, weight.dtype, accumulator.dtype, alone)
+                form: Form = "foreach"
+                if weight.device.type == "cpu" and not group["foreach"] and not compiling:
+                    form = "native" if native and clippy_native.fits(weight, gradient, accumulator) else "blocked"
+                single = form == "blocked" or (group["foreach"] is False and form == "foreach" and not compiling)
+                key = (form, weight.device, weight.dtype, accumulator.dtype, position if single else None)
                 alike.setdefault(key, []).append(LocalParameter(position, weight, gradient, accumulator))
-            for (blocked, *_), entries in alike.items():
-                for pack in (
-                    packs([touched_size(entry.gradient) for entry in entries]) if blocked else [range(len(entries))]
-                ):
-                    batches.append(ParameterBatch(number, blocked, [entries[index] for index in pack]))
+            batches += [ParameterBatch(number, form, entries) for (form, *_), entries in alike.items()]
         return batches, with_gradient
+
+    def _measured_natively(self, batch: ParameterBatch) -> Tensor:
+        group = self.param_groups[batch.group]
+        return clippy_native.measure(*touched(batch.entries), float(group["lr"]), _options(group))
 
     def _measured(self, batch: ParameterBatch) -> list[Extent]:
         group = self.param_groups[batch.group]
         options = _options(group)
         weights, gradients, accumulators = touched(batch.entries)
-        if not batch.blocked:
+        if batch.form == "foreach":
             return measure_foreach(weights, gradients, accumulators, options)
-        if len(weights) > 1:
-            return measure_packed(weights, gradients, accumulators, options)
         return [measure_blocked(weights[0], gradients[0], accumulators[0], float(group["lr"]), options, self._scratch)]
 
     def _apply(self, measurement: Measurement, apply: Tensor) -> None:
-        factor = measurement.factors.unbind()
         for batch in measurement._batches:
             # On the CPU this number is in host memory, so reading it does not wait.
-            if batch.blocked and not bool(apply):
+            if batch.on_cpu and not bool(apply):
                 continue
             group = self.param_groups[batch.group]
             options, lr, maximize = _options(group), _scalar(group["lr"]), bool(group["maximize"])
             decay = 1 - lr * group["weight_decay"] if group["weight_decay"] != 0 else 1.0
             device, dtype = batch.entries[0].weight.device, batch.entries[0].accumulator.dtype
-            factors = torch.stack([factor[entry.position] for entry in batch.entries]).to(device)
+            if batch.on_cpu:
+                factors = measurement.factors[batch.positions].to(device)
+            else:  # an index on the host would make a device wait
+                factor = measurement.factors.unbind()
+                factors = torch.stack([factor[entry.position] for entry in batch.entries]).to(device)
             scales = (factors * (lr if maximize else -lr)).to(dtype)
             factors = factors.to(dtype)
             weights, gradients, accumulators = touched(batch.entries)
-            if not batch.blocked:
+            if batch.form == "foreach":
                 apply_foreach(
                     weights,
                     gradients,
@@ -335,8 +345,8 @@ class ClippyAdagrad(Optimizer):
                     maximize,
                     options,
                 )
-            elif len(weights) > 1:
-                apply_packed(weights, gradients, accumulators, scales, factors, float(decay), options, self._scratch)
+            elif batch.form == "native":
+                clippy_native.apply(weights, gradients, accumulators, scales, factors, float(decay), options)
             else:
                 apply_blocked(
                     weights[0],

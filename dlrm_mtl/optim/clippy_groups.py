@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Form = Literal["native", "blocked", "foreach"]
+"""Form of the passes over memory: in C++, one tensor after the other on the CPU, or lists of tensors."""
 
 
 class LocalParameter(NamedTuple):
@@ -23,8 +26,18 @@ class ParameterBatch:
     """Parameters that are processed together: of one group, device and dtype."""
 
     group: int
-    blocked: bool
+    form: Form
     entries: list[LocalParameter]
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of each parameter among all of the optimizer."""
+        return [entry.position for entry in self.entries]
+
+    @property
+    def on_cpu(self) -> bool:
+        """True for a form that reads numbers on the host and does nothing in a skipped step."""
+        return self.form != "foreach"
 
 
 def touched_size(gradient: Tensor) -> int:

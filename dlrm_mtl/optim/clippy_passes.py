@@ -1,11 +1,10 @@
-"""Memory passes of a dense Clippy step, in three forms with the results of ``clippy.clippy_update``.
+"""Memory passes of a dense Clippy step, in two forms with the results of ``clippy.clippy_update``; see also clippy_native.py.
 
 Each form has two halves. ``measure_*`` reads weights, gradients and accumulators and writes only to scratch. ``apply_*``
 changes weights and accumulators, after every gradient of the step is known to be finite.
 
-- ``blocked``: one tensor at a time, in blocks that stay in the processor's cache between passes. It runs on the CPU and
-  reads numbers in between, which is free there.
-- ``packed``: small tensors on the CPU, copied into one flat tensor, because calls would cost more than passes.
+- ``blocked``: one tensor at a time, in blocks that stay in the processor's cache between passes. It runs on the CPU where
+  the native form cannot, and reads numbers in between, which is free there.
 - ``foreach``: lists of tensors. Nothing is copied to the host and no branch depends on a number. So it never waits for a
   GPU, can be captured in a CUDA graph, and is used under ``torch.compile``. A step that must not happen runs with gradients
   of zero.
@@ -13,7 +12,7 @@ changes weights and accumulators, after every gradient of the step is known to b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,9 +24,6 @@ BLOCK = 262_144
 """Number of elements of a block, per thread: five buffers of 1 MB. A half and a quarter are no faster with one thread. They
 cost more with several threads if processes compete for cores, because every pass ends with all threads waiting for each
 other."""
-
-SMALL = 8_192
-"""Largest number of elements of a tensor on the CPU that is packed with others."""
 
 
 class Extent(NamedTuple):
@@ -120,8 +116,8 @@ def apply_blocked(
         weight: as for :func:`measure_blocked`.
         gradient: as for :func:`measure_blocked`.
         accumulator: as for :func:`measure_blocked`.
-        scale: factor of r, -lr sigma: [], or [*] for at most one block.
-        factor: sigma, of the shape of ``scale``.
+        scale: [] factor of r: -lr sigma.
+        factor: [] sigma.
         decay: factor of the weight before the update.
         options: the rule's options.
         scratch: buffers.
@@ -145,64 +141,6 @@ def apply_blocked(
             a.addcmul_(taken, taken)
 
 
-def packs(sizes: list[int]) -> list[list[int]]:
-    """Groups of tensors of the given sizes to process together: large ones alone, small ones packed up to a block."""
-    together: list[list[int]] = []
-    small: list[int] = []
-    filled = 0
-    for index, size in enumerate(sizes):
-        if size > SMALL:
-            together.append([index])
-            continue
-        if small and filled + size > BLOCK:
-            together.append(small)
-            small, filled = [], 0
-        small.append(index)
-        filled += size
-    return [*together, small] if small else together
-
-
-def measure_packed(
-    weights: list[Tensor], gradients: list[Tensor], accumulators: list[Tensor], options: ClippyOptions
-) -> list[Extent]:
-    """Measure small tensors of one dtype on the CPU; none may be empty."""
-    lengths = torch.tensor([weight.numel() for weight in weights])
-
-    def largest(flat: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (torch.segment_reduce(flat[0], "max", lengths=lengths, unsafe=True),)
-
-    (extent,) = measure_foreach([_flat(weights)], [_flat(gradients)], [_flat(accumulators)], options, largest)
-    return [Extent(*values) for values in zip(*(part.unbind() for part in extent), strict=True)]
-
-
-def apply_packed(
-    weights: list[Tensor],
-    gradients: list[Tensor],
-    accumulators: list[Tensor],
-    scales: Tensor,
-    factors: Tensor,
-    decay: float,
-    options: ClippyOptions,
-    scratch: Scratch,
-) -> None:
-    """Update N small tensors of one dtype on the CPU in place.
-
-    Arguments are lists of those of :func:`apply_blocked`; ``scales`` and ``factors`` are [N].
-    """
-    lengths = torch.tensor([weight.numel() for weight in weights])
-    scale, factor = (values.repeat_interleave(lengths) for values in (scales, factors))
-    accumulator = _flat(accumulators)
-    weight = _flat(weights).to(accumulator.dtype)
-    apply_blocked(weight, _flat(gradients), accumulator, scale, factor, decay, options, scratch)
-    for targets, values in ((weights, weight), (accumulators, accumulator)):
-        parts = values.split([target.numel() for target in targets])
-        torch._foreach_copy_(targets, [part.view(target.shape) for part, target in zip(parts, targets, strict=True)])
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([values if values.dim() == 1 else values.reshape(-1) for values in tensors])
-
-
 def _largest(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if tensors[0].is_cuda and not torch.compiler.is_compiling():
         return torch._foreach_max(tensors)
@@ -214,7 +152,6 @@ def measure_foreach(
     gradients: list[Tensor],
     accumulators: list[Tensor],
     options: ClippyOptions,
-    largest_of: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = _largest,
 ) -> list[Extent]:
     """Measure tensors of one device and dtype without a host synchronisation; none may be empty.
 
@@ -223,13 +160,12 @@ def measure_foreach(
         gradients: [*] each, of dtypes that convert to the accumulators'.
         accumulators: [*] each, of the arithmetic's dtype.
         options: the rule's options.
-        largest_of: function that returns the largest value of each tensor, NaN if it holds one.
     """
     dtype = accumulators[0].dtype
     gradients, weights = _converted(gradients, dtype), _converted(weights, dtype)
     eps = effective_eps(options, dtype)
     roots = torch._foreach_addcmul(accumulators, gradients, gradients)
-    largest = largest_of(roots)
+    largest = _largest(roots)
     if options.accumulator == "delayed":
         roots = torch._foreach_add(accumulators, eps if options.eps_inside else 0.0)
     elif options.eps_inside:
@@ -239,7 +175,7 @@ def measure_foreach(
         torch._foreach_add_(roots, eps)
     r = torch._foreach_div(gradients, roots)
     torch._foreach_abs_(r)
-    directions = largest_of(r)
+    directions = _largest(r)
     allowed = torch._foreach_abs(weights)
     torch._foreach_mul_(allowed, options.lambda_rel)
     torch._foreach_add_(allowed, options.lambda_abs)
@@ -249,7 +185,7 @@ def measure_foreach(
     torch._foreach_div_(r, allowed)
     if options.lambda_abs < torch.finfo(dtype).tiny:
         r = tuple(values.nan_to_num(nan=0.0, posinf=torch.inf) for values in r)
-    return [Extent(*values) for values in zip(largest_of(r), directions, largest, strict=True)]
+    return [Extent(*values) for values in zip(_largest(r), directions, largest, strict=True)]
 
 
 def apply_foreach(

@@ -97,6 +97,14 @@ class SharedRowGradients(RowGradients):
         return out
 
 
+def function(name: str) -> ctypes._NamedFuncPointer:
+    """A function of the library that returns whether it succeeded, for other modules with structures of their own."""
+    isa()
+    chosen = getattr(_native(), name)
+    chosen.restype = ctypes.c_bool
+    return chosen  # type: ignore[no-any-return]
+
+
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
     """Sum the rows of each bag, see :func:`reference.lookup`.
 

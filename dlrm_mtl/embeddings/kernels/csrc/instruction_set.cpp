@@ -26,7 +26,7 @@ DLRM_MTL_API const char* dlrm_mtl_select(const char* name) {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c")) {
     best_first.push_back(&kAvx512Kernels);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) best_first.push_back(&kAvx2Kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) best_first.push_back(&kAvx2Kernels);
 #endif
   best_first.push_back(&kPortableKernels);
   for (const RowKernels* candidate : best_first) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "dense_clippy.h"
 #include "layout.h"
 #include "stored_rows.h"
 
@@ -126,6 +127,8 @@ struct RowKernels {
   // Returns false, and the first such id, where an id is out of range.
   bool (*lookup_stored)(const StoredSpan&, int64_t* wrong_id);
   void (*apply_elements)(const ElementSpan&);
+  void (*measure_dense)(const DenseSpan&, DenseExtent* extent);
+  void (*apply_dense)(const DenseSpan&);
 };
 
 extern const RowKernels kPortableKernels;

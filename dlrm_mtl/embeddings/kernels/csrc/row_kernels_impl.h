@@ -462,6 +462,7 @@ void apply(const TouchedSpan& span, float factor) {
 }
 
 #include "element_rules_impl.h"
+#include "dense_clippy_impl.h"
 
 }  // namespace
 }  // namespace DLRM_MTL_ISA
@@ -470,7 +471,8 @@ const RowKernels DLRM_MTL_KERNELS = {
     DLRM_MTL_NAME, DLRM_MTL_ISA::lookup,       DLRM_MTL_ISA::copy_bags,   DLRM_MTL_ISA::measure,
     DLRM_MTL_ISA::sum_runs,      DLRM_MTL_ISA::sum_long_run, DLRM_MTL_ISA::find_factor, DLRM_MTL_ISA::apply,
     DLRM_MTL_ISA::row_factors,   DLRM_MTL_ISA::find_largest_direction, DLRM_MTL_ISA::expand,
-    DLRM_MTL_ISA::lookup_stored, DLRM_MTL_ISA::apply_elements,
+    DLRM_MTL_ISA::lookup_stored, DLRM_MTL_ISA::apply_elements, DLRM_MTL_ISA::measure_dense,
+    DLRM_MTL_ISA::apply_dense,
 };
 
 }  // namespace dlrm_mtl
