@@ -64,6 +64,15 @@ class RunConfig(Strict):
         return tasks
 
     @model_validator(mode="after")
+    def _exchange_ahead_needs_rows(self) -> RunConfig:
+        if self.training.exchange_ahead and self.data.unbounded:
+            raise ValueError(
+                "training.exchange_ahead: true does not go with data.unbounded, whose ids get their rows in the order of the "
+                "steps; remove one of them."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _micro_batches_divide_batches(self) -> RunConfig:
         pieces, lanes, size = self.training.micro_batches, self.data.lanes, self.data.batch_size
         if size % (pieces * lanes):

@@ -89,6 +89,9 @@ class TrainingConfig(Strict):
     profile: ProfileConfig | None = None
     """Steps to trace on every process, such as `{start: 20, steps: 5}`; the trace is written to profile/ in the run's
     folder, for https://ui.perfetto.dev."""
+    exchange_ahead: bool = False
+    """With several processes: exchange the ids of the next batch, or micro-batch, while the present one is computed. Losses are
+    the same to the last bit. Not for `data.unbounded`."""
     phase_times: bool = False
     """Log the seconds of each phase of a step as `phase/NAME` in metrics.jsonl and TensorBoard: means over the steps of an
     entry, on the first process. On a GPU training is slower, as the clock waits for the device after each phase."""

@@ -83,7 +83,7 @@ class FeatureLookup(nn.Module):
                 sums = coming.to_dict()
         rows: dict[str, FeatureIds] = {}
         if self.unpooled_tables is not None:
-            rows = self.unpooled_tables(most_recent(sparse, self.unpooled_features, self.table_set.lengths))
+            rows = self.unpooled_tables(self.unpooled_ids(sparse))
         lengths = sparse.lengths().view(len(sparse.keys()), -1)
         row_of = {name: row for row, name in enumerate(sparse.keys())}
         # On a GPU, and for the few rows of a request, an operation costs more than another pass over the memory, so all means
@@ -100,6 +100,10 @@ class FeatureLookup(nn.Module):
             columns.append(column)
         features = torch.cat(columns, dim=1)
         return self.means(features, sparse) if at_once else features
+
+    def unpooled_ids(self, sparse: KeyedIds) -> KeyedIds:
+        """The part of ``sparse`` that is looked up in unpooled tables."""
+        return most_recent(sparse, self.unpooled_features, self.table_set.lengths)
 
     def means(self, features: Tensor, sparse: KeyedIds) -> Tensor:
         """Divide the features [B, W] that are means by their numbers of ids in ``sparse``, all at once."""

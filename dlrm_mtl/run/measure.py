@@ -74,8 +74,10 @@ def measure_steps(config: RunConfig, steps: int, folder: Path | None = None) -> 
             checkpoints = Checkpoints(LocalStore(Path(nowhere)))
             parts = RunParts(long, process, model, optimizers, loader, checkpoints, RunState())
             parts.listeners = Listeners([measurement], process.is_main)
+            trainer = Trainer(parts)
             with contextlib.suppress(EnoughMeasured):
-                Trainer(parts).train()
+                trainer.train()
+            trainer.step.settle()
         name = torch.cuda.get_device_name() if process.device.type == "cuda" else "no GPU"
         device = f"{process.device.type}, {name}"
         return JobTimes(config, device, torch.get_num_threads(), gather_objects(measurement.times), process.is_main)

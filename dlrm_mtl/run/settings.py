@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "training.stall_timeout",
     "training.log_every",
     "training.early_stopping.patience",
+    "training.exchange_ahead",
     "training.profile",
     "training.phase_times",
     "training.listeners",

@@ -56,16 +56,15 @@ class BalancedStep(TrainingStep):
         self._frozen = [index for index, table in enumerate(self.balancing.tables) if rates[table] == 0]
         model.ranker.lookup.register_forward_hook(self._keep)
 
-    def differentiate(self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int) -> Tensor:
+    def differentiate(
+        self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int, following: Batch | None = None
+    ) -> Tensor:
         """Compute each task's gradients and combine them; otherwise like the plain step."""
         parts = torch.zeros_like(totals)
         with self._gradients_apart():
             for number, piece in enumerate(pieces):
-                self.set_clock(step, number)
-                with phase("forward"):
-                    logits = self.model.ranker(
-                        piece.batch
-                    )  # bypasses DDP: gradients are reduced before they are compared
+                # The ranker alone bypasses DDP: gradients are reduced before they are compared.
+                logits = self.logits(self.model.ranker, pieces, step, number, following)
                 with phase("losses"):
                     terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
                     penalty = self.penalty(logits, piece, rows)

@@ -128,16 +128,20 @@ class Trainer:
         self.model.module.train()
         self.window.restart(self.train_data.wait_seconds)
         enter_phase(f"reading step {self.progress.step + 1}")
-        for batches in self.steps_of(epoch, start_step):
+        for batches, following in self.steps_of(epoch, start_step):
             step = self.progress.step + 1
             last = step == self.total_steps
             logged = step % self.config.training.log_every == 0 or last
             due = int(self.publisher is not None and self.publisher.due(step))
             flag = 2 * self.interruption.signal + due
-            parts, report = self.step(batches, self.progress.step, epoch, measure=logged, flag=flag)
+            parts, report = self.step(
+                batches, self.progress.step, epoch, measure=logged, flag=flag, following=following
+            )
             # All processes stop after the same step, whichever got the signal, and then publish nothing.
             stop, due = divmod(report.flag, 2)
             self.progress.step, self.progress.steps_applied = step, self.optimizers.sparse.steps
+            if stop:
+                self.step.settle()
             self.tell(events.Step(step, epoch, parts, report))
             self.window.add(self.check(parts, report), self.config.data.batch_size, self.step.figures())
             if logged:
@@ -156,10 +160,23 @@ class Trainer:
             if stop:
                 raise self.interrupted(stop)
             if self.finished:
+                self.step.settle()
                 return
             enter_phase(f"reading step {step + 1}")
 
-    def steps_of(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
+    def steps_of(self, epoch: int, start_step: int) -> Iterator[tuple[list[Batch], Batch | None]]:
+        """Rows of each step of an epoch, with the first micro-batch of the next one if its ids are exchanged ahead."""
+        steps = self._read(epoch, start_step)
+        if self.step.ahead is None:
+            yield from ((batches, None) for batches in steps)
+            return
+        batches = next(steps, None)
+        while batches is not None:
+            coming = next(steps, None)
+            yield batches, coming[0] if coming else None
+            batches = coming
+
+    def _read(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
         """Rows of each step of an epoch, in micro-batches, on this process's device."""
         pieces = self.config.training.micro_batches
         batches = self.train_data.epoch(epoch, start_step * pieces)

@@ -11,6 +11,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from dlrm_mtl.core.batch_random import BatchRandom
+from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.data.keyed_ids import KeyedIds
 from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet, is_table, table_weights
 from dlrm_mtl.embeddings.unbounded.ids import UnboundedIds
 from dlrm_mtl.models.base import RankingModel
@@ -51,6 +53,16 @@ class ShardedModel:
         ranker = self.module.module
         assert isinstance(ranker, RankingModel)
         return ranker
+
+    def lookup_inputs(self, batch: Batch) -> list[tuple[nn.Module, KeyedIds]]:
+        """The collections of tables, each with what the model looks up in it for ``batch`` in training."""
+        lookup, ids = self.ranker.lookup, self.ranker.ids(batch)
+        found: list[tuple[nn.Module, KeyedIds]] = []
+        if lookup.tables is not None:
+            found.append((lookup.tables, ids))
+        if lookup.unpooled_tables is not None:
+            found.append((lookup.unpooled_tables, lookup.unpooled_ids(ids)))
+        return found
 
     def table_weights(self) -> dict[str, Any]:
         """Weights [rows, dim] of every table by name: a ShardedTensor, or a Tensor for a replicated table."""

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.job_watch import enter_phase
 from dlrm_mtl.core.phases import phase
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
+from dlrm_mtl.embeddings.torchrec.exchange import ExchangeAhead
 from dlrm_mtl.embeddings.two_phase import StepReport
 from dlrm_mtl.optim.build import Optimizers
 from dlrm_mtl.tasks.losses import TaskLosses
@@ -34,6 +35,11 @@ class MicroBatch(NamedTuple):
         return self.weights.amax(dim=1)
 
 
+def exchanges_ahead(config: RunConfig, process: Process) -> bool:
+    """Return True if the ids of a micro-batch are exchanged during the one before."""
+    return bool(config.training.exchange_ahead) and process.world_size > 1
+
+
 class TrainingStep:
     """Training step; every process calls it with its part of the same global batch.
 
@@ -51,11 +57,19 @@ class TrainingStep:
         self.optimizers = optimizers
         self.targets = Targets(config.tasks, process.device)
         self.losses = TaskLosses(config.tasks, process.device, model.weighting)
+        self.ahead = ExchangeAhead() if exchanges_ahead(config, process) else None
+        """Exchange of the ids of the next micro-batch; None to exchange ids right before their lookup."""
         self.not_finite: list[str] = []
         """Tasks whose gradient was not finite in the last step; known only if gradients are computed per task."""
 
     def __call__(
-        self, batches: Sequence[Batch], step: int, epoch: int, measure: bool = False, flag: int = 0
+        self,
+        batches: Sequence[Batch],
+        step: int,
+        epoch: int,
+        measure: bool = False,
+        flag: int = 0,
+        following: Batch | None = None,
     ) -> tuple[Tensor, StepReport]:
         """Take step number ``step``; return this process's parts of the tasks' losses [T], and the report of the update.
 
@@ -65,6 +79,7 @@ class TrainingStep:
             epoch: number of passes over the data so far.
             measure: True to report the largest moves of coordinates.
             flag: number from this process; the report's flag is the largest one of any process.
+            following: this process's first micro-batch of the next step, whose ids are exchanged during this one.
         """
         enter_phase(f"forward and backward of step {step + 1}")
         self.model.ids.begin(step)
@@ -74,7 +89,7 @@ class TrainingStep:
         with phase("weights of the rows"):
             pieces = self.pieces(batches, step)
             totals, rows = self.total_weights(pieces)
-        parts = self.differentiate(pieces, totals, rows, step)
+        parts = self.differentiate(pieces, totals, rows, step, following)
         enter_phase(f"the update of step {step + 1}")
         with phase("optimizer step"):
             report = self.optimizers.step(measure, flag)
@@ -83,7 +98,9 @@ class TrainingStep:
         self.model.ids.end(keep=not report.skipped)
         return parts, report
 
-    def differentiate(self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int) -> Tensor:
+    def differentiate(
+        self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int, following: Batch | None = None
+    ) -> Tensor:
         """Compute the gradients of all parameters; return this process's parts of the tasks' losses [T].
 
         Args:
@@ -91,12 +108,11 @@ class TrainingStep:
             totals: sums of the weights of the global batch's rows, for each task [T].
             rows: sum of the weights of its rows, independent of tasks.
             step: number of steps taken so far.
+            following: first micro-batch of the next step, for the exchange of its ids.
         """
         parts = torch.zeros_like(totals)
         for number, piece in enumerate(pieces):
-            self.set_clock(step, number)
-            with phase("forward"):
-                logits = self.model.module(piece.batch)  # [B, T]
+            logits = self.logits(self.model.module, pieces, step, number, following)
             with phase("losses"):
                 terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
                 penalty = self.penalty(logits, piece, rows)
@@ -105,6 +121,29 @@ class TrainingStep:
                 loss.backward()  # type: ignore[no-untyped-call]
             parts += part
         return parts
+
+    def logits(
+        self, module: nn.Module, pieces: Sequence[MicroBatch], step: int, number: int, following: Batch | None
+    ) -> Tensor:
+        """Logits [B, T] of a step's micro-batch ``number`` by ``module``; meanwhile the ids of the next one are exchanged."""
+        if self.ahead is not None:
+            self.ahead.deliver()
+            last = number + 1 == len(pieces)
+            coming = following if last else pieces[number + 1].batch
+            if coming is not None:
+                self.set_clock(step + last, 0 if last else number + 1)
+                self.ahead.start(self.model.lookup_inputs(coming))
+        self.set_clock(step, number)
+        with phase("forward"):
+            logits: Tensor = module(pieces[number].batch)
+        if self.ahead is not None:
+            self.ahead.send()
+        return logits
+
+    def settle(self) -> None:
+        """Let an exchange that is under way come to its end; training stops, or something else comes between."""
+        if self.ahead is not None:
+            self.ahead.drop()
 
     def pieces(self, batches: Sequence[Batch], step: int) -> list[MicroBatch]:
         """Labels and weights for each of ``batches``, after sampling rows for the tasks."""
