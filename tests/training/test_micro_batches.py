@@ -73,7 +73,7 @@ def _losses(rank: int, folder: Path, changes: dict[str, Any], pieces: int) -> li
     model.module.train()
     values: list[list[float]] = []
     for epoch in itertools.count():
-        for batches in trainer.steps_of(epoch, 0):
+        for batches, _ in trainer.steps_of(epoch, 0):
             parts, _ = trainer.step(batches, len(values), epoch)
             dist.all_reduce(parts)
             values.append(parts.tolist())
