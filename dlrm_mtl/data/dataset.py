@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,10 +51,15 @@ class DataFile:
         """Number of rows."""
         return int(self.metadata.num_rows)
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """Arrow schema of the file's columns."""
         return self.metadata.schema.to_arrow_schema()
+
+    @cached_property
+    def columns(self) -> Counter[str]:
+        """Number of columns of each name."""
+        return Counter(self.schema.names)
 
     def open(self) -> pq.ParquetFile:
         """Open the file without reading its footer again; raises :class:`UserError` if it is gone or has changed."""

@@ -111,16 +111,15 @@ def bad_weight(place: str, column: str, value: Any) -> UserError:
 def _typed_in_one(files: Sequence[DataFile], selection: Selection) -> dict[str, pa.DataType]:
     """Types of id columns that are untyped in some file: pyarrow writes a column of only nulls without a type."""
     typed: dict[str, pa.DataType] = {}
-    schemas = [file.schema for file in files]
     for column in {feature.source for feature in selection.sparse if feature.name not in selection.constants}:
-        types = [schema.field(column).type for schema in schemas if schema.names.count(column) == 1]
+        types = [file.schema.field(column).type for file in files if file.columns[column] == 1]
         if any(pt.is_null(type_) for type_ in types):
             typed[column] = next((type_ for type_ in types if not pt.is_null(type_)), pa.null())
     return typed
 
 
 def _shown_type(file: DataFile, column: str) -> str:
-    return str(file.schema.field(column).type) if column in file.schema.names else "missing"
+    return str(file.schema.field(column).type) if column in file.columns else "missing"
 
 
 def _check_schema(file: DataFile, selection: Selection, labels_required: bool, typed: dict[str, pa.DataType]) -> Layout:
@@ -142,7 +141,7 @@ def _check_schema(file: DataFile, selection: Selection, labels_required: bool, t
             _expect_number(file, feature.source, _type(file, schema, feature.source, f"dense feature {feature.name!r}"))
     absent = set()
     for label in selection.labels:
-        if label.source not in schema.names and not labels_required:
+        if label.source not in file.columns and not labels_required:
             absent.add(label.name)
         else:
             _expect_number(file, label.source, _type(file, schema, label.source, f"label {label.name!r}"))
@@ -174,7 +173,7 @@ def _expect_number(file: DataFile, column: str, type_: pa.DataType) -> None:
 
 
 def _type(file: DataFile, schema: pa.Schema, column: str, reader: str) -> pa.DataType:
-    if column not in schema.names:
+    if column not in file.columns:
         raise UserError(
             f"{file.path}: column {column!r}, which {reader} reads, is missing; {_where(file, column)}"
             f"{suggest(column, schema.names)}."
@@ -185,10 +184,8 @@ def _type(file: DataFile, schema: pa.Schema, column: str, reader: str) -> pa.Dat
 
 def refuse_twice(file: DataFile, column: str) -> None:
     """Raise :class:`UserError` if the file has several columns called ``column``."""
-    if file.schema.names.count(column) > 1:
-        raise UserError(
-            f"{file.path}: there are {file.schema.names.count(column)} columns {column!r}; rename or remove one."
-        )
+    if file.columns[column] > 1:
+        raise UserError(f"{file.path}: there are {file.columns[column]} columns {column!r}; rename or remove one.")
 
 
 def _where(file: DataFile, column: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -152,10 +154,18 @@ class DatasetSpec(Strict):
 
     def feature(self, name: str) -> FeatureSpec:
         """Return the feature called ``name``; raises KeyError."""
-        for feature in self.features:
-            if feature.name == name:
-                return feature
-        raise KeyError(name)
+        return self.by_name[name]
+
+    @cached_property
+    def by_name(self) -> dict[str, FeatureSpec]:
+        """The features by name."""
+        return {feature.name: feature for feature in self.features}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> DatasetSpec:
+        """Copy with other fields; pydantic would copy what is cached, too."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("by_name", None)
+        return copy
 
     def names(self, kind: Literal["sparse", "sequence", "dense"]) -> list[str]:
         """Names of the features of one kind, in the order of the file."""
@@ -184,6 +194,6 @@ class DatasetSpec(Strict):
 
 
 def _refuse_duplicates(what: str, names: list[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"{what} has {repeated[0]!r} more than once; rename or remove one.")

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.embeddings.tables import EmbeddingTable, build_tables
-from dlrm_mtl.embeddings.torchrec.plan import describe_plan, make_plan
+from dlrm_mtl.embeddings.torchrec.plan import MANY_TABLES, Processes, Room, describe_plan, foresee_plan, make_plan
 from tests.processes import run_processes
 
 TABLES = [
@@ -76,3 +77,21 @@ def too_large(rank: int) -> str:
     with pytest.raises(UserError) as error:
         make_plan(model, tables, ShardingConfig(), torch.device("cpu"), 64)
     return str(error.value)
+
+
+def test_a_plan_for_many_tables_takes_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [EmbeddingTable(f"t{n}", 100 + n, 16, [f"t{n}"]) for n in range(MANY_TABLES + 50)]
+    model = nn.ModuleDict({"tables": build_tables(tables)})
+    tries, partition = [], GreedyPerfPartitioner.partition
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        tries.append(0)
+        return partition(*arguments, **options)
+
+    monkeypatch.setattr(GreedyPerfPartitioner, "partition", counted)
+    plan = foresee_plan(model, tables, ShardingConfig(), Processes(4, 4), Room(1 << 34), 64)
+    assert len(tries) < MANY_TABLES
+    placed = describe_plan(plan, tables, (), 4)
+    weights = torch.tensor([entry["weights_mib"] for entry in placed]).sum(0)
+    assert len(placed) == len(tables)
+    assert weights.max() < 1.5 * weights.mean()
