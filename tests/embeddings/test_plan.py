@@ -12,7 +12,8 @@ from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.embeddings.tables import EmbeddingTable, build_tables
-from dlrm_mtl.embeddings.torchrec.plan import MANY_TABLES, Processes, Room, describe_plan, foresee_plan, make_plan
+from dlrm_mtl.embeddings.torchrec.plan import Processes, Room, describe_plan, foresee_plan, make_plan
+from dlrm_mtl.embeddings.torchrec.proposer import MANY_TABLES, STEPS
 from tests.processes import run_processes
 
 TABLES = [
@@ -90,7 +91,7 @@ def test_a_plan_for_many_tables_takes_few_tries(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(GreedyPerfPartitioner, "partition", counted)
     plan = foresee_plan(model, tables, ShardingConfig(), Processes(4, 4), Room(1 << 34), 64)
-    assert len(tries) < MANY_TABLES
+    assert len(tries) < 3 * STEPS
     placed = describe_plan(plan, tables, (), 4)
     weights = torch.tensor([entry["weights_mib"] for entry in placed]).sum(0)
     assert len(placed) == len(tables)

@@ -12,9 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, Proposer
+from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
 from dlrm_mtl.core.errors import UserError
@@ -23,16 +22,13 @@ from dlrm_mtl.core.suggest import suggest
 from dlrm_mtl.embeddings.config import ShardingConfig, TableSharding
 from dlrm_mtl.embeddings.rules.base import StateSpec
 from dlrm_mtl.embeddings.tables import EmbeddingTable
+from dlrm_mtl.embeddings.torchrec.proposer import proposers
 from dlrm_mtl.embeddings.torchrec.sharders import UnpooledSharder, two_phase_sharders
 
 COLUMN_SPLITTING = {"column_wise", "table_column_wise", "grid_shard"}
 HOST_BASED = {"table_row_wise", "grid_shard"}
 RESERVED = 0.15
 """The share of the memory that is not for tables."""
-MANY_TABLES = 100
-"""Number of tables above which the search for a plan ends early."""
-PATIENCE = 20
-"""Number of plans that are not better after which it ends."""
 FLOAT = 4
 """Bytes of a weight."""
 MIB = 2**20
@@ -159,21 +155,8 @@ def _planner(
         batch_size=max(batch_size // layout.world_size, 1),
         constraints=constraints,
         storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED),
-        proposer=_proposers(len(tables)),
+        proposer=proposers(len(tables)),
     )
-
-
-def _proposers(tables: int) -> list[Proposer] | None:
-    """Searches for a plan; None for TorchRec's own.
-
-    TorchRec's greedy searches change the sharding of one table after the other and rate the whole plan each time, which takes
-    the square of the number of tables: minutes for 1,000. With many tables they end after :data:`PATIENCE` plans in a row that
-    are not better.
-    """
-    if tables <= MANY_TABLES:
-        return None
-    greedy = [GreedyProposer(use_depth=use_depth, threshold=PATIENCE) for use_depth in (True, False)]
-    return [*greedy, UniformProposer()]
 
 
 @contextmanager
