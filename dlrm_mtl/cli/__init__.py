@@ -45,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "skew": scoring.skew,
     "compare": comparing.compare,
     "sweep": experimenting.sweep,
+    "stability": experimenting.stability,
     "tune-score": scoring.tune_score_command,
     "doctor": inspecting.doctor,
     "models": inspecting.models,

@@ -1,14 +1,17 @@
-"""The command ``sweep``."""
+"""Commands that train many times: ``sweep`` and ``stability``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlrm_mtl.cli.options import Overrides, Plugins
+from dlrm_mtl.cli.options import ConfigFile, Overrides, Plugins
 from dlrm_mtl.core.errors import UserError
+
+if TYPE_CHECKING:  # imported on use
+    from dlrm_mtl.experiments.sweep import Sweep, SweepResult
 
 
 def sweep(
@@ -99,11 +102,7 @@ def sweep(
     config["set"] = {**config.get("set", {}), **common}
     folder = output or Path("sweeps") / file.stem
     study = Sweep(validate(SweepConfig, config, str(file)), folder, parallel, plugins=plugins or [])
-    try:
-        result = study.run()
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on with {folder}", flush=True)
-        raise SystemExit(130) from None
+    result = _run(study, folder)
     show(result, folder, html)
     if result.failed:
         raise SystemExit(1)
@@ -113,3 +112,67 @@ def _plain(value: object) -> object:
     from dlrm_mtl.experiments.config import Interval
 
     return value.model_dump() if isinstance(value, Interval) else value
+
+
+def stability(
+    config: ConfigFile,
+    multiples: Annotated[
+        str, typer.Option("--lr", metavar="A,B,..", help="Multiples of the configured learning rates.")
+    ] = "0.5x,1x,2x,4x,8x",
+    optimizers: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,..",
+            help="adagrad, adagrad+gc (clipping by norm), adagrad+agc (adaptive clipping), lamb, clippy; a threshold may "
+            "follow, such as adagrad+gc:0.01.",
+        ),
+    ] = "adagrad,adagrad+gc,adagrad+agc,lamb,clippy",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the trainings. Default: stability/NAME.", show_default=False)
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time. Default: the number of cores.", show_default=False)
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page to this file, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file, too.")] = None,
+    overrides: Overrides = None,
+    plugins: Plugins = None,
+) -> None:
+    """Train with several optimizers at rising learning rates, and say which diverge and what each reaches at best.
+
+    Stopped or killed, the same command goes on where it stopped.
+    """
+    from dlrm_mtl.doctor import check_or_raise
+
+    check_or_raise()
+    import json
+
+    from dlrm_mtl.core.plugins import load_plugins
+    from dlrm_mtl.experiments.stability import analyse, settings_of, sweep_of
+    from dlrm_mtl.experiments.stability_page import as_json, show
+    from dlrm_mtl.experiments.sweep import Sweep
+    from dlrm_mtl.reports.page import write_text
+
+    load_plugins(plugins or [], "--plugin")
+    settings = settings_of(optimizers.split(","), multiples.split(","))
+    folder = output or Path("stability") / config.stem
+    study = Sweep(
+        sweep_of(config, settings, seeds, overrides or [], plugins or []), folder, parallel, plugins=plugins or []
+    )
+    result = _run(study, folder)
+    results = analyse(result, folder, settings)
+    show(results, result.metric, folder, config, html)
+    if json_file is not None:
+        write_text(json_file, json.dumps(as_json(results, result.metric), indent=1) + "\n")
+    if result.failed:
+        raise SystemExit(1)
+
+
+def _run(study: Sweep, folder: Path) -> SweepResult:
+    """Train; leave with a remark if the user stops it."""
+    try:
+        return study.run()
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with {folder}", flush=True)
+        raise SystemExit(130) from None

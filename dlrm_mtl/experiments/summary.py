@@ -223,10 +223,14 @@ def page(result: SweepResult, folder: Path) -> Page:
         rows = [[outcome.name, outcome.reason] for outcome in result.failed]
         sections.append(Section("Failed trainings", tables=[PageTable(["training", "reason"], rows, text_columns=2)]))
     subtitle = (
-        f"{result.config.config}, {len(result.tried)} points, seeds {result.config.tuning_seeds}; dlrm_mtl "
-        f"{dlrm_mtl.__version__}, torch {torch.__version__}, {_processor()}"
+        f"{result.config.config}, {len(result.tried)} points, seeds {result.config.tuning_seeds}; {source_line()}"
     )
     return Page(f"Sweep: {folder.name}", subtitle, legend, sections)
+
+
+def source_line() -> str:
+    """Versions and machine behind figures."""
+    return f"dlrm_mtl {dlrm_mtl.__version__}, torch {torch.__version__}, {_processor()}"
 
 
 def _cell(outcomes: Sequence[Outcome], split: str, key: str) -> str:
