@@ -6,12 +6,13 @@ because a collective follows:
     time = overhead.step + sum over phases of (largest over processes of the phase's time)
 
 - ``ids``, ``pooled``, ``gradients``, ``step``, ``dense exchange``: the phase's collectives, one after the other.
-- ``lookup``: ``row_bytes_read / random_rows`` + ``kernels * overhead.kernel``.
+- ``lookup``: ``(row_bytes_read + LINE * rows_read) / random_rows`` + ``kernels * overhead.kernel``. A row at a random place
+  costs a memory line more than its bytes, so narrow rows are not free.
 - ``dense part``: ``max(dense_flops / matrix_product, dense_bytes / streaming)``, forward and backward.
 - ``row gradients``: in backward, the gradients of the rows read are read again and added up by row:
   ``(row_bytes_read + row_bytes_updated) / streaming``.
-- ``update``: the touched rows are read once for statistics, then read and written: ``3 * row_bytes_updated / random_rows`` +
-  ``kernels * overhead.kernel``.
+- ``update``: the touched rows are read once for statistics, then read and written: ``3 * (row_bytes_updated + LINE *
+  rows_updated) / random_rows`` + ``kernels * overhead.kernel``.
 
 A collective over n processes, P of them on each host, takes ``overhead.collective`` + the latency of the slowest link that it
 crosses + the larger of its two transfers, which run at the same time. With b = max(sent, received) bytes in the tensors of a
@@ -37,6 +38,9 @@ from dataclasses import dataclass
 
 from dlrm_mtl.scaling.hardware import Hardware, Precision
 from dlrm_mtl.scaling.work import PHASES, Collective, RankWork, Span
+
+LINE = 64
+"""Bytes of a line of memory."""
 
 PARTS = (
     "overhead",
@@ -148,10 +152,10 @@ def rank_parts(
     )
     parts = dict.fromkeys(PARTS, 0.0)
     parts["overhead"] = hardware.overhead.step
-    parts["lookup"] = work.row_bytes_read / random + kernels
+    parts["lookup"] = (work.row_bytes_read + LINE * work.rows_read) / random + kernels
     parts["dense part"] = max(work.dense_flops / hardware.matrix_product.rate(precision), work.dense_bytes / streaming)
     parts["row gradients"] = (work.row_bytes_read + work.row_bytes_updated) / streaming
-    parts["update"] = 3 * work.row_bytes_updated / random + kernels
+    parts["update"] = 3 * (work.row_bytes_updated + LINE * work.rows_updated) / random + kernels
     for collective in work.collectives:
         parts[_OF_PHASE[collective.phase]] += collective_time(hardware, collective, hosts, per_host)
     return parts

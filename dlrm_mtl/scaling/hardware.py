@@ -153,7 +153,7 @@ class Hardware(Strict):
     streaming: Bandwidth
     """Bytes per second of reading or writing in sequence."""
     random_rows: Bandwidth
-    """Bytes per second of reading or writing rows of 128 to 512 bytes at random places of a table."""
+    """Bytes per second of reading or writing rows at random places of a table, where a row counts 64 bytes more than it has."""
     within_host: Link
     """Communication with processes of the same host."""
     between_hosts: Link
