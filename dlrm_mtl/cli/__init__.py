@@ -25,6 +25,7 @@ from dlrm_mtl.cli import (
     using,
 )
 from dlrm_mtl.cli.checkpoints import app as checkpoint_app
+from dlrm_mtl.cli.hardware import app as hardware_app
 from dlrm_mtl.cli.voice import show_remarks, speaks
 from dlrm_mtl.core.errors import EXIT_CODE, PeerLostError, UserError
 from dlrm_mtl.core.extras import extras_named
@@ -56,6 +57,7 @@ GROUPS = {
     "config": checking.config_app,
     "data": checking.data_app,
     "checkpoint": checkpoint_app,
+    "hardware": hardware_app,
     "bundle": checking.bundle_app,
     "prepare": preparing.prepare_app,
 }

@@ -85,7 +85,16 @@ def models(
 
 def plan(
     config: ConfigFile,
-    processes: Annotated[int, typer.Option(min=1, help="Number of all processes of the run.")] = 1,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Hardware of the hosts, such as h100x8, or a file of `hardware measure`: adds the expected time of a step.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of all processes of the run. Default: the hardware's, or 1.")
+    ] = None,
     hosts: Annotated[int, typer.Option(min=1, help="Number of hosts, which share the processes equally.")] = 1,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of a host, such as 64GB. Default: this machine's.")
@@ -96,17 +105,37 @@ def plan(
             metavar="SIZE", help="Memory of a GPU, one for each process, such as 80GB. Default: this machine's, if any."
         ),
     ] = None,
+    planner: Annotated[
+        str | None,
+        typer.Option(
+            help="`cost`: by the expected time of a step; `torchrec`: as in a run without sharding.plan. Default: `cost` with "
+            "--hardware or --write."
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, for `sharding.plan` of a training.")
+    ] = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plugins: Plugins = None,
 ) -> None:
     """Show where the tables of a run would live, and what every process would hold, without training.
 
-    One process plans for any number of them, and for machines other than this one.
+    With --hardware also how long a step would take, and what bounds it. One process plans for any number of them, and for
+    machines other than this one.
     """
-    from dlrm_mtl.run.plan import show_plan
+    if planner not in (None, "cost", "torchrec"):
+        raise UserError(f"--planner {planner}: there is no such planner; choose cost or torchrec.")
+    if hardware is None and planner is None and write is None:
+        from dlrm_mtl.run.plan import show_plan
 
-    show_plan(config, overrides, plugins, processes, hosts, memory, gpu_memory, as_json)
+        show_plan(config, overrides, plugins, processes or 1, hosts, memory, gpu_memory, as_json)
+        return
+    from dlrm_mtl.scaling.plan_page import show_cluster_plan
+
+    show_cluster_plan(
+        config, overrides, plugins, processes, hosts, memory, gpu_memory, hardware, planner, write, as_json
+    )
 
 
 def profile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -131,9 +132,22 @@ class ShardingConfig(Strict):
     """Distribution of the tables over processes, hosts and devices. No choice here changes the trained model."""
 
     default: ShardingType = "auto"
-    """Sharding type of tables without an entry in `tables`; `auto` leaves it to TorchRec's planner."""
+    """Sharding type of tables without an entry in `tables`; `auto` leaves it to the planner."""
     tables: dict[str, TableSharding] = Field(default_factory=dict)
-    """Exceptions, by name of the table: `user_id: row_wise`, or `user_id: {type: column_wise, column_shards: 2}`."""
+    """Exceptions, by name of the table or a pattern of names with `*`, `?` or `[...]`: `user_id: row_wise`, `"user_*": {type:
+    column_wise, column_shards: 2}`. A table's own name comes before patterns, and the first pattern that fits counts."""
     processes_per_host: int | None = Field(default=None, gt=0)
     """Number of processes of one host for table_row_wise, table_column_wise and grid_shard. Default: the launcher's value
     (LOCAL_WORLD_SIZE). A smaller number divides one machine into several hosts."""
+    plan: str | None = None
+    """File with the place of every table, written by `dlrm-mtl plan --write`, for training. Default: TorchRec's planner places
+    the tables, as it does for evaluation and prediction in any case."""
+
+    def of(self, table: str) -> tuple[str, TableSharding]:
+        """The place in the configuration that names the sharding of ``table``, and the sharding."""
+        if table in self.tables:
+            return f"sharding.tables.{table}", self.tables[table]
+        for pattern, choice in self.tables.items():
+            if fnmatchcase(table, pattern):
+                return f"sharding.tables.{pattern}", choice
+        return "sharding.default", TableSharding(type=self.default)

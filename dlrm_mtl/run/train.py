@@ -107,7 +107,7 @@ def run_training(
                 return results
         if claim.goes_on:
             folder.store.restore(folder.metrics.name, folder.history.name, folder.contract.name)
-        model = build_model(config, data.dataset.spec, process)
+        model = build_model(config, data.dataset.spec, process, planned=True)
         optimizers = build_optimizers(config, model, data.steps or 1)
         tensors = RunTensors(model, optimizers)
         progress = go_on(found, checkpoints, tensors, fallback) if found else RunState(data=data_order(config))

@@ -100,7 +100,7 @@ class StepTime:
     @property
     def waiting(self) -> float:
         """Part of the step that a process waits for slower ones, on average, in [0, 1)."""
-        return 1 - sum(self.of_ranks) / len(self.of_ranks) / self.total if self.total else 0.0
+        return max(1 - sum(self.of_ranks) / len(self.of_ranks) / self.total, 0.0) if self.total else 0.0
 
     @property
     def slowest_rank(self) -> int:

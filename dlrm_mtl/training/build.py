@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -14,7 +15,8 @@ from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.tables import TableSet, initialise
-from dlrm_mtl.embeddings.torchrec.plan import make_plan
+from dlrm_mtl.embeddings.torchrec.plan import make_plan, processes
+from dlrm_mtl.embeddings.torchrec.plan_file import read_plan, sharding_plan
 from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
 from dlrm_mtl.embeddings.torchrec.shards import placements, sharded_collections
 from dlrm_mtl.embeddings.torchrec.table_memory import TableMemory
@@ -33,8 +35,14 @@ from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.step import TrainingStep
 
 
-def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> ShardedModel:
+def build_model(config: RunConfig, spec: DatasetSpec, process: Process, *, planned: bool = False) -> ShardedModel:
     """Build, shard and initialise the model; the same weights on any number of processes and under any plan.
+
+    Args:
+        config: configuration of the run.
+        spec: description of its data set.
+        process: this process.
+        planned: True to place the tables by the file `sharding.plan`, if there is one.
 
     Raises:
         UserError: the configuration does not fit the data set or the processes.
@@ -44,7 +52,12 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process) -> Shard
     tables = ranker.lookup.table_set
     weighting = config.task_weighting.build(len(config.tasks))
     ranker.add_module("task_weighting", weighting)
-    plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
+    if planned and config.sharding.plan is not None:
+        layout = processes(config.sharding, process.world_size)
+        written = read_plan(Path(config.sharding.plan), tables.configs, layout)
+        plan = sharding_plan(ranker, written, process.device.type)
+    else:
+        plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
     with TableMemory():
         module = DistributedModelParallel(
             ranker,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -138,10 +139,7 @@ def foresee_plan(
 def _planner(
     tables: Sequence[EmbeddingTable], config: ShardingConfig, layout: Processes, room: Room, batch_size: int
 ) -> EmbeddingShardingPlanner:
-    unknown = sorted(set(config.tables) - {table.name for table in tables})
-    if unknown:
-        hint = suggest(unknown[0], [table.name for table in tables])
-        raise UserError(f"sharding.tables.{unknown[0]}: there is no such table; {hint}.")
+    check_names(tables, config)
     constraints = {table.name: _constraint(table, config, layout) for table in tables}
     topology = Topology(
         world_size=layout.world_size,
@@ -174,8 +172,31 @@ def _plan_or_sentence(tables: Sequence[EmbeddingTable], layout: Processes, room:
 
 
 def _constraint(table: EmbeddingTable, config: ShardingConfig, layout: Processes) -> ParameterConstraints:
-    choice = config.tables.get(table.name, TableSharding(type=config.default))
-    place = f"sharding.tables.{table.name}" if table.name in config.tables else "sharding.default"
+    place, choice = checked_choice(table, config)
+    kernel = "dense" if choice.type == "data_parallel" else "fused"
+    return ParameterConstraints(
+        sharding_types=_automatic(table, layout) if choice.type == "auto" else [effective_type(choice.type, layout)],
+        compute_kernels=[kernel],
+        min_partition=table.embedding_dim // column_shards(table, choice, layout, place),
+    )
+
+
+def check_names(tables: Sequence[EmbeddingTable], config: ShardingConfig) -> None:
+    """Raise :class:`UserError` if an entry of ``config.tables`` names no table."""
+    names = [table.name for table in tables]
+    for key in sorted(config.tables):
+        if key not in names and not any(fnmatchcase(name, key) for name in names):
+            what = "no table has a name like this" if set(key) & set("*?[") else "there is no such table"
+            raise UserError(f"sharding.tables.{key}: {what}; {suggest(key, names)}.")
+
+
+def checked_choice(table: EmbeddingTable, config: ShardingConfig) -> tuple[str, TableSharding]:
+    """The sharding that the configuration names for ``table``, and its place there.
+
+    Raises:
+        UserError: the sharding does not fit the table.
+    """
+    place, choice = config.of(table.name)
     if choice.column_shards and choice.type not in COLUMN_SPLITTING:
         raise UserError(
             f"{place}.column_shards: {choice.type} does not cut columns; remove the key or choose one of "
@@ -188,12 +209,7 @@ def _constraint(table: EmbeddingTable, config: ShardingConfig, layout: Processes
                 f"{place}: {choice.type} cannot hold table {table.name}, which serves a flattened feature; under "
                 f"sharding.tables.{table.name}, choose one of {', '.join(sorted(possible))}."
             )
-    kernel = "dense" if choice.type == "data_parallel" else "fused"
-    return ParameterConstraints(
-        sharding_types=_automatic(table, layout) if choice.type == "auto" else [effective_type(choice.type, layout)],
-        compute_kernels=[kernel],
-        min_partition=_shard_width(table, choice, layout, place),
-    )
+    return place, choice
 
 
 def effective_type(sharding_type: str, layout: Processes) -> str:
@@ -211,8 +227,12 @@ def _automatic(table: EmbeddingTable, layout: Processes) -> list[str]:
     return [*types, "table_row_wise"] if layout.hosts > 1 and table.pooled else types
 
 
-def _shard_width(table: EmbeddingTable, choice: TableSharding, layout: Processes, place: str) -> int:
-    """Number of columns of each shard of a table whose columns are cut."""
+def column_shards(table: EmbeddingTable, choice: TableSharding, layout: Processes, place: str) -> int:
+    """Number of parts that the columns of a table are cut into.
+
+    Raises:
+        UserError: the number at ``place`` in the configuration does not fit the table.
+    """
     wanted = {"column_wise": layout.world_size, "table_column_wise": layout.per_host, "grid_shard": layout.hosts}
     shards = choice.column_shards or wanted.get(choice.type, 1)
     dim = table.embedding_dim
@@ -224,7 +244,7 @@ def _shard_width(table: EmbeddingTable, choice: TableSharding, layout: Processes
         )
     while dim % (4 * shards):
         shards -= 1
-    return dim // shards
+    return shards
 
 
 def describe_plan(
