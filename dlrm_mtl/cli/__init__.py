@@ -21,6 +21,7 @@ from dlrm_mtl.cli import (
     preparing,
     scoring,
     serving,
+    simulating,
     training,
     using,
 )
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": inspecting.doctor,
     "models": inspecting.models,
     "plan": inspecting.plan,
+    "simulate": simulating.simulate,
     "profile": inspecting.profile,
 }
 GROUPS = {

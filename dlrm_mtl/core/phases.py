@@ -33,6 +33,11 @@ class PhaseClock:
         self._open: list[str] = []
         self._since = time.perf_counter()
 
+    @property
+    def current(self) -> tuple[str, ...]:
+        """The open phases, the outermost one first."""
+        return tuple(self._open)
+
     def take(self) -> dict[str, float]:
         """Seconds of each phase since the last call; what belongs to no phase is in none of them."""
         self._charge()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.batch_random import BatchRandom
@@ -35,7 +37,15 @@ from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.step import TrainingStep
 
 
-def build_model(config: RunConfig, spec: DatasetSpec, process: Process, *, planned: bool = False) -> ShardedModel:
+def build_model(
+    config: RunConfig,
+    spec: DatasetSpec,
+    process: Process,
+    *,
+    planned: bool = False,
+    plan: ShardingPlan | None = None,
+    initial: bool = True,
+) -> ShardedModel:
     """Build, shard and initialise the model; the same weights on any number of processes and under any plan.
 
     Args:
@@ -43,6 +53,8 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process, *, plann
         spec: description of its data set.
         process: this process.
         planned: True to place the tables by the file `sharding.plan`, if there is one.
+        plan: placement of the tables. Default: by that file, or the one that the processes make together.
+        initial: False to leave the tables, and how their memory is allocated, to the caller.
 
     Raises:
         UserError: the configuration does not fit the data set or the processes.
@@ -52,20 +64,21 @@ def build_model(config: RunConfig, spec: DatasetSpec, process: Process, *, plann
     tables = ranker.lookup.table_set
     weighting = config.task_weighting.build(len(config.tasks))
     ranker.add_module("task_weighting", weighting)
-    if planned and config.sharding.plan is not None:
+    if plan is None and planned and config.sharding.plan is not None:
         layout = processes(config.sharding, process.world_size)
         written = read_plan(Path(config.sharding.plan), tables.configs, layout)
         plan = sharding_plan(ranker, written, process.device.type)
-    else:
+    elif plan is None:
         plan = make_plan(ranker, tables.configs, config.sharding, process.device, config.data.training_rows)
-    with TableMemory():
+    with TableMemory() if initial else nullcontext():
         module = DistributedModelParallel(
             ranker,
             device=process.device,
             plan=plan,
             sharders=two_phase_sharders(),
         )
-    initialise(module, tables.stds, config.seed)
+    if initial:
+        initialise(module, tables.stds, config.seed)
     lanes = config.data.lanes // process.world_size
     random = BatchRandom(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
     connect_dropout(module, random)

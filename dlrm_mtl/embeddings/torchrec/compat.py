@@ -7,8 +7,11 @@ upstream changes one. Written for torch 2.13, torchrec 1.8 and fbgemm-gpu 1.8.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 # TorchRec's state dicts hold ShardedTensor, for which PyTorch has no public module.
@@ -16,6 +19,7 @@ from torch.distributed._shard.sharded_tensor import Shard as TensorShard
 from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
 from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
 from torch.distributed._shard.sharding_spec import ShardMetadata
+from torchrec.distributed import comm
 from torchrec.distributed.batched_embedding_kernel import (
     BatchedDenseEmbedding,
     BatchedDenseEmbeddingBag,
@@ -110,3 +114,59 @@ def set_pooling_of_split_rows(collection: ShardedEmbeddingBagCollection, feature
     """
     collection._pooling_type_to_rs_features = features
     collection._has_mean_pooling_callback = bool(features["MEAN"])
+
+
+def set_host_groups(
+    within: dist.ProcessGroup | None, across: dist.ProcessGroup | None
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """Set the groups of table_row_wise and grid_shard, and return the former ones.
+
+    TorchRec makes them once for each program and offers no way to make them for another world.
+    """
+    former = comm._INTRA_PG, comm._CROSS_PG
+    comm._INTRA_PG, comm._CROSS_PG = within, across
+    return former
+
+
+def name_of_group(group: dist.ProcessGroup) -> str:
+    """Name under which torch registered ``group``; a group written in Python must know it."""
+    return dist.distributed_c10d._world.pg_names[group]
+
+
+def finished_work(result: Any) -> dist.Work:
+    """Handle of a collective that is over, whose future holds ``result``; torch makes such handles in C++ only."""
+    future: torch.futures.Future[Any] = torch.futures.Future()
+    future.set_result(result)
+    return cast(dist.Work, torch._C._distributed_c10d._create_work_from_future(future))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def sharded_tensors_of_one_process() -> Iterator[None]:
+    """Make sharded tensors from local shards alone, and let the next process hold the rest of the whole tensor.
+
+    TorchRec's unpooled collections ask all processes for their shards by a private function. In a simulation there is nobody
+    to ask.
+    """
+    asking = ShardedTensor.__dict__["_init_from_local_shards"]
+    ShardedTensor._init_from_local_shards = classmethod(_with_the_rest)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        ShardedTensor._init_from_local_shards = asking  # type: ignore[method-assign]
+
+
+def _with_the_rest(kind: Any, shards: list[TensorShard], *size: Any, **options: Any) -> ShardedTensor:
+    whole = torch.Size(size[0] if len(size) == 1 else size)
+    own = [shard.metadata for shard in shards]
+    cut = 0 if not own or own[0].shard_sizes[1] == whole[1] else 1  # the dimension that is divided
+    place = f"rank:{(dist.get_rank() + 1) % dist.get_world_size()}/cpu"
+    spans = sorted((part.shard_offsets[cut], part.shard_sizes[cut]) for part in own)
+    rest, start = [], 0
+    for first, length in [*spans, (whole[cut], 0)]:
+        if first > start:
+            offsets, sizes = [0, 0], list(whole)
+            offsets[cut], sizes[cut] = start, first - start
+            rest.append(ShardMetadata(offsets, sizes, place))
+        start = first + length
+    dtype = shards[0].tensor.dtype if shards else torch.float32
+    return sharded_tensor(shards, ShardedTensorMetadata([*own, *rest], whole, TensorProperties(dtype=dtype)))
