@@ -20,6 +20,7 @@ BENCHMARKS = {
     "dense-optimizer": "benchmarks.dense_optimizer",
     "multitask": "benchmarks.multitask",
     "negatives": "benchmarks.negatives",
+    "planning": "benchmarks.planning",
     "quantised-lookup": "benchmarks.quantised_lookup",
     "prepare-userbehavior": "benchmarks.prepare_userbehavior",
     "serving": "benchmarks.serving",

@@ -140,8 +140,8 @@ class ShardingConfig(Strict):
     """Number of processes of one host for table_row_wise, table_column_wise and grid_shard. Default: the launcher's value
     (LOCAL_WORLD_SIZE). A smaller number divides one machine into several hosts."""
     plan: str | None = None
-    """File with the place of every table, written by `dlrm-mtl plan --write`, for training. Default: TorchRec's planner places
-    the tables, as it does for evaluation and prediction in any case."""
+    """File with the place of every table, written by `dlrm-mtl plan CONFIG --write FILE`, for training. Default: TorchRec's
+    planner places the tables, as it does for evaluation and prediction in any case."""
 
     def of(self, table: str) -> tuple[str, TableSharding]:
         """The place in the configuration that names the sharding of ``table``, and the sharding."""
