@@ -155,7 +155,9 @@ def clock(seconds: float) -> str:
 def metrics_table(title: str, metrics: dict[str, float], tasks: list[str]) -> Table:
     """A table of metrics with one row per task; `-` means that a metric is not defined for a task."""
     columns = {
-        name: metric for name, metric in ALL_METRICS.items() if any(f"{task}/{name}" in metrics for task in tasks)
+        name: metric
+        for name, metric in ALL_METRICS.items()
+        if not metric.detail and any(f"{task}/{name}" in metrics for task in tasks)
     }
     table = Table(title=title, title_justify="left")
     table.add_column("task")

@@ -7,6 +7,7 @@ with
   kind; progress output shows the first;
 - ``heading``: column title in tables; ``form``: number format in tables, ``{:.4f}`` by default;
 - ``lower_is_better``: false by default;
+- ``detail``: true for a metric that is recorded, but not in the tables of a training's output;
 - ``of_positions``: true for a metric of the ranking of all items: a function of
   :class:`~dlrm_mtl.metrics.ranking.Positions`.
 """
@@ -40,6 +41,8 @@ class Metric:
     lower_is_better: bool = False
     of_positions: bool = False
     """True if ``function`` takes the positions of targets among all items instead."""
+    detail: bool = False
+    """True if tables of a training's output leave the metric out."""
 
     def __call__(self, scores: Array, labels: Array, weights: Array) -> float:
         """Compute the metric; nan where it is not defined, or if it needs the positions of targets."""
