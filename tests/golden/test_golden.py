@@ -33,7 +33,9 @@ def test_losses_are_those_of_the_record(name: str, repeated: Path) -> None:
     if record.machine() == record.RECORDED_ON:
         assert found["losses"] == golden["losses"]
     # NumPy, which computes the metrics, chooses its instructions by the processor.
-    assert found["test"] == pytest.approx(golden["test"], rel=1e-12 if record.machine() == record.RECORDED_ON else 1e-4)
+    # A later release may know more metrics.
+    known = {key: found["test"][key] for key in golden["test"]}
+    assert known == pytest.approx(golden["test"], rel=1e-12 if record.machine() == record.RECORDED_ON else 1e-4)
     for step, losses in golden["losses"].items():
         assert found["losses"][step] == pytest.approx(losses, rel=1e-5), f"step {step}"
 
