@@ -18,6 +18,7 @@ BENCHMARKS = {
     "checkpoint": "benchmarks.checkpoint",
     "data-loading": "benchmarks.data_loading",
     "dense-optimizer": "benchmarks.dense_optimizer",
+    "end-to-end": "benchmarks.end_to_end",
     "multitask": "benchmarks.multitask",
     "negatives": "benchmarks.negatives",
     "planning": "benchmarks.planning",

@@ -366,7 +366,7 @@ def _show_steps(case: Case, figures: dict[str, Any]) -> None:
 def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
     """Time of the lookup, and of a loop that only reads the same rows."""
     case = Case()
-    read = _compiled_gather()
+    read = compiled_gather()
     if read is None:
         print("\nNo g++: the share of the gather bandwidth was not measured")
         return {}
@@ -406,7 +406,7 @@ def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
     return figures
 
 
-def _compiled_gather() -> Callable[..., int] | None:
+def compiled_gather() -> Callable[..., int] | None:
     source = Path(__file__).with_name("row_gather.cpp")
     with tempfile.TemporaryDirectory() as folder:
         # Two commands: linking with -fopenmp would add a second pool of threads to PyTorch's.
