@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlrm_mtl.core.phases import phase
 from dlrm_mtl.data.keyed_ids import FeatureIds, KeyedIds, like
+from dlrm_mtl.embeddings.kernels.arrange import Part, arrange
 from dlrm_mtl.embeddings.tables import TableSet, torchrec_tables
 
 
@@ -38,7 +39,12 @@ class FeatureLookup(nn.Module):
         """Width of each feature's result in each of its tables; W is their sum."""
         self.unbounded: Callable[[Any], Any] | None = None
         """Map of unbounded ids to rows, in a sharded model."""
+        self.averaged: frozenset[str] = frozenset()
+        """Names of features that :attr:`tables` average already, though they sum by their configuration."""
         self._divisors: _Divisors | None = None
+        self._known: tuple[Any, ...] = ()
+        """What :attr:`_parts` were found for."""
+        self._parts: list[Part] = []
         self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, True for a KeyedTensor
         names = [name for table in tables.pooled for name in table.feature_names]
         for table in tables.configs:
@@ -75,31 +81,60 @@ class FeatureLookup(nn.Module):
         """Look up all features: [B, W]."""
         if self.unbounded is not None:
             sparse = self.unbounded(sparse)
-        # The columns of a KeyedTensor's values() depend on the sharding plan, so features are gathered by name.
-        sums: Mapping[str, Tensor] = {}
+        pooled, keyed = None, True
         if self.tables is not None:
-            coming = self.tables(sparse)
-            with phase("output exchange"):
-                sums = coming.to_dict()
+            pooled = self.tables(sparse)
+            with phase("output exchange"):  # reading an attribute waits for it
+                keyed = hasattr(pooled, "length_per_key")
         rows: dict[str, FeatureIds] = {}
         if self.unpooled_tables is not None:
             rows = self.unpooled_tables(self.unpooled_ids(sparse))
         lengths = sparse.lengths().view(len(sparse.keys()), -1)
-        row_of = {name: row for row, name in enumerate(sparse.keys())}
-        # On a GPU, and for the few rows of a request, an operation costs more than another pass over the memory, so all means
-        # are taken at once.
-        at_once = lengths.is_cuda or torch.is_inference_mode_enabled()
+        # On a GPU, and for the few rows of a request, an operation costs more than another pass over the memory.
+        if keyed and not lengths.is_cuda:
+            return self._arranged(pooled, rows, sparse.keys(), lengths)
+        sums = pooled.to_dict() if pooled is not None else {}
         columns = []
-        for name, key, pooled in self._keys:
+        for name, key, pools in self._keys:
             if name in self.table_set.lengths:
                 columns.append(flatten(rows[key], self.table_set.lengths[name]))
-                continue
-            column = sums[key] if pooled else pool(rows[key])
-            if name in self.table_set.means and not at_once:
-                column = column / lengths[row_of[name]].clamp(min=1).unsqueeze(1)
-            columns.append(column)
-        features = torch.cat(columns, dim=1)
-        return self.means(features, sparse) if at_once else features
+            else:
+                columns.append(sums[key] if pools else pool(rows[key]))
+        return self.means(torch.cat(columns, dim=1), sparse)
+
+    def _arranged(self, pooled: Any, rows: Mapping[str, FeatureIds], keys: list[str], lengths: Tensor) -> Tensor:
+        """The features [B, W] in one pass over the results of the tables; none if these are in order and averaged already.
+
+        Args:
+            pooled: a KeyedTensor, whose order of columns depends on the sharding plan.
+            rows: vectors of ids by name.
+            keys: names of the features in ``lengths``.
+            lengths: [F, B] numbers of ids.
+        """
+        sources = [] if pooled is None else [pooled.values()]
+        found = [] if pooled is None else pooled.keys()
+        for name, key, pools in self._keys:
+            if name in self.table_set.lengths:
+                sources.append(flatten(rows[key], self.table_set.lengths[name]))
+            elif not pools:
+                sources.append(pool(rows[key]))
+        known = (found, keys, self.table_set.means, self.averaged)
+        if self._known != known:
+            starts = [] if pooled is None else pooled.offset_per_key()
+            self._known, self._parts = known, self._find_parts(dict(zip(found, starts, strict=False)), keys)
+        return arrange(sources, self._parts, lengths)
+
+    def _find_parts(self, starts: Mapping[str, int], keys: list[str]) -> list[Part]:
+        parts, sources = [], int(len(starts) > 0)
+        for (name, key, pools), width in zip(self._keys, self.widths, strict=True):
+            divided = name in self.table_set.means and key not in self.averaged
+            counts = keys.index(name) if divided and name not in self.table_set.lengths else None
+            if pools:
+                parts.append(Part(0, starts[key], width, counts))
+            else:
+                parts.append(Part(sources, 0, width, counts))
+                sources += 1
+        return parts
 
     def unpooled_ids(self, sparse: KeyedIds) -> KeyedIds:
         """The part of ``sparse`` that is looked up in unpooled tables."""
@@ -107,7 +142,7 @@ class FeatureLookup(nn.Module):
 
     def means(self, features: Tensor, sparse: KeyedIds) -> Tensor:
         """Divide the features [B, W] that are means by their numbers of ids in ``sparse``, all at once."""
-        if not self.table_set.means:
+        if not self.table_set.means - self.averaged:
             return features
         keys, device = sparse.keys(), features.device
         if self._divisors is None or self._divisors.keys != keys or self._divisors.rows.device != device:

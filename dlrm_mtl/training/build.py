@@ -17,6 +17,7 @@ from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.tables import TableSet, initialise
+from dlrm_mtl.embeddings.torchrec.lookups import average_in_lookup
 from dlrm_mtl.embeddings.torchrec.plan import make_plan, processes
 from dlrm_mtl.embeddings.torchrec.plan_file import read_plan, sharding_plan
 from dlrm_mtl.embeddings.torchrec.sharders import two_phase_sharders
@@ -79,6 +80,8 @@ def build_model(
         )
     if initial:
         initialise(module, tables.stds, config.seed)
+    if tables.pooled and process.device.type == "cpu":
+        ranker.lookup.averaged = average_in_lookup(ranker.lookup.tables, tables.means)
     lanes = config.data.lanes // process.world_size
     random = BatchRandom(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
     connect_dropout(module, random)

@@ -18,6 +18,7 @@ import os
 from dataclasses import asdict, fields
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_native.so")
 BUILD_LOG = Path(__file__).with_name("_native.log")
 """Log that setup.py writes if the library cannot be built; its first line is the reason."""
 
-INTERFACE = 3
+INTERFACE = 4
 """Value of ``dlrm_mtl_interface()`` in a library that fits this file."""
 
 
@@ -114,7 +115,8 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
     """
     indices, offsets, bag_weights = _ids(group, indices, offsets, bags, bag_weights)
     out = torch.empty(bags, group.output_offsets()[-1])
-    batch = _Batch(indices.data_ptr(), offsets.data_ptr(), None, len(indices), bags, None, 0, _pointer(bag_weights))
+    weights, means = _pointer(bag_weights), _pointer(group.means)
+    batch = _Batch(indices.data_ptr(), offsets.data_ptr(), None, len(indices), bags, None, 0, weights, means)
     _call("dlrm_mtl_lookup", _tables(group), batch, out.data_ptr())
     return out
 
@@ -129,9 +131,14 @@ def lookup_unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> T
     dim, starts = _unpooled(group, indices, lengths)
     indices = indices.to(torch.int64).contiguous()
     offsets, out = torch.arange(len(indices) + 1), torch.empty(len(indices), dim)
-    batch = _Batch(indices.data_ptr(), None, starts.data_ptr(), len(indices), 0, None, 0, None)
+    batch = _Batch(indices.data_ptr(), None, starts.data_ptr(), len(indices), 0, None, 0, None, None)
     _call("dlrm_mtl_lookup_rows", _tables(group), batch, offsets.data_ptr(), out.data_ptr())
     return out
+
+
+def call_arrange(columns: ctypes.Array[Any], out: Tensor, backward: int) -> None:
+    """Move columns to or from ``out`` [B, W] float32, for :mod:`arrange`."""
+    _call("dlrm_mtl_arrange", columns, len(columns), out.data_ptr(), out.shape[0], out.shape[1], backward)
 
 
 sort_pooled = reference.sort_pooled
@@ -169,6 +176,7 @@ def collect(
         gradient.data_ptr(),
         width,
         _pointer(bag_weights),
+        _pointer(group.means),
     )
     values = torch.empty(bags * width)
     return _collect(group, batch, counts, bags * len(group.feature_tables), values, bag_weights is not None)
@@ -301,7 +309,7 @@ def _unpooled(group: TableGroup, indices: Tensor, lengths: list[int]) -> tuple[i
 def _collect_rows(group: TableGroup, ids: Tensor, starts: Tensor, gradients: Tensor) -> RowGradients:
     """Sum gradients by row, one gradient for each id: ``ids`` [N] by table, ``starts`` [T + 1], ``gradients`` [N * D]."""
     ids, gradients = ids.to(torch.int64).contiguous(), _floats(gradients, "gradient")
-    batch = _Batch(ids.data_ptr(), None, starts.data_ptr(), len(ids), 0, None, 0, None)
+    batch = _Batch(ids.data_ptr(), None, starts.data_ptr(), len(ids), 0, None, 0, None, None)
     return _collect(group, batch, starts.diff(), len(ids), gradients, False)
 
 
@@ -402,6 +410,7 @@ class _Batch(ctypes.Structure):
         ("gradient", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
         ("bag_weights", ctypes.c_void_p),
+        ("means", ctypes.c_void_p),
     ]
 
 
@@ -511,7 +520,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 # ---- the library ----
 
 
-def _call(name: str, *arguments: ctypes.Structure | int | None) -> None:
+def _call(name: str, *arguments: ctypes.Structure | ctypes.Array[Any] | int | None) -> None:
     isa()
     problem = _Problem()
     passed = [ctypes.byref(argument) if isinstance(argument, ctypes.Structure) else argument for argument in arguments]
@@ -564,6 +573,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         "dlrm_mtl_lookup": [pointer, pointer, pointer],
         "dlrm_mtl_lookup_rows": [pointer, pointer, pointer, pointer],
         "dlrm_mtl_collect": [pointer, pointer, pointer],
+        "dlrm_mtl_arrange": [pointer, number, pointer, number, number, number],
         "dlrm_mtl_expand": [pointer, pointer, pointer],
         "dlrm_mtl_measure": [pointer, pointer, number, number, pointer, pointer],
         "dlrm_mtl_factors": [pointer, pointer, pointer, pointer, pointer],

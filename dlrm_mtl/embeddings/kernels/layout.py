@@ -29,6 +29,8 @@ class TableGroup:
     """[T] int64 on the CPU: D_t."""
     feature_tables: Tensor
     """[F] int64 on the CPU: the table of each feature, ascending."""
+    means: Tensor | None = None
+    """[F] bool on the CPU: True for a feature whose bags are averaged; None for none. Kernels for CUDA have no means."""
 
     @property
     def tables(self) -> int:

@@ -9,7 +9,7 @@ from dlrm_mtl.embeddings.kernels.layout import NON_FINITE, RowGradients, TableGr
 
 
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
-    """Sum the rows of each bag.
+    """Sum the rows of each bag. The sums of a feature in ``group.means`` are divided by the bags' numbers of ids.
 
     Args:
         group: the tables.
@@ -32,6 +32,8 @@ def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_w
         if factors is not None:
             rows = rows * factors.unsqueeze(1)
         out[:, columns[feature] : columns[feature + 1]].index_add_(0, bag_of_id, rows)
+        if group.means is not None and group.means[feature]:
+            out[:, columns[feature] : columns[feature + 1]] /= _sizes(offsets, bags, feature)
     return out
 
 
@@ -86,7 +88,10 @@ def collect(
         ids, grads = [], []
         for feature in (group.feature_tables == table).nonzero().flatten().tolist():
             feature_ids, bag_of_id, factors = _feature(indices, offsets, bags, feature, bag_weights)
-            grad = gradient[:, columns[feature] : columns[feature + 1]][bag_of_id]
+            of_bags = gradient[:, columns[feature] : columns[feature + 1]]
+            if group.means is not None and group.means[feature]:
+                of_bags = of_bags / _sizes(offsets, bags, feature)
+            grad = of_bags[bag_of_id]
             _check(group, table, feature_ids)
             ids.append(feature_ids)
             grads.append(grad if factors is None else grad * factors.unsqueeze(1))
@@ -280,6 +285,11 @@ def _check(group: TableGroup, table: int, ids: Tensor) -> None:
     wrong = ids[(ids < 0) | (ids >= rows)]
     if len(wrong):
         raise IndexError(f"id {int(wrong[0])} is not a row of table {table}")
+
+
+def _sizes(offsets: Tensor, bags: int, feature: int) -> Tensor:
+    """[B, 1] numbers of ids in the bags of a feature, 1 for an empty bag."""
+    return offsets[feature * bags : (feature + 1) * bags + 1].diff().clamp(min=1).unsqueeze(1)
 
 
 def _feature(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,7 +87,14 @@ def widen(group: TableGroup, times: int) -> TableGroup:
     """Tables of the same rows with ``times`` the columns, for gradients of several tasks; they have no weights."""
     weights = group.weights[:1].expand(group.weights.numel() * times) if group.weights.numel() else group.weights
     return TableGroup(
-        weights, group.weight_offsets * times, group.row_offsets, group.dims * times, group.feature_tables
+        *(
+            weights,
+            group.weight_offsets * times,
+            group.row_offsets,
+            group.dims * times,
+            group.feature_tables,
+            group.means,
+        )
     )
 
 
@@ -221,6 +229,41 @@ def collect_gradients(tables: SplitTableBatchedEmbeddingBagsCodegen, names: list
         row_offsets=rows.cumsum(0),
         dims=torch.tensor([spec[1] for spec in tables.embedding_specs]),
         feature_tables=torch.tensor(tables.feature_table_map),
+    )
+
+
+def average_in_lookup(collection: Any, means: Collection[str]) -> frozenset[str]:
+    """Let the lookups of a sharded collection of pooled tables divide the sums of features, where bags are whole there.
+
+    Every process must call this. Tables on a GPU cannot; tables whose rows are split over processes, and replicated ones,
+    keep their sums.
+
+    Args:
+        collection: the sharded collection, whose tables sum.
+        means: features to average.
+
+    Returns:
+        Names of the columns, of tables on any process, as in the KeyedTensor of the result, that are means from now on.
+    """
+    whole = {config.name for config in compat.bag_configs(collection) if compat.bags_are_whole(collection, config.name)}
+    for kernel in compat.kernels_of(compat.lookups_of(collection)):
+        tables = compat.tables_of(kernel)
+        if not isinstance(tables, CollectingTables):
+            continue
+        flags = [
+            config.name in whole and feature in means
+            for config in compat.table_configs(kernel)
+            for feature in config.feature_names
+        ]
+        if any(flags):
+            tables.group = replace(tables.group, means=torch.tensor(flags))
+    # Also those of tables that only other processes hold.
+    columns = [(name, config.name) for config in compat.bag_configs(collection) for name in config.feature_names]
+    features = [name for name, _ in columns]
+    return frozenset(
+        f"{name}@{table}" if features.count(name) > 1 else name
+        for name, table in columns
+        if table in whole and name in means
     )
 
 

@@ -82,6 +82,7 @@ def make(
     skew: float = 1.0,
     weight_size: float = 1.0,
     gradient_size: float = 1.0,
+    means: list[bool] | None = None,
 ) -> Case:
     """``tables`` are (rows, dim), ``features`` their tables, ``lengths`` [F, B] sizes of bags; ``skew`` repeats ids."""
     numbers = torch.Generator().manual_seed(seed)
@@ -94,6 +95,7 @@ def make(
         row_offsets=torch.tensor([0, *rows]).cumsum(0),
         dims=dims,
         feature_tables=torch.tensor(features, dtype=torch.int64),
+        means=None if means is None else torch.tensor(means),
     )
     limits = torch.tensor([rows[table] for table in features], dtype=torch.int64).repeat_interleave(lengths.sum(dim=1))
     draws = torch.rand(len(limits), generator=numbers, dtype=torch.float64) ** skew
@@ -105,7 +107,8 @@ def make(
         lengths.shape[1],
         torch.randn(len(limits), generator=numbers) if weighted else None,
         torch.randn(lengths.shape[1], group.output_offsets()[-1], generator=numbers) * gradient_size,
-        f"{tables}, {features}, {lengths.tolist()}, {seed}, {half=}, {weighted=}, {skew=}, {weight_size=}, {gradient_size=}",
+        f"{tables}, {features}, {lengths.tolist()}, {seed}, {half=}, {weighted=}, {skew=}, {weight_size=}, {gradient_size=}, "
+        f"{means=}",
     )
 
 
@@ -123,6 +126,7 @@ def cases(draw: st.DrawFn) -> Case:
         lengths,
         draw(st.integers(0, 2**31)),
         half=draw(st.booleans()),
+        means=draw(st.none() | st.lists(st.booleans(), min_size=len(features), max_size=len(features))),
         weighted=draw(st.booleans()),
         skew=draw(st.sampled_from([1.0, 4.0])),
         weight_size=10.0 ** draw(st.integers(-3, 1)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -36,6 +36,20 @@ class Small:
 
     def collect(self) -> RowGradients:
         return reference.collect(self.group, self.indices, self.offsets, self.bags, self.gradient, self.bag_weights)
+
+
+def test_means_divide_sums_and_their_gradients() -> None:
+    case = small()
+    means = replace(case.group, means=torch.tensor([True, False, True]))
+    sizes = case.offsets.diff().view(3, case.bags).clamp(min=1).float()
+    sizes[1] = 1.0
+    divisors = sizes.T.repeat_interleave(torch.tensor([4, 4, 8]), dim=1)
+    sums = reference.lookup(case.group, case.indices, case.offsets, case.bags)
+    assert torch.equal(reference.lookup(means, case.indices, case.offsets, case.bags), sums / divisors)
+    found = reference.collect(means, case.indices, case.offsets, case.bags, case.gradient)
+    wanted = reference.collect(case.group, case.indices, case.offsets, case.bags, case.gradient / divisors)
+    assert torch.equal(found.rows, wanted.rows)
+    assert torch.equal(found.gradients, wanted.gradients)
 
 
 def small(weighted: bool = False, size: float = 1.0) -> Small:

@@ -55,6 +55,16 @@ struct Batch {
   const float* gradient;
   int64_t stride;
   const float* bag_weights;     // [N] or null
+  const bool* means;            // [F] features whose bags are averaged, or null
+};
+
+// Some columns of an output [B, W] of several tensors: `width` of them from `column`, to or from rows at `source`.
+struct Columns {
+  float* source;          // first row's first column
+  int64_t stride;         // between rows at source
+  int64_t column;
+  int64_t width;
+  const int64_t* counts;  // [B] numbers to divide by, where they are above 1; or null
 };
 
 // Where the gradients of the touched rows go. P is the number of gradients that come in: F * B bags, or N ids.

@@ -22,6 +22,7 @@ struct LookupSpan {
   int64_t last;              // end of the ids that may be read ahead
   float* out;                // first bag's first column
   int64_t out_stride;
+  bool mean;                 // whether sums are divided by the bags' numbers of ids
 };
 
 // The gradient of some bags of one feature.
@@ -34,6 +35,7 @@ struct BagSpan {
   float* values;           // [bags, dim] filled where a bag has ids
   float* squares;          // [bags]
   float* maxima;           // [bags]
+  bool mean;               // whether the gradient is that of a mean
 };
 
 // A row that occurs so often that its columns are spread over threads.

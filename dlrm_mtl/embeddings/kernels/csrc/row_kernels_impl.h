@@ -66,6 +66,9 @@ bool lookup_rows(const LookupSpan& span, int64_t* wrong_id) {
           }
         }
       }
+      if (span.mean && last - first > 1) {
+        for (int k = 0; k < n; ++k) sums[k] /= static_cast<float>(last - first);
+      }
       for (int k = 0; k < n; ++k) store(out + column + k * width, sums[k]);
     });
   }
@@ -83,8 +86,8 @@ bool lookup(const LookupSpan& span, int64_t* wrong_id) {
 
 // ---- gradients of rows ----
 
-// Sum of squares and largest absolute value of one row.
-template <bool copy, bool scaled>
+// Sum of squares and largest absolute value of one row; of its quotient by `scale`, if divided.
+template <bool copy, bool scaled, bool divided = false>
 inline void measure_row(const float* from, float* to, int64_t dim, float scale, float* square, float* maximum) {
   V squares[16 / kWidth] = {}, maxima = {};
   Lanes lanes;
@@ -92,7 +95,8 @@ inline void measure_row(const float* from, float* to, int64_t dim, float scale, 
   int64_t column = 0;
   for (; column + 16 <= dim; column += 16) {
     for (int k = 0; k < 16 / kWidth; ++k) {
-      const V value = load<V>(from + column + k * kWidth);
+      V value = load<V>(from + column + k * kWidth);
+      if constexpr (divided) value /= scale;
       if constexpr (copy) store(to + column + k * kWidth, value);
       const V magnitude = absolute(value);
       maxima = magnitude > maxima ? magnitude : maxima;
@@ -102,7 +106,7 @@ inline void measure_row(const float* from, float* to, int64_t dim, float scale, 
   }
   for (int k = 0; k < 16 / kWidth; ++k) store(lanes.lane + k * kWidth, squares[k]);
   for (int64_t tail = 0; column + tail < dim; ++tail) {
-    const float value = from[column + tail];
+    const float value = divided ? from[column + tail] / scale : from[column + tail];
     if constexpr (copy) to[column + tail] = value;
     const float magnitude = __builtin_fabsf(value), used = scaled ? value * scale : value;
     largest = magnitude > largest ? magnitude : largest;
@@ -116,10 +120,12 @@ inline void measure_row(const float* from, float* to, int64_t dim, float scale, 
 void copy_bags(const BagSpan& span) {
   const int64_t ahead = rows_ahead(span.dim * 4);
   for (int64_t bag = 0; bag < span.bags; ++bag) {
-    if (span.offsets[bag] == span.offsets[bag + 1]) continue;
+    const int64_t ids = span.offsets[bag + 1] - span.offsets[bag];
+    if (ids == 0) continue;
     if (bag + ahead < span.bags) prefetch(span.gradient + (bag + ahead) * span.stride, span.dim * 4);
-    measure_row<true, false>(span.gradient + bag * span.stride, span.values + bag * span.dim, span.dim, 1.0f,
-                             span.squares + bag, span.maxima + bag);
+    const auto measure = span.mean && ids > 1 ? measure_row<true, false, true> : measure_row<true, false, false>;
+    measure(span.gradient + bag * span.stride, span.values + bag * span.dim, span.dim, static_cast<float>(ids),
+            span.squares + bag, span.maxima + bag);
   }
 }
 

@@ -113,7 +113,8 @@ void lookup(const Tables& tables, const Batch& batch, float* out, int64_t thread
     int64_t wrong_id;
     const LookupSpan span = {address(tables, table), tables.half != 0, tables.rows(table), tables.dims[table], batch.ids,
                              offsets, batch.bag_weights, last - first, offsets[last - first],
-                             out + first * columns.back() + columns[feature], columns.back()};
+                             out + first * columns.back() + columns[feature], columns.back(),
+                             batch.means && batch.means[feature]};
     if (!chosen_kernels->lookup(span, &wrong_id)) problems.report(i, {Problem::kRowOutOfRange, table, wrong_id});
   });
   problems.raise();
@@ -206,7 +207,8 @@ void prepare_bags(const Tables& tables, const Batch& batch, const std::vector<Ta
       return problems.report(i, {Problem::kRowOutOfRange, table, wrong_id});
     }
     chosen_kernels->copy_bags({batch.gradient + first * batch.stride + columns[feature], batch.stride, offsets, last - first, dim,
-                        to.values + part.block + bag * dim, to.payload_squares + payload, to.payload_maxima + payload});
+                        to.values + part.block + bag * dim, to.payload_squares + payload, to.payload_maxima + payload,
+                        batch.means && batch.means[feature]});
   });
   problems.raise();
 }
@@ -434,7 +436,7 @@ using namespace dlrm_mtl;
 extern "C" {
 
 // Counted up with every change of what Python and this library exchange; cpu.py refuses another one.
-DLRM_MTL_API int64_t dlrm_mtl_interface() { return 3; }
+DLRM_MTL_API int64_t dlrm_mtl_interface() { return 4; }
 
 // Sets the square root and the rounding of addcmul; see Arithmetic.
 DLRM_MTL_API void dlrm_mtl_arithmetic(void* roots, int64_t mode, int64_t fused) {
