@@ -33,6 +33,7 @@ def check_run(config: RunConfig, place: str) -> None:
         raise UserError(f"{place}: tasks.{number}.product_of: {reason}.")
     try:
         check_growing(config)
+        check_compile(config)
         check_negatives_count(config)
         check_items_are_drawn(config)
         if config.data.negatives is None:  # with negatives, missing labels of the data set are reported first
@@ -72,6 +73,19 @@ def parts_in(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         inner = enumerate(config)
     for key, value in inner:
         yield from parts_in(value, (*path, str(key)))
+
+
+def check_compile(config: RunConfig) -> None:
+    """Refuse ``training.compile`` with gradient balancing.
+
+    Raises:
+        UserError: both are set.
+    """
+    if config.training.compile and config.balancing.name != "none":
+        raise UserError(
+            f"training.compile: compiled code goes backward once a step, and balancing.name {config.balancing.name} needs "
+            "to once for each task; leave one of them out."
+        )
 
 
 def check_items_are_drawn(config: RunConfig) -> None:

@@ -59,6 +59,9 @@ class TrainingConfig(Strict):
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products, as in torch.set_float32_matmul_precision. `high` lets NVIDIA GPUs use TF32,
     several times faster, with errors of 1e-3; results then depend on the number of processes by as much."""
+    compile: bool = False
+    """Compile the dense part, everything after the lookup, with torch.compile: the first step takes a minute or less more,
+    the others less time. Results differ by rounding. Needs a C++ compiler; evaluation is not compiled."""
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations on the validation split; default: once at the end of every epoch. The last step is always
     evaluated."""

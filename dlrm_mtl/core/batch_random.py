@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import count
+from weakref import WeakValueDictionary
+
 import torch
 from torch import Tensor
 
 _MIX = 0x9E3779B97F4A7C15
 _MASK = (1 << 63) - 1
+_NUMBERS = count()
 
 
 class BatchRandom:
@@ -23,6 +27,8 @@ class BatchRandom:
         self.seed = seed
         self.lanes = lanes
         self.step = 0
+        self.number = next(_NUMBERS)
+        _STREAMS[self.number] = self
 
     def uniform(self, layer: int, rows: int, width: int, device: torch.device) -> Tensor:
         """Random numbers in [0, 1) of shape [rows, width] for one layer at the current step."""
@@ -36,3 +42,18 @@ class BatchRandom:
             generator = torch.Generator(device).manual_seed(key)
             draws.append(torch.rand(per_lane, width, device=device, generator=generator))
         return torch.cat(draws)
+
+
+_STREAMS: WeakValueDictionary[int, BatchRandom] = WeakValueDictionary()
+"""Streams by number, for compiled code, which cannot hold the object: its ``step`` changes."""
+
+
+@torch.library.custom_op("dlrm_mtl::uniform", mutates_args=())
+def compiled_uniform(like: Tensor, stream: int, layer: int, width: int) -> Tensor:
+    """:meth:`BatchRandom.uniform` for the rows of ``like`` [B, ...], as one operation in a compiled graph."""
+    return _STREAMS[stream].uniform(layer, like.shape[0], width, like.device)
+
+
+@compiled_uniform.register_fake
+def _(like: Tensor, stream: int, layer: int, width: int) -> Tensor:
+    return like.new_empty(like.shape[0], width, dtype=torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -81,6 +81,8 @@ class RankingModel(nn.Module):
         super().__init__()
         self.lookup = FeatureLookup(tables)
         self.products = TaskProducts(tasks)
+        self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        """Compiled form of :meth:`logits_of`, for training; see :mod:`dlrm_mtl.training.compiled`."""
 
     def forward(self, batch: ModelBatch) -> Tensor:
         """Return logits [B, T]."""
@@ -88,6 +90,8 @@ class RankingModel(nn.Module):
             features = self.lookup(self.ids(batch))
         mark_features(features)
         with phase("dense"):
+            if self.compiled is not None and torch.is_grad_enabled():
+                return self.compiled(features, batch.dense)
             return self.logits_of(features, batch.dense)
 
     def logits_of(self, features: Tensor, dense: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrm_mtl.core.batch_random import BatchRandom
+from dlrm_mtl.core.batch_random import BatchRandom, compiled_uniform
 
 NEGATIVES_LAYER = 1 << 33
 """Layer number of the draws of negatives; differs from those of dropout layers and from ``tasks.targets.SAMPLING_LAYER``."""
@@ -62,7 +62,11 @@ class LaneDropout(nn.Module):
             return x
         if self.stream is None:
             return F.dropout(x, self.p)
-        draws = self.stream.uniform(self.layer, x.shape[0], x[0].numel(), x.device)
+        width = x.shape[1:].numel()
+        if torch.compiler.is_compiling():
+            draws = compiled_uniform(x, self.stream.number, self.layer, width)
+        else:
+            draws = self.stream.uniform(self.layer, x.shape[0], width, x.device)
         return x * (draws >= self.p).to(x.dtype).reshape(x.shape) / (1.0 - self.p)
 
     def extra_repr(self) -> str:

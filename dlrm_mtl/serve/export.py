@@ -126,8 +126,8 @@ def export_run(
 
 
 def _without_plan(config: RunConfig) -> RunConfig:
-    """The configuration without keys that are not part of the model: sharding and the precision of products."""
-    training = config.training.model_copy(update={"matmul_precision": "highest"})
+    """The configuration without keys that are not part of the model: sharding, the precision of products, compilation."""
+    training = config.training.model_copy(update={"matmul_precision": "highest", "compile": False})
     return config.model_copy(update={"sharding": ShardingConfig(default="table_wise"), "training": training})
 
 

@@ -33,6 +33,7 @@ from dlrm_mtl.tasks.check import starting_logits
 from dlrm_mtl.tasks.products import own_tasks
 from dlrm_mtl.training.balanced_step import BalancedStep
 from dlrm_mtl.training.balancing_state import build_gradient_balancing
+from dlrm_mtl.training.compiled import compile_dense_part
 from dlrm_mtl.training.full_ranking import FullRanking
 from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.step import TrainingStep
@@ -85,6 +86,8 @@ def build_model(
     lanes = config.data.lanes // process.world_size
     random = BatchRandom(config.seed, range(process.rank * lanes, (process.rank + 1) * lanes))
     connect_dropout(module, random)
+    if config.training.compile:
+        compile_dense_part(ranker, process.device)
     ids = UnboundedIds(_vocabularies(config, spec, tables), process.device)
     if ids.vocabularies:
         ranker.lookup.unbounded = ids
