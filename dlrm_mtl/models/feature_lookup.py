@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlrm_mtl.core.phases import phase
 from dlrm_mtl.data.keyed_ids import FeatureIds, KeyedIds, like
-from dlrm_mtl.embeddings.kernels.arrange import Part, arrange
+from dlrm_mtl.embeddings.kernels.arrange import ColumnRange, arrange
 from dlrm_mtl.embeddings.tables import TableSet, torchrec_tables
 
 
@@ -44,7 +44,7 @@ class FeatureLookup(nn.Module):
         self._divisors: _Divisors | None = None
         self._known: tuple[Any, ...] = ()
         """What :attr:`_parts` were found for."""
-        self._parts: list[Part] = []
+        self._parts: list[ColumnRange] = []
         self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, True for a KeyedTensor
         names = [name for table in tables.pooled for name in table.feature_names]
         for table in tables.configs:
@@ -124,15 +124,15 @@ class FeatureLookup(nn.Module):
             self._known, self._parts = known, self._find_parts(dict(zip(found, starts, strict=False)), keys)
         return arrange(sources, self._parts, lengths)
 
-    def _find_parts(self, starts: Mapping[str, int], keys: list[str]) -> list[Part]:
+    def _find_parts(self, starts: Mapping[str, int], keys: list[str]) -> list[ColumnRange]:
         parts, sources = [], int(len(starts) > 0)
         for (name, key, pools), width in zip(self._keys, self.widths, strict=True):
             divided = name in self.table_set.means and key not in self.averaged
             counts = keys.index(name) if divided and name not in self.table_set.lengths else None
             if pools:
-                parts.append(Part(0, starts[key], width, counts))
+                parts.append(ColumnRange(0, starts[key], width, counts))
             else:
-                parts.append(Part(sources, 0, width, counts))
+                parts.append(ColumnRange(sources, 0, width, counts))
                 sources += 1
         return parts
 

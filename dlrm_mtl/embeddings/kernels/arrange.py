@@ -14,7 +14,7 @@ from dlrm_mtl.embeddings.kernels import cpu
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnRange:
     """Some columns of the result, which follow those of the part before."""
 
     source: int
@@ -27,7 +27,7 @@ class Part:
     """Row of the numbers of ids to divide by; None for a sum."""
 
 
-def arrange(sources: Sequence[Tensor], parts: Sequence[Part], counts: Tensor) -> Tensor:
+def arrange(sources: Sequence[Tensor], parts: Sequence[ColumnRange], counts: Tensor) -> Tensor:
     """Concatenate columns of tensors on the CPU; those of a mean are divided by ``counts``, where these are above 1.
 
     Where the result is one of the tensors as it is, that one is returned.
@@ -50,7 +50,7 @@ def arrange(sources: Sequence[Tensor], parts: Sequence[Part], counts: Tensor) ->
     return result
 
 
-def plain(sources: Sequence[Tensor], parts: Sequence[Part], counts: Tensor) -> Tensor:
+def plain(sources: Sequence[Tensor], parts: Sequence[ColumnRange], counts: Tensor) -> Tensor:
     """The same in PyTorch's operations: the reference."""
     columns = []
     for part in parts:
@@ -63,7 +63,7 @@ def plain(sources: Sequence[Tensor], parts: Sequence[Part], counts: Tensor) -> T
 
 class _Arrange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parts: Sequence[Part], counts: Tensor, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, parts: Sequence[ColumnRange], counts: Tensor, *sources: Tensor) -> Tensor:
         counts = counts.to(torch.int64).contiguous()
         ctx.parts, ctx.counts, ctx.widths = parts, counts, [source.shape[1] for source in sources]
         out = torch.empty(sources[0].shape[0], sum(part.width for part in parts))
@@ -86,7 +86,7 @@ class _Columns(ctypes.Structure):
     ]
 
 
-def _move(sources: Sequence[Tensor], parts: Sequence[Part], counts: Tensor, out: Tensor, backward: bool) -> None:
+def _move(sources: Sequence[Tensor], parts: Sequence[ColumnRange], counts: Tensor, out: Tensor, backward: bool) -> None:
     columns, column = (_Columns * len(parts))(), 0
     for place, part in zip(columns, parts, strict=True):
         source = sources[part.source]

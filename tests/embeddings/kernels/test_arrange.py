@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrm_mtl.embeddings.kernels import cpu
-from dlrm_mtl.embeddings.kernels.arrange import Part, arrange, plain
+from dlrm_mtl.embeddings.kernels.arrange import ColumnRange, arrange, plain
 
 pytestmark = pytest.mark.skipif(cpu.native_status() is not None, reason=str(cpu.native_status()))
 
@@ -22,7 +22,7 @@ def test_same_bits_as_slices(data: st.DataObject) -> None:
     for source, blocks in enumerate(widths):
         for number, width in enumerate(blocks):
             count = data.draw(st.none() | st.integers(0, 2))
-            parts.append(Part(source, sum(blocks[:number]), width, count))
+            parts.append(ColumnRange(source, sum(blocks[:number]), width, count))
     parts = data.draw(st.permutations(parts))
     numbers = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     counts = torch.randint(0, 7, (3, rows), generator=numbers, dtype=torch.int32)
@@ -39,12 +39,14 @@ def test_same_bits_as_slices(data: st.DataObject) -> None:
 
 def test_columns_in_order_are_not_copied() -> None:
     source = torch.randn(5, 7)
-    assert arrange([source], [Part(0, 0, 3), Part(0, 3, 4)], torch.zeros(1, 5, dtype=torch.int64)) is source
+    assert (
+        arrange([source], [ColumnRange(0, 0, 3), ColumnRange(0, 3, 4)], torch.zeros(1, 5, dtype=torch.int64)) is source
+    )
 
 
 def test_threads_change_nothing() -> None:
     source, counts = torch.randn(3000, 64), torch.randint(0, 5, (1, 3000))
-    parts = [Part(0, 32, 32, 0), Part(0, 0, 32)]
+    parts = [ColumnRange(0, 32, 32, 0), ColumnRange(0, 0, 32)]
     one = arrange([source], parts, counts)
     torch.set_num_threads(2)
     try:
