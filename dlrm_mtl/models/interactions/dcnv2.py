@@ -30,6 +30,14 @@ def _parameters(count: int, *shape: int) -> nn.ParameterList:
     return nn.ParameterList([nn.Parameter(nn.init.xavier_normal_(torch.empty(shape))) for _ in range(count)])
 
 
+def _crossed(first: Tensor, product: Tensor, bias: Tensor, crossed: Tensor) -> Tensor:
+    """``first`` * (``product`` + ``bias``) + ``crossed``, with as few large tensors as backward allows; changes ``product``."""
+    product += bias
+    result = first * product
+    result += crossed
+    return result
+
+
 class CrossNet(nn.Module):
     """Cross layers with full matrices W_l; parameters and result as in TorchRec's module of the same name, without TorchRec."""
 
@@ -42,7 +50,7 @@ class CrossNet(nn.Module):
         """Map ``features`` [B, D] to [B, D]."""
         first = crossed = features.unsqueeze(2)  # [B, D, 1]
         for kernel, bias in zip(self.kernels, self.bias, strict=True):
-            crossed = first * (torch.matmul(kernel, crossed) + bias) + crossed
+            crossed = _crossed(first, torch.matmul(kernel, crossed), bias, crossed)
         return crossed.squeeze(2)
 
 
@@ -59,7 +67,7 @@ class LowRankCrossNet(nn.Module):
         """Map ``features`` [B, D] to [B, D]."""
         crossed = features
         for wide, narrow, bias in zip(self.W_kernels, self.V_kernels, self.bias, strict=True):
-            crossed = features * (F.linear(F.linear(crossed, narrow), wide) + bias) + crossed
+            crossed = _crossed(features, F.linear(F.linear(crossed, narrow), wide), bias, crossed)
         return crossed
 
 
