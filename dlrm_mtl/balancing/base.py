@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dlrm_mtl.core.parts import Misfit, RunConfigLike
@@ -39,6 +40,10 @@ class BalancerConfig(AnyBalancingConfig):
     """Level at which the tables' gradients are compared. `parameters` uses the rows' gradients, with one backward pass
     through the tables per task. `representation` uses the gradients of the pooled features and sends one combined gradient
     into the tables, which is cheaper and an approximation. Dense tensors are compared by their own gradients under both."""
+    every: int = Field(default=1, ge=1)
+    """Number of steps after which the gradients are separated and balanced again. In the steps between, the tasks' losses are
+    weighted by the coefficients of the last balanced step, one number per task for all shared tensors (see
+    docs/balancing.md), in a single backward pass: cheaper, and an approximation."""
     seed: int = 0
     """Seed that, together with the step, determines the random order of tasks in some methods."""
 
@@ -115,6 +120,21 @@ class Balancer(nn.Module):
 def coefficients(matrices: Tensor) -> Tensor:
     """Coefficients of each task's gradient in the combined gradient: [G, T, T] -> [G, T]."""
     return matrices.sum(dim=-2)
+
+
+def task_coefficients(per_tensor: Tensor, gram: Tensor) -> Tensor:
+    """One coefficient per task that is closest to those of the tensors: c_t minimises sum_p |c_t g_pt - c_pt g_pt|^2.
+
+    Args:
+        per_tensor: [P, T] coefficient of each task's gradient for each tensor.
+        gram: [P, T, T] inner products of these gradients.
+
+    Returns:
+        [T]; 1 for a task without a gradient.
+    """
+    squares = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+    total = squares.sum(dim=0)
+    return torch.where(total > 0, (per_tensor * squares).sum(dim=0) / total, 1.0)
 
 
 def norms(gram: Tensor) -> Tensor:

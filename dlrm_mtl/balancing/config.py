@@ -33,21 +33,28 @@ class SequenceConfig(AnyBalancingConfig):
     """Methods, each by name or with options."""
     level: Level = "parameters"
     """Level at which the tables' gradients are compared, for all stages; see the `level` of a method."""
+    every: int = Field(default=1, ge=1)
+    """Number of steps after which the gradients are balanced again, by all stages; see the `every` of a method."""
 
     @model_validator(mode="after")
-    def _one_level(self) -> Self:
+    def _one_for_all(self) -> Self:
         for position, stage in enumerate(self.stages):
             if "level" in stage.model_fields_set and stage.level != self.level:
                 raise ValueError(
                     f"stage {position} has level {stage.level!r} and the sequence {self.level!r}; "
                     "set level beside stages, which holds for all of them."
                 )
+            if "every" in stage.model_fields_set and stage.every != self.every:
+                raise ValueError(
+                    f"stage {position} has every {stage.every} and the sequence {self.every}; "
+                    "set every beside stages, which holds for all of them."
+                )
         return self
 
     def methods(self) -> list[tuple[str, BalancerConfig]]:
-        """The stages, all on the level of the sequence."""
+        """The stages, all with the level and the interval of the sequence."""
         return [
-            (f".stages.{position}", stage.model_copy(update={"level": self.level}))
+            (f".stages.{position}", stage.model_copy(update={"level": self.level, "every": self.every}))
             for position, stage in enumerate(self.stages)
         ]
 

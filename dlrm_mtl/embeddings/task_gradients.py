@@ -96,6 +96,14 @@ class TaskGradients:
             for part, own in zip(self._parts, self._own, strict=True):
                 part.combine(coefficients[own].to(part.local.group.weights.device, torch.float32))
 
+    def add_up(self) -> None:
+        """Pass the plain sum of the gradients to the optimizer, without inner products."""
+        with phase("tables: combine tasks"):
+            for part in self._parts:
+                part.reduce()
+                device = part.local.group.weights.device
+                part.combine(torch.ones(part.local.group.tables, self.tasks, device=device))
+
 
 @dataclass
 class _Sharded:
@@ -114,6 +122,9 @@ class _Sharded:
 
     def on_output_gradient(self, task: int) -> None:
         """Do nothing: the lookups keep the gradient."""
+
+    def reduce(self) -> None:
+        """Do nothing: gradients were summed over processes on their way to the shards."""
 
     def grams(self) -> Tensor:
         parts = [lookup.collect(self.wide) for lookup in self.lookups]
@@ -157,11 +168,15 @@ class _Replicated:
             self.gradients[task] += self._weights.grad.flatten()
             self._weights.grad = None
 
-    def grams(self) -> Tensor:
+    def reduce(self) -> None:
         assert self.gradients is not None
         if dist.get_world_size() > 1:
             dist.all_reduce(self.gradients)
             self.gradients /= dist.get_world_size()
+
+    def grams(self) -> Tensor:
+        self.reduce()
+        assert self.gradients is not None
         first = dist.get_rank() == 0  # all processes hold the same, which counts once
         return torch.stack([gram_of(part if first else part[:, :0]) for part in self._by_table(self.gradients)])
 

@@ -60,8 +60,9 @@ class Window:
         dist.all_reduce(mean)
         seconds = time.monotonic() - self.start
         values = {f"loss/{name}": loss for name, loss in zip(self.names, mean.tolist(), strict=True)}
-        for name in self.figures[0] if self.figures else {}:
-            defined = [figures[name] for figures in self.figures if not math.isnan(figures[name])]
+        for name in dict.fromkeys(name for figures in self.figures for name in figures):  # some steps lack some of them
+            found = [figures[name] for figures in self.figures if name in figures]
+            defined = [figure for figure in found if not math.isnan(figure)]
             values[name] = sum(defined) / len(defined) if defined else math.nan
         if self.clock is not None:
             seconds_of = self.clock.take()

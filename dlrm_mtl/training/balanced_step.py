@@ -1,5 +1,8 @@
 """A training step with gradient balancing: one backward pass per task over each forward pass, then one combined gradient.
 
+With ``every: k`` only each k-th step is like that. The steps between take one backward pass of the tasks' losses, weighted by
+the coefficients of the last balanced step, and a short one for the parameters of single tasks, whose gradient has no weight.
+
 Tables and dense parameters are treated alike: each task's gradient is that of the global batch. Inner products, and the
 coefficients computed from them, are the same on every process.
 """
@@ -15,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlrm_mtl.balancing import BalanceReport, gram_of, not_finite_tasks
+from dlrm_mtl.balancing.base import task_coefficients
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.phases import phase
 from dlrm_mtl.core.processes import Process
@@ -43,14 +47,17 @@ class BalancedStep(TrainingStep):
         self.parameters = model.dense_parameters()
         self.tasks = list(self.balancing.methods.tasks)
         self._figures: dict[str, float] = {}
+        self._balanced = True
         self._device = process.device
         self._features: Tensor | None = None
         self._cotangents: list[tuple[Tensor, list[Tensor]]] = []
         self._flat: Tensor | None = None
         self._tables: TaskGradients | None = None
+        self._weighted: TaskGradients | None = None
         if self.balancing.level == "parameters":
             penalised = model.penalty(torch.zeros(1, len(self.tasks), device=self._device)) is not None
             self._tables = TaskGradients(optimizers.sparse, len(self.tasks) + penalised)
+            self._weighted = TaskGradients(optimizers.sparse, 1)
         self._columns = self._columns_by_table()
         rates = optimizers.sparse.rates
         self._frozen = [index for index, table in enumerate(self.balancing.tables) if rates[table] == 0]
@@ -60,6 +67,9 @@ class BalancedStep(TrainingStep):
         self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int, following: Batch | None = None
     ) -> Tensor:
         """Compute each task's gradients and combine them; otherwise like the plain step."""
+        self._balanced = step % self.balancing.every == 0
+        if not self._balanced:
+            return self._differentiate_weighted(pieces, totals, rows, step, following)
         parts = torch.zeros_like(totals)
         with self._gradients_apart():
             for number, piece in enumerate(pieces):
@@ -78,7 +88,7 @@ class BalancedStep(TrainingStep):
     def after_update(self, pieces: Sequence[MicroBatch], parts: Tensor, totals: Tensor, step: int) -> None:
         """Update task weights, and pass the tasks' losses after the update to methods that need them."""
         super().after_update(pieces, parts, totals, step)
-        if self.balancing.methods.needs_losses_after:
+        if self._balanced and self.balancing.methods.needs_losses_after:
             losses = self._losses(pieces, totals, step).double()
             dist.all_reduce(losses)
             self.balancing.methods.after(losses)
@@ -137,6 +147,64 @@ class BalancedStep(TrainingStep):
         for index, (parameter, gradients) in enumerate(zip(self.parameters.values(), dense, strict=True)):
             parameter.grad = self._combined(index, gradients, own[index]).view_as(parameter)
 
+    def _differentiate_weighted(
+        self, pieces: Sequence[MicroBatch], totals: Tensor, rows: Tensor, step: int, following: Batch | None
+    ) -> Tensor:
+        """Compute the gradient of the losses weighted by the kept coefficients; like :meth:`differentiate` otherwise."""
+        parts = torch.zeros_like(totals)
+        weights = self.balancing.kept.values.to(self._device, torch.float32)
+        parameters = list(self.parameters.values())
+        masks = [self.balancing.shared(index) for index in range(len(parameters))]
+        own = [index for index, mask in enumerate(masks) if not mask.all()]  # hold slices of single tasks
+        chosen = [*parameters, *(parameters[index] for index in own)]
+        sums = [torch.zeros_like(parameter) for parameter in chosen]
+        with self._weighted.per_task() if self._weighted else nullcontext():
+            for number, piece in enumerate(pieces):
+                logits = self.logits(self.model.ranker, pieces, step, number, following)
+                with phase("losses"):
+                    terms, part = self.losses(logits, piece.labels, piece.weights, totals, len(pieces))
+                    penalty = self.penalty(logits, piece, rows)
+                    plain, weighted = terms.sum(), (terms * weights).sum()
+                    if penalty is not None:
+                        plain, weighted = plain + penalty, weighted + penalty
+                with phase("backward"):
+                    features = self._features
+                    assert features is not None
+                    of_tasks: Sequence[Tensor | None] = ()
+                    if own:
+                        of_tasks = torch.autograd.grad(
+                            plain, chosen[len(parameters) :], retain_graph=True, allow_unused=True
+                        )
+                    cotangent, *found = torch.autograd.grad(weighted, [features, *parameters], allow_unused=True)
+                    for total, gradient in zip(sums, [*found, *of_tasks], strict=True):
+                        if gradient is not None:
+                            total += gradient
+                    cotangent = torch.zeros_like(features) if cotangent is None else cotangent
+                    if self._weighted:
+                        self._weighted.backward([features], [[cotangent]])
+                    else:
+                        features.backward(cotangent)
+                parts += part
+            if self._weighted:
+                self._weighted.add_up()
+        self._features = None
+        flat = torch.cat([total.flatten() for total in sums])
+        losses = parts.double()
+        dist.all_reduce(losses)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        pairs = zip(self.tasks, losses.tolist(), strict=True)
+        self.not_finite, self._figures = [task for task, loss in pairs if not math.isfinite(loss)], {}
+        gradients = [part.view_as(of) for part, of in zip(flat.split([s.numel() for s in sums]), chosen, strict=True)]
+        for parameter, gradient in zip(parameters, gradients, strict=False):
+            parameter.grad = gradient
+        for index, gradient in zip(own, gradients[len(parameters) :], strict=True):
+            shape, mask = (slices(gradient), -1), masks[index].unsqueeze(1)
+            shared = gradients[index].reshape(shape)
+            parameters[index].grad = torch.where(mask, shared, gradient.reshape(shape)).view_as(gradient)
+        return parts
+
     def _keep(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         self._features = output if output.requires_grad else None
 
@@ -188,6 +256,8 @@ class BalancedStep(TrainingStep):
         for index, mask in enumerate(masks):
             self.balancing.shared(index).copy_(mask)
         report = self.balancing.methods.step(grams, losses, step)
+        if self.balancing.every > 1:
+            self.balancing.kept.values.copy_(task_coefficients(report.coefficients, grams))
         self._figures = {f"balancing/{name}": value for name, value in report.figures.items()}
         return report
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dlrm_mtl.balancing import AnyBalancingConfig, TensorInfo, build_balancing
 from dlrm_mtl.balancing.base import Level
@@ -18,14 +21,20 @@ class GradientBalancing(nn.Module):
         dense: dense parameters by name.
         tables: full names of the tables, ascending.
         level: level at which the tables' gradients are compared.
+        every: number of steps after which gradients are balanced again.
     """
 
-    def __init__(self, methods: Balancing, dense: dict[str, nn.Parameter], tables: list[str], level: Level) -> None:
+    def __init__(
+        self, methods: Balancing, dense: dict[str, nn.Parameter], tables: list[str], level: Level, every: int = 1
+    ) -> None:
         super().__init__()
         self.methods = methods
         self.names = list(dense)
         self.tables = tables
         self.level = level
+        self.every = every
+        if every > 1:
+            self.kept = KeptCoefficients(len(methods.tasks))
         for index, parameter in enumerate(dense.values()):
             self.register_buffer(
                 f"shared_{index}", torch.zeros(slices(parameter), dtype=torch.bool, device=parameter.device)
@@ -40,6 +49,20 @@ class GradientBalancing(nn.Module):
         mask = getattr(self, f"shared_{index}")
         assert isinstance(mask, Tensor)
         return mask
+
+
+class KeptCoefficients(nn.Module):
+    """The tasks' coefficients for the steps between two balanced ones, [T] float64 on the CPU; 1 at first."""
+
+    values: Tensor
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.ones(tasks, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Stay on the CPU and in float64 when the surrounding model is moved or converted."""
+        return self
 
 
 def slices(parameter: Tensor) -> int:
@@ -59,4 +82,5 @@ def build_gradient_balancing(
     if not methods:
         return None
     tensors = [*(TensorInfo(name) for name in dense), *(TensorInfo(name, is_table=True) for name in tables)]
-    return GradientBalancing(build_balancing(config, tasks, tensors), dense, tables, methods[0][1].level)
+    method = methods[0][1]
+    return GradientBalancing(build_balancing(config, tasks, tensors), dense, tables, method.level, method.every)

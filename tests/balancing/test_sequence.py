@@ -89,6 +89,11 @@ def test_only_metabalance_looks_at_tensors_one_by_one_unless_told_otherwise() ->
             {"name": "sequence", "stages": [{"name": "pcgrad", "level": "representation"}]},
             "balancing: stage 0 has level 'representation' and the sequence 'parameters'; set level beside stages",
         ),
+        (
+            {"name": "sequence", "stages": [{"name": "pcgrad", "every": 3}], "every": 2},
+            "balancing: stage 0 has every 3 and the sequence 2; set every beside stages",
+        ),
+        ({"name": "pcgrad", "every": 0}, "balancing.every: 0 does not fit"),
     ],
 )
 def test_mistakes_in_a_configuration(content: dict[str, Any], sentence: str) -> None:

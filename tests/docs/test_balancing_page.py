@@ -22,7 +22,7 @@ def test_every_method_and_option_is_in_the_table(repository: Path) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", page(repository), flags=re.MULTILINE))
     assert set(rows) == {*registry("balancer").names(), "none", "sequence"}
     schema = TypeAdapter(BalancingConfig).json_schema()["$defs"]
-    common = {"name", "granularity", "level", "seed"}
+    common = {"name", "granularity", "level", "every", "seed"}
     for definition in schema.values():
         name = definition["properties"].get("name", {}).get("const")
         if name is not None:

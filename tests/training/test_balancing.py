@@ -41,6 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "name": "sequence",
         "stages": [{"name": "metabalance", "target": "buy"}, {"name": "surgery", "target": "buy"}],
     },
+    "every second step": {"name": "metabalance", "target": "click", "granularity": "tensor", "every": 2},
+    "at the features, every third step": {"name": "gradvac", "level": "representation", "every": 3},
     "at the features": {"name": "metabalance", "target": "click", "level": "representation", "granularity": "tensor"},
 }
 
@@ -88,16 +90,18 @@ class Literal:
         tensors = [TensorInfo(name, "embedding_bags" in name) for name in self.shared]
         self.balancing = build_balancing(config.balancing, [task.name for task in config.tasks], tensors)
         self.at_features = getattr(config.balancing, "level", "parameters") == "representation"
+        self.config = config
+        self.kept: list[float] = []
         self.targets, self.losses = Targets(config.tasks), TaskLosses(config.tasks, torch.device("cpu"))
         self.model.lookup.register_forward_hook(lambda module, inputs, output: setattr(self, "features", output))
 
-    def step(self, batch: Any, number: int) -> Tensor:
-        """One update; coefficients [shared tensors, T]."""
+    def step(self, batch: Any, number: int) -> Tensor | None:
+        """One update; coefficients [shared tensors, T], None between balanced steps."""
         self.stream.step = number
         labels, weights = self.targets(batch.labels, batch.weights)
         totals = weights.sum(dim=0)
         terms, parts = self.losses(self.model(batch), labels, weights, totals)
-        names = list(self.parameters)
+        names, every = list(self.parameters), getattr(self.config.balancing, "every", 1)
         gradients: list[dict[str, Tensor]] = []
         at_features = []
         for term in terms:
@@ -107,6 +111,13 @@ class Literal:
             pairs = zip(names, found, strict=False)
             gradients.append({n: torch.zeros_like(self.parameters[n]) if g is None else g for n, g in pairs})
             at_features.append(found[-1])
+        if number % every:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    factors = self.kept if name in self.shared else [1.0] * len(terms)
+                    for factor, gradient in zip(factors, gradients, strict=True):
+                        parameter -= RATE * factor * gradient[name]
+            return None
         compared = {name: [gradient[name] for gradient in gradients] for name in self.shared}
         if self.at_features:
             compared.update(self.of_features(at_features))
@@ -114,6 +125,12 @@ class Literal:
             [[float((a.double() * b.double()).sum()) for a in parts] for b in parts] for parts in compared.values()
         ]
         report = self.balancing.step(torch.tensor(grams, dtype=torch.float64), parts, number)
+        # The mean of the tensors' coefficients, weighted by the squared norms of the task's gradients.
+        self.kept = [
+            sum(float(c[t]) * gram[t][t] for c, gram in zip(report.coefficients, grams, strict=True))
+            / sum(gram[t][t] for gram in grams)
+            for t in range(len(terms))
+        ]
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 factors = [1.0] * len(terms)
@@ -148,7 +165,8 @@ def literal(rank: int, folder: Path, methods: list[str]) -> dict[str, tuple[Any,
         run = Literal(config)
         loader = make_loader(config, open_dataset(str(folder)), "train", Process(0, 1, torch.device("cpu")))
         with loader.epoch(0, 0) as batches:
-            coefficients = [run.step(batch, number) for number, batch in enumerate(itertools.islice(batches, STEPS))]
+            found = [run.step(batch, number) for number, batch in enumerate(itertools.islice(batches, STEPS))]
+            coefficients = [rows for rows in found if rows is not None]
         weights = {name.split(".")[-2] if "bags" in name else name: p for name, p in run.parameters.items()}
         order = [name.split(".")[-2] if "bags" in name else name for name in run.shared]
         results[method] = (
