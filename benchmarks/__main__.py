@@ -19,6 +19,7 @@ BENCHMARKS = {
     "data-loading": "benchmarks.data_loading",
     "dense-optimizer": "benchmarks.dense_optimizer",
     "end-to-end": "benchmarks.end_to_end",
+    "growth": "benchmarks.growth",
     "multitask": "benchmarks.multitask",
     "negatives": "benchmarks.negatives",
     "planning": "benchmarks.planning",
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "serving": "benchmarks.serving",
     "sparse-update": "benchmarks.sparse_update",
     "sparse-update-cuda": "benchmarks.sparse_update_cuda",
+    "startup": "benchmarks.startup",
     "unbounded-ids": "benchmarks.unbounded_ids",
 }
 
@@ -37,9 +39,15 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="where to draw the figures, if the benchmark does")
     arguments = parser.parse_args()
     module = import_module(BENCHMARKS[arguments.name])
-    figures = {"benchmark": arguments.name, "machine": machine(), **module.run(arguments.quick)}
+    if arguments.svg and not hasattr(module, "draw"):
+        parser.error(f"{arguments.name} draws no figures")
+    found = module.run(arguments.quick)
+    if arguments.svg:
+        module.draw(found, arguments.svg)
+    figures = {"benchmark": arguments.name, "machine": machine(), **found}
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
