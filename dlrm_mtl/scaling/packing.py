@@ -134,14 +134,14 @@ class Packing:
         order = np.argsort(-self.seconds, axis=0, kind="stable")[:3]  # [3, C]
         best, found = float(self._peaks.sum()) * (1 - 1e-9), None
         for rank in sorted(set(order[0].tolist())):
+            rest = np.zeros_like(loads)
+            for part in range(len(PARTS)):
+                for place in order[::-1, part]:  # the largest that is on neither process wins
+                    free = (place != rank) & (place != ranks)
+                    rest[free, part] = self.seconds[place, part]
             for index in np.flatnonzero(ranks == rank):
                 gain = loads - loads[index]
                 here, there = self.seconds[rank] + gain, self.seconds[ranks] - gain
-                rest = np.zeros_like(here)
-                for part in range(len(PARTS)):
-                    for place in order[::-1, part]:  # the largest that is on neither process wins
-                        free = (place != rank) & (place != ranks)
-                        rest[free, part] = self.seconds[place, part]
                 cost = np.maximum(np.maximum(here, there), rest).sum(axis=1)
                 fits = (self.memory[rank] - sizes[index] + sizes <= self.room) & (
                     self.memory[ranks] - sizes + sizes[index] <= self.room

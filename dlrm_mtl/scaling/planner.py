@@ -30,7 +30,7 @@ REFINED = 3
 """Number of packings that are improved."""
 SWEEPS = 4
 """Largest number of times that every table may move."""
-SWAPS = 100
+SWAPS = 50
 """Largest number of exchanges."""
 
 
