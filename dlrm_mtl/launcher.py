@@ -42,6 +42,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 from torch.distributed.launcher import api
 
+from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import EXIT_CODE
 
 
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = run.parse_args(argv)
     if "OMP_NUM_THREADS" not in os.environ:
         workers = run.determine_local_world_size(arguments.nproc_per_node)
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // workers))
     # A store for each attempt: in the one that agents share, restarted workers find the addresses of those that died, and try
     # them until they give up (torch 2.13, DynamicRendezvousHandler.use_agent_store).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

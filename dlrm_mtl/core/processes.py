@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import PeerLostError, UserError
 from dlrm_mtl.core.job_watch import JobWatch
 from dlrm_mtl.core.launch_environment import check_launch_environment
@@ -84,6 +85,7 @@ def join(patience: float | None = PATIENCE) -> Process:
     """
     global _watch
     launched = check_launch_environment()
+    limit_threads()
     end_with_agent()
     backend = "gloo"
     if torch.cuda.is_available():
@@ -97,6 +99,18 @@ def join(patience: float | None = PATIENCE) -> Process:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     return this_process()
+
+
+def limit_threads() -> None:
+    """Use no more threads than this host's processes have cores, unless OMP_NUM_THREADS says how many.
+
+    PyTorch does not know of a container's share of the cores: with 64 threads on a share of 4 cores, all of them wait.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    share = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if torch.get_num_threads() > share:
+        torch.set_num_threads(share)
 
 
 def leave() -> None:
