@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from dlrm_mtl.config.publish import PublishConfig
 from dlrm_mtl.core.errors import UserError
@@ -62,6 +62,10 @@ class TrainingConfig(Strict):
     compile: bool = False
     """Compile the dense part, everything after the lookup, with torch.compile: the first step takes a minute or less more,
     the others less time. Results differ by rounding. Needs a C++ compiler; evaluation is not compiled."""
+    autocast: Literal["bfloat16"] | None = None
+    """Number format of the dense part's forward and backward passes in training, by torch.autocast: `bfloat16` for products of
+    matrices. Weights, tables, updates, losses and evaluations stay float32. Results then depend on the number of processes
+    by its rounding, some 1e-3."""
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations on the validation split; default: once at the end of every epoch. The last step is always
     evaluated."""
@@ -110,6 +114,12 @@ class TrainingConfig(Strict):
             except UserError as error:
                 raise ValueError(str(error)) from None
         return listeners
+
+    @model_validator(mode="after")
+    def _eager_under_autocast(self) -> TrainingConfig:
+        if self.compile and self.autocast is not None:
+            raise ValueError(f"autocast: {self.autocast} does not go with compile: true; remove one of them.")
+        return self
 
     def steps_per_epoch(self, micro_batches: int) -> int:
         """Number of steps in an epoch of ``micro_batches`` micro-batches."""

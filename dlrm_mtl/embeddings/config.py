@@ -128,14 +128,29 @@ class TableSharding(Strict):
         return {"type": value} if isinstance(value, str) else value
 
 
+class CommunicationConfig(Strict):
+    """Number formats in which vectors of tables travel between processes; each of fp16 and bf16 halves the bytes."""
+
+    forward: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Format of the vectors, from the processes that hold the rows."""
+    backward: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Format of their gradients, on the way back."""
+
+
 class ShardingConfig(Strict):
-    """Distribution of the tables over processes, hosts and devices. No choice here changes the trained model."""
+    """Distribution of the tables over processes, hosts and devices.
+
+    No choice here changes the trained model, but for the rounding of `communication` in other formats than fp32.
+    """
 
     default: ShardingType = "auto"
     """Sharding type of tables without an entry in `tables`; `auto` leaves it to the planner."""
     tables: dict[str, TableSharding] = Field(default_factory=dict)
     """Exceptions, by name of the table or a pattern of names with `*`, `?` or `[...]`: `user_id: row_wise`, `"user_*": {type:
     column_wise, column_shards: 2}`. A table's own name comes before patterns, and the first pattern that fits counts."""
+    communication: CommunicationConfig = CommunicationConfig()
+    """Number formats in which vectors and their gradients travel between processes, such as `{forward: fp16, backward: bf16}`.
+    With others than fp32 results depend on the plan by their rounding."""
     processes_per_host: int | None = Field(default=None, gt=0)
     """Number of processes of one host for table_row_wise, table_column_wise and grid_shard. Default: the launcher's value
     (LOCAL_WORLD_SIZE). A smaller number divides one machine into several hosts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -83,20 +84,23 @@ class RankingModel(nn.Module):
         self.products = TaskProducts(tasks)
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None
         """Compiled form of :meth:`logits_of`, for training; see :mod:`dlrm_mtl.training.compiled`."""
+        self.autocast: torch.dtype | None = None
+        """Number format of the dense part's matrix products in training; None for float32."""
 
     def forward(self, batch: ModelBatch) -> Tensor:
         """Return logits [B, T]."""
         with phase("embeddings"):
             features = self.lookup(self.ids(batch))
         mark_features(features)
-        with phase("dense"):
+        half = self.training and self.autocast is not None
+        with phase("dense"), torch.autocast(features.device.type, self.autocast) if half else nullcontext():
             if self.compiled is not None and torch.is_grad_enabled():
                 return self.compiled(features, batch.dense)
             return self.logits_of(features, batch.dense)
 
     def logits_of(self, features: Tensor, dense: Tensor) -> Tensor:
         """Return logits [B, T] of all tasks, from the result of :meth:`own_logits`."""
-        logits: Tensor = self.products(self.own_logits(features, dense))
+        logits: Tensor = self.products(self.own_logits(features, dense).float())
         return logits
 
     def ids(self, batch: ModelBatch) -> KeyedIds:

@@ -66,7 +66,7 @@ def measure_steps(config: RunConfig, steps: int, folder: Path | None = None) -> 
         epochs = -(-(WARM_UP + steps + TRACED + 1) // epoch)
         training = config.training.model_copy(update={**never, "epochs": epochs, "phase_times": False})
         long = config.model_copy(update={"training": training})
-        model = build_model(config, dataset.spec, process)
+        model = build_model(config, dataset.spec, process, planned=True)
         optimizers = build_optimizers(config, model, config.training.total_steps(loader.steps_per_epoch))
         with PhaseClock(process.device) as clock:
             trace = folder / f"rank_{process.rank}.json.gz" if folder is not None else None

@@ -17,6 +17,7 @@ from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.embeddings.tables import TableSet, initialise
+from dlrm_mtl.embeddings.torchrec.communication import codecs
 from dlrm_mtl.embeddings.torchrec.lookups import average_in_lookup
 from dlrm_mtl.embeddings.torchrec.plan import make_plan, processes
 from dlrm_mtl.embeddings.torchrec.plan_file import read_plan, sharding_plan
@@ -37,6 +38,9 @@ from dlrm_mtl.training.compiled import compile_dense_part
 from dlrm_mtl.training.full_ranking import FullRanking
 from dlrm_mtl.training.sharded_model import ShardedModel
 from dlrm_mtl.training.step import TrainingStep
+
+AUTOCAST = {"bfloat16": torch.bfloat16}
+"""Number formats of ``training.autocast``."""
 
 
 def build_model(
@@ -77,8 +81,10 @@ def build_model(
             ranker,
             device=process.device,
             plan=plan,
-            sharders=two_phase_sharders(),
+            sharders=two_phase_sharders(codecs(config.sharding.communication, config.data.batch_size)),
         )
+    if config.training.autocast is not None:
+        ranker.autocast = AUTOCAST[config.training.autocast]
     if initial:
         initialise(module, tables.stds, config.seed)
     if tables.pooled and process.device.type == "cpu":

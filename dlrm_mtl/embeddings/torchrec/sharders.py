@@ -14,7 +14,7 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torchrec import EmbeddingBagCollection, EmbeddingCollection, PoolingType
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
-from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
+from torchrec.distributed.types import ParameterSharding, QuantizedCommCodecs, ShardingEnv, ShardingType
 
 from dlrm_mtl.embeddings.torchrec import compat
 from dlrm_mtl.embeddings.torchrec.exchange import Exchanging
@@ -66,8 +66,8 @@ class CollectingEmbeddingCollection(Exchanging, ShardedEmbeddingCollection):
 class PooledSharder(EmbeddingBagCollectionSharder):
     """Sharder of :class:`EmbeddingBagCollection` for the two-phase update, by any of the seven types on CPU and CUDA."""
 
-    def __init__(self) -> None:
-        super().__init__(fused_params=dict(FUSED_PARAMS))
+    def __init__(self, codecs: dict[str, QuantizedCommCodecs] | None = None) -> None:
+        super().__init__(fused_params=dict(FUSED_PARAMS), qcomm_codecs_registry=codecs)
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Names of the sharding types; the stock sharder hides three of them on CPU."""
@@ -94,8 +94,8 @@ class PooledSharder(EmbeddingBagCollectionSharder):
 class UnpooledSharder(EmbeddingCollectionSharder):
     """Sharder of :class:`EmbeddingCollection` for the two-phase update."""
 
-    def __init__(self) -> None:
-        super().__init__(fused_params=dict(FUSED_PARAMS))
+    def __init__(self, codecs: dict[str, QuantizedCommCodecs] | None = None) -> None:
+        super().__init__(fused_params=dict(FUSED_PARAMS), qcomm_codecs_registry=codecs)
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Names of TorchRec's sharding types for unpooled tables."""
@@ -120,6 +120,10 @@ class UnpooledSharder(EmbeddingCollectionSharder):
         )
 
 
-def two_phase_sharders() -> list[Any]:
-    """Sharders for ``DistributedModelParallel`` and the planner."""
-    return [PooledSharder(), UnpooledSharder()]
+def two_phase_sharders(codecs: dict[str, QuantizedCommCodecs] | None = None) -> list[Any]:
+    """Sharders for ``DistributedModelParallel`` and the planner.
+
+    Args:
+        codecs: TorchRec's registry of number formats for the exchange of vectors and gradients; None for float32.
+    """
+    return [PooledSharder(codecs), UnpooledSharder(codecs)]
