@@ -134,3 +134,10 @@ def test_gradients_are_scaled_exactly_and_what_is_not_finite_stays_so() -> None:
     assert not bad.isfinite().any(), "too large a gradient is not finite, so that the step is skipped"
     assert pair.forward.encode(small) is small
     assert codecs(CommunicationConfig(), 512) is None
+
+
+def test_autocast_does_not_go_with_compile(dataset: Path) -> None:
+    from dlrm_mtl.config.run import RunConfig
+
+    with pytest.raises(ValueError, match="bfloat16 does not go with compile: true; remove one of them"):
+        RunConfig.model_validate(synthetic.config(dataset, training={"autocast": "bfloat16", "compile": True}))
