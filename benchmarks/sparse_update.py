@@ -252,7 +252,11 @@ def run(quick: bool) -> dict[str, Any]:
     ]
     for case in others[:4] if quick else others:
         compared += _compare([case], [OURS, BASELINE], threads[-1:], turns)
-    gather = [] if quick else [_gather_share(threads, turns)]
+    case = Case(rows=rows)
+    print(
+        f"\nShare of the bandwidth of random rows, {case.tables} x {case.rows:,} x {case.dim}, {case.lookups:,} lookups"
+    )
+    bandwidth = _bandwidth_share(threads, turns, rows)
     memory = [
         _memory(Case(ids, bags=bags, rows=rows))
         for ids in TARGETS
@@ -264,7 +268,7 @@ def run(quick: bool) -> dict[str, Any]:
         "instruction_set": cpu.isa(),
         "targets": TARGETS,
         "steps": compared,
-        "gather": gather,
+        "bandwidth": bandwidth,
         "memory": memory,
     }
 
@@ -363,65 +367,94 @@ def _show_steps(case: Case, figures: dict[str, Any]) -> None:
 # ---- share of the memory bandwidth ----
 
 
-def _gather_share(threads: list[int], turns: int) -> dict[str, Any]:
-    """Time of the lookup, and of a loop that only reads the same rows."""
-    case = Case()
-    read = compiled_gather()
-    if read is None:
-        print("\nNo g++: the share of the gather bandwidth was not measured")
-        return {}
-    tables = TwoPhase(case)
-    _begin_anew(tables, case)
-    stream = Stream(case)
-    of_table = torch.arange(case.tables).repeat_interleave(case.bags * case.per_bag) * case.rows
-    figures: dict[str, Any] = {}
-    print(f"\nLookup, beside a loop that only reads the same rows: {case.label()}")
+def _bandwidth_share(threads: list[int], turns: int, rows: int) -> list[dict[str, Any]]:
+    """Time of the lookup and of the step, beside loops that only read, or read and write, the same rows.
+
+    The bound is a model. The lookup reads each row that occurs in the batch once, and further occurrences hit a cache; the
+    update reads and writes each such row once. Gradients, ids, sorting and the accumulators cost nothing. Rows that stay in a
+    cache from one batch to the next, as the most frequent ones of Zipf ids may, would allow a step to be faster than that.
+    """
+    run_pass = _compiled_pass()
+    if run_pass is None:
+        print("\nNo g++: the share of the bandwidth was not measured")
+        return []
+    results = []
+    tables = TwoPhase(Case(rows=rows))
     for pages in ("4 KiB", "2 MiB"):
         if pages == "2 MiB" and not use_huge_pages(tables.group.weights):
             break
-        for count in threads:
-            reading: dict[int, list[float]] = {4: [], 8: [], 16: [], 32: []}
-            lookups = []
-            with _threads(count):
-                for _ in range(2 * turns):
-                    for distance, seconds in reading.items():
-                        rows = stream.next().indices + of_table
-                        begin = time.perf_counter()
-                        read(tables.group.weights.data_ptr(), case.dim * 4, rows.data_ptr(), len(rows), distance, count)
-                        seconds.append(time.perf_counter() - begin)
-                    batch = stream.next()
-                    begin = time.perf_counter()
-                    cpu.lookup(tables.group, batch.indices, batch.offsets, case.bags)
-                    lookups.append(time.perf_counter() - begin)
-            best = min(statistics.median(seconds) for seconds in reading.values())
-            own = statistics.median(lookups)
-            bandwidth = case.lookups * case.dim * 4 / best / 1e9
-            figures[f"{count} threads, {pages} pages"] = {
-                "gather_GB_per_second": bandwidth,
-                "share_of_lookup": best / own,
-            }
-            print(
-                f"    {count} threads, {pages} pages: {bandwidth:6.2f} GB/s of random rows; the lookup reaches {best / own:.0%}"
-            )
-    return figures
+        for ids in TARGETS:
+            case = Case(ids, rows=rows)
+            _begin_anew(tables, case)
+            stream = Stream(case)
+            for count in threads:
+                with _threads(count):
+                    figures = _shares(tables, stream, case, run_pass, turns, count)
+                results.append({"ids": ids, "threads": count, "pages": pages, **figures})
+                print(
+                    f"    {ids:8}{count} threads, {pages} pages: rows read {figures['read_M_rows']:6.2f} M/s "
+                    f"({figures['read_M_rows'] * case.dim * 4 / 1e3:.1f} GB/s), read and written "
+                    f"{figures['rewritten_M_rows']:6.2f} M/s; distinct {figures['distinct']:.0%}; lookup "
+                    f"{figures['lookup_share']:.0%} and step {figures['step_share']:.0%} of the bound",
+                    flush=True,
+                )
+    return results
 
 
-def compiled_gather() -> Callable[..., int] | None:
+def _shares(
+    tables: TwoPhase, stream: Stream, case: Case, run_pass: Callable[..., int], turns: int, threads: int
+) -> dict[str, float]:
+    """Rates of the loops and shares of the lookup and the step, all of them in turns."""
+    starts = torch.arange(case.tables).repeat_interleave(case.bags * case.per_bag) * case.rows
+    gradient = torch.randn(case.bags, case.tables * case.dim, generator=torch.Generator().manual_seed(1))
+    passes: dict[tuple[int, int], list[float]] = {(d, w): [] for d in (4, 8, 16, 32) for w in (0, 1)}
+    lookups, steps, shares = [], [], []
+    for _ in range(turns):
+        for (distance, writes), seconds in passes.items():
+            rows = (stream.next().indices + starts).unique()
+            rows = rows[torch.randperm(len(rows))]
+            begin = time.perf_counter()
+            address = tables.group.weights.data_ptr()
+            run_pass(address, case.dim * 4, rows.data_ptr(), len(rows), distance, threads, writes, 0)
+            seconds.append((time.perf_counter() - begin) / len(rows))
+        batch = stream.next()
+        shares.append(len((batch.indices + starts).unique()) / case.lookups)
+        begin = time.perf_counter()
+        cpu.lookup(tables.group, batch.indices, batch.offsets, case.bags)
+        lookups.append(time.perf_counter() - begin)
+        batch = stream.next()
+        begin = time.perf_counter()
+        tables.step(batch, gradient)
+        steps.append(time.perf_counter() - begin)
+    read, rewritten = (min(statistics.median(passes[d, w]) for d in (4, 8, 16, 32)) for w in (0, 1))
+    distinct = statistics.median(shares)
+    return {
+        "read_M_rows": 1e-6 / read,
+        "rewritten_M_rows": 1e-6 / rewritten,
+        "distinct": distinct,
+        "lookup_share": distinct * case.lookups * read / statistics.median(lookups),
+        "step_share": distinct * case.lookups * (read + rewritten) / statistics.median(steps),
+        "step_M_lookups": case.lookups / statistics.median(steps) / 1e6,
+    }
+
+
+def _compiled_pass() -> Callable[..., int] | None:
     source = Path(__file__).with_name("row_gather.cpp")
     with tempfile.TemporaryDirectory() as folder:
         # Two commands: linking with -fopenmp would add a second pool of threads to PyTorch's.
         library, unlinked = f"{folder}/row_gather.so", f"{folder}/row_gather.o"
         try:
-            subprocess.run(["g++", "-O3", "-fopenmp", "-fPIC", "-c", str(source), "-o", unlinked], check=True)
+            subprocess.run(
+                ["g++", "-std=c++17", "-O3", "-fopenmp", "-fPIC", "-c", str(source), "-o", unlinked], check=True
+            )
             subprocess.run(["g++", "-shared", unlinked, "-o", library], check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
-        function = ctypes.CDLL(library).read_random_rows
+        function = ctypes.CDLL(library).pass_over_rows
     number = ctypes.c_int64
-    function.argtypes, function.restype = (
-        [ctypes.c_void_p, number, ctypes.c_void_p, number, number, number],
-        ctypes.c_uint64,
-    )
+    address = ctypes.c_void_p
+    function.argtypes = [address, number, address, number, number, number, number, ctypes.c_uint64]
+    function.restype = ctypes.c_uint64
     return function
 
 
