@@ -24,7 +24,7 @@ def use_in(library: ctypes.CDLL) -> None:
 
 
 def _samples() -> Tensor:
-    return torch.arange(1, 1025, dtype=torch.float32) * 0.7371
+    return torch.arange(1, 1025, dtype=torch.float32, device="cpu") * 0.7371
 
 
 def _root_function() -> int | None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrm_mtl.embeddings.kernels import cpu, cpu_elements
+from dlrm_mtl.embeddings.kernels import arithmetic, cpu, cpu_elements
 from dlrm_mtl.embeddings.kernels.layout import ELEMENT_KINDS, ElementUpdate, TableGroup
 from dlrm_mtl.embeddings.rules import FTRL, RowWiseAdam, TableAdagrad, TableAdam, TableRule, TouchedRows
 
@@ -135,3 +135,9 @@ def test_the_structure_is_that_of_the_library() -> None:
     assert names == [name for name, *_ in cpu_elements._ElementUpdate._fields_]
     kinds = {name.lower(): int(number) for name, number in re.findall(r"k(\w+) = (\d+)", body[1])}
     assert kinds == {name.replace("_", ""): number for number, name in enumerate(ELEMENT_KINDS)}
+
+
+def test_arithmetic_is_found_out_under_any_default_device() -> None:
+    with torch.device("meta"):
+        found = arithmetic._root_function(), arithmetic._addcmul_rounds_once()
+    assert found == (arithmetic._root_function(), arithmetic._addcmul_rounds_once())
