@@ -1,4 +1,4 @@
-"""Every YAML block of the documents is a data set, a description of a table, a configuration, or a fragment of one."""
+"""Every YAML block of the documents is a data set, a description of a table, a sweep, a configuration, or a part of one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from dlrm_mtl.config.load import know_all_parts, load_config
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.schema import validate
 from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.experiments.config import SweepConfig
+from dlrm_mtl.experiments.sweep import corners
+from dlrm_mtl.experiments.trials import as_yaml
 from dlrm_mtl.prepare.table.description import TableDescription
 from tests.docs.pages import NAMES, Piece, blocks
 from tests.launchers.schemas import check_manifest
@@ -42,6 +45,12 @@ def check(content: dict[str, Any], block: Piece, folder: Path) -> None:
         )
     elif "features" in content:
         validate(TableDescription, content, block.page)
+    elif "config" in content:
+        sweep = validate(SweepConfig, content, block.page)
+        for method in sweep.all_methods:
+            for point in corners(sweep, method):
+                settings = sweep.settings(method, point)
+                load_config(Path("docs") / sweep.config, [f"{key}={as_yaml(value)}" for key, value in settings.items()])
     elif "tasks" in content and "model" in content:
         (folder / "run.yaml").write_text(block.text)
         load_config(folder / "run.yaml")
