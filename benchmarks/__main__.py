@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "multitask": "benchmarks.multitask",
     "negatives": "benchmarks.negatives",
     "planning": "benchmarks.planning",
+    "scaling": "benchmarks.scaling",
     "quantised-lookup": "benchmarks.quantised_lookup",
     "prepare-userbehavior": "benchmarks.prepare_userbehavior",
     "serving": "benchmarks.serving",
@@ -40,15 +42,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="where to draw the figures, if the benchmark does")
+    chosen, _ = parser.parse_known_args()
+    module = import_module(BENCHMARKS[chosen.name])
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
     arguments = parser.parse_args()
-    module = import_module(BENCHMARKS[arguments.name])
     if arguments.svg and not hasattr(module, "draw"):
         parser.error(f"{arguments.name} draws no figures")
-    found = module.run(arguments.quick)
+    options = {name: value for name, value in vars(arguments).items() if name not in ("name", "quick", "json", "svg")}
+    found = module.run(arguments.quick, **options)
     if arguments.svg:
         module.draw(found, arguments.svg)
     figures = {"benchmark": arguments.name, "machine": machine(), **found}
-    if arguments.json:
+    if arguments.json and int(os.environ.get("RANK", "0")) == 0:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -36,11 +36,12 @@ def job(
     mounts: list[str] | None = None,
     secrets: Sequence[str] | None = None,
     rdzv_port: int = 29500,
+    module: str = "dlrm_mtl",
 ) -> specs.AppDef:
     """Describe the job; a mistake ends the client in one sentence.
 
     Args:
-        command: arguments of ``dlrm-mtl``.
+        command: arguments of ``module``.
         name: name of the job; its letters and digits are the name of its role.
         image: container image, for schedulers that use containers.
         j: ``[[MIN:]N x]M``, the number of hosts and the number of processes on each.
@@ -54,6 +55,7 @@ def job(
         mounts: volumes for containers.
         secrets: secrets of Kubernetes, whose entries become environment variables.
         rdzv_port: port on the first host where hosts find one another.
+        module: module that every process runs, as by ``python -m``.
     """
     if not NAME.fullmatch(name):
         refuse(
@@ -85,7 +87,7 @@ def job(
         f" --nnodes {nodes} --nproc_per_node {processes}{place} --rdzv_backend c10d --rdzv_endpoint {endpoint}"
         f" --rdzv_id {specs.macros.app_id}" + (f" --max_restarts {max_restarts}" if max_restarts else "")
     )
-    quoted = shlex.join(["-m", "dlrm_mtl", *command]).replace("$", "$$")
+    quoted = shlex.join(["-m", module, *command]).replace("$", "$$")
 
     # Local jobs inherit this process's environment, as Slurm's do; in a container the variable is unset and python is meant.
     os.environ.setdefault("DLRM_MTL_PYTHON", sys.executable)

@@ -118,6 +118,7 @@ def simulate_type(
     batches: Sequence[Batch],
     sharding: str = CONFIGURED,
     report: Report = lambda text: None,
+    extremes: bool = True,
 ) -> TypeResult:
     """Simulate a step with all tables under one sharding type.
 
@@ -131,6 +132,7 @@ def simulate_type(
         batches: global batch of a step, in micro-batches.
         sharding: the type, or :data:`CONFIGURED`.
         report: called before each process is run.
+        extremes: False to run the first process only.
 
     Raises:
         UserError: the type does not fit the tables, the processes or the memory.
@@ -166,7 +168,8 @@ def simulate_type(
     simulated = []
     replicated = sum(table["mib"] for table in described if not table["shards"]) * 2**20
     if replicated <= LARGEST_COPY:
-        for rank in sorted({0, int(counts.bytes_read.argmax()), int(counts.bytes_read.argmin())}):
+        others = {int(counts.bytes_read.argmax()), int(counts.bytes_read.argmin())} if extremes else set()
+        for rank in sorted({0} | others):
             report(f"process {rank}")
             simulated.append(simulate_rank(config, spec, plan, layout, rank, batches))
             works[rank] = replace(works[rank], collectives=simulated[-1].collectives)

@@ -89,6 +89,7 @@ def check_overrides(words: list[str], place: str) -> None:
 
 COMPONENTS = (
     "launchers/train.py:ddp",
+    "launchers/bench.py:scaling",
     *(f"launchers/use.py:{name}" for name in ("doctor", "evaluate", "predict", "prepare")),
 )
 
@@ -149,7 +150,10 @@ def check_python(words: list[str], place: str) -> None:
     elif words[1:2] == ["benchmarks"]:
         unknown = [word for word in words[2:3] if word not in BENCHMARKS and not word.isupper()]
         assert not unknown, f"{place}: there is no benchmark '{unknown}'"
-        assert {word for word in words if word.startswith("--")} <= {"--quick", "--json"}, place
+        known = {"--quick", "--json", "--svg"}
+        if words[2:3] == ["scaling"]:
+            known |= {"--network", "--html", "--compare", "--hardware", "--no-simulation"}
+        assert {word for word in words if word.startswith("--")} <= known, place
     elif words[1:2] == ["dlrm_mtl.launcher"]:
         check_python(words[2:], place)
     elif words[1] in ("pip", "venv"):

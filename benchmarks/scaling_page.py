@@ -1,0 +1,85 @@
+"""The page of the scaling benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.scaling_cases import SHAPES, TYPES
+from dlrm_mtl.reports.page import Figure, Page, PageTable, Section
+from dlrm_mtl.reports.plots import COLOURS, Line, line_plot
+
+QUANTITIES = {
+    "vectors": ("vectors and gradients, MB", 1e-6),
+    "ids": ("lengths and ids, MB", 1e-6),
+    "seconds": ("predicted step, ms", 1e3),
+    "rows_imbalance": ("rows read, largest / mean", 1.0),
+}
+COLOUR = dict(zip(TYPES, COLOURS, strict=False))
+
+
+def page(figures: dict[str, Any]) -> Page:
+    """All figures on one self-contained page."""
+    sections = []
+    for mode, text in {
+        "weak": "256 rows on every process: a flat line scales perfectly.",
+        "strong": "8,192 rows on all processes together: a line that falls as 1 / processes scales perfectly.",
+    }.items():
+        own = [each for each in figures["simulated"] if each["mode"] == mode]
+        plots = [
+            _plot(f"{shape}: {label}", [each for each in own if each["shape"] == shape], key, scale)
+            for shape in SHAPES
+            for key, (label, scale) in QUANTITIES.items()
+            if any(each["shape"] == shape for each in own)
+        ]
+        if plots:
+            sections.append(Section(f"Simulated, {mode} scaling, {figures['hardware']}", text, figures=plots))
+    for job in figures["measured"]:
+        rows = [
+            [
+                case["shape"],
+                case["sharding"],
+                f"{1e3 * case['seconds']:.1f}",
+                f"{1e3 * case['middle_half'][0]:.1f} to {1e3 * case['middle_half'][1]:.1f}",
+                f"{case['sent'] / 1e6:.2f}",
+                f"{case['received'] / 1e6:.2f}",
+            ]
+            for case in job["cases"]
+        ]
+        columns = ["shape", "sharding", "ms a step", "middle half", "MB sent", "MB received"]
+        title = f"Measured: {job['processes']} process(es) on {job['hosts']} host(s)"
+        sections.append(Section(title, tables=[PageTable(columns, rows, text_columns=2)]))
+    for key, title, columns in (
+        ("predictions", "Predicted and measured, seconds", ["shape", "sharding", "processes", "measured", "predicted"]),
+        (
+            "laws",
+            "Exponents: bytes and memory of a process grow as this power",
+            ["grows", "sharding", "ids", "vectors", "held"],
+        ),
+        ("compared", "Measured / simulated", ["shape", "sharding", "processes", "sent", "received", "seconds"]),
+    ):
+        found = figures.get(key)
+        if found:
+            rows = [[_text(each[column]) for column in columns] for each in found]
+            sections.append(Section(title, tables=[PageTable(columns, rows, text_columns=2)]))
+    legend = [(COLOUR[name], name) for name in TYPES]
+    return Page("Scaling by sharding type", "A training step of the tables of several shapes.", legend, sections)
+
+
+def _plot(title: str, cases: Sequence[dict[str, Any]], key: str, scale: float) -> Figure:
+    lines = []
+    for name in TYPES:
+        own = [each for each in cases if each["sharding"] == name and each[key] > 0]
+        if own:
+            worlds = np.array([each["processes"] for each in own], dtype=np.float64)
+            lines.append(Line(worlds, np.array([scale * each[key] for each in own]), COLOUR[name]))
+    svg = line_plot(title, lines, "processes", logarithmic=True, logarithmic_x=True)
+    return Figure(svg, f"{title} by the number of processes, a line for each sharding type")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
