@@ -22,7 +22,8 @@ HEADERS = sorted(str(path) for path in (FOLDER / "csrc").glob("*.h"))
 
 # -ffp-contract=off: a fused multiply-add rounds once instead of twice, so each instruction set would give other bits.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
-# Only these files use more than the oldest processor has; which one runs is decided when the library is loaded.
+# Only these files, and functions with a target of their own, use more than the oldest processor has; what runs is decided when
+# the library is loaded.
 FLAGS_OF_FILE = {
     "initial_rows_avx2.cpp": ["-mavx2", "-mfma"],
     "row_kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],

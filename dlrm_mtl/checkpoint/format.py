@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +28,7 @@ from dlrm_mtl.checkpoint.state import REMEDY, RunState, parse_state
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.json_text import parse_mapping
 from dlrm_mtl.core.schema import Strict
+from dlrm_mtl.embeddings.kernels.block_sums import crc32_of_blocks
 
 FORMAT = 2
 INDEX_FILE = "index.json"
@@ -114,9 +114,7 @@ def blocks(size: int) -> int:
 
 def block_sums(content: memoryview) -> bytes:
     """Checksums of the blocks of ``content``, which starts at a block: uint32, little-endian."""
-    return b"".join(
-        zlib.crc32(content[start : start + BLOCK]).to_bytes(4, "little") for start in range(0, len(content), BLOCK)
-    )
+    return crc32_of_blocks(content, BLOCK)
 
 
 def state_text(state: RunState, run: str, index: str) -> str:

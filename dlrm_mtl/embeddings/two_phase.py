@@ -108,6 +108,10 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         self._elements = rule.native_elements()
         self._checked = self._native or Update(kind="sgd")  # for any rule, the kernels check finiteness
         self._device = self.tables[0].group.weights.device if self.tables else torch.device("cpu")
+        own: dict[str, list[tuple[LocalTables, int]]] = {name: [] for name in self.names}
+        for local in self.tables:
+            for index, shard in enumerate(local.shards):
+                own[shard.table].append((local, index))
         params, state = {}, {}
         for path, collection in collections.items():
             for key, weight in collection.state_dict().items():
@@ -115,7 +119,9 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                     continue
                 name = f"{path}.{key.split('.')[-2]}"
                 params[name] = weight
-                state[weight] = self._state_of(name, weight, places[name])
+                state[weight] = {
+                    spec.name: self._tensor_of(spec, weight, places[name], own[name]) for spec in rule.states
+                }
         super().__init__(params, state, [{"params": list(params.values()), "lr": rule.learning_rate}])
 
     @torch.no_grad()
@@ -363,12 +369,6 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         """Load the result of ``state_dict`` under the same plan."""
         super().load_state_dict(state_dict)
         self.loaded(self.steps)
-
-    def _state_of(self, name: str, weight: Any, places: list[ShardMetadata]) -> dict[str, Any]:
-        own = [
-            (local, index) for local in self.tables for index, shard in enumerate(local.shards) if shard.table == name
-        ]
-        return {spec.name: self._tensor_of(spec, weight, places, own) for spec in self.rule.states}
 
     def _tensor_of(
         self, spec: StateSpec, weight: Any, places: list[ShardMetadata], own: list[tuple[LocalTables, int]]
