@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,8 @@ from benchmarks.scaling_measured import measure_here, measure_processes
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.embeddings.torchrec.plan import HOST_BASED, Processes
-from dlrm_mtl.scaling.hardware import Bandwidth, Hardware, Link, load_hardware
-from dlrm_mtl.scaling.measure import measure_hardware
+from dlrm_mtl.scaling.hardware import Hardware, load_hardware
+from dlrm_mtl.scaling.measure import describe
 from dlrm_mtl.scaling.simulate_types import TypeResult, simulate_type
 from dlrm_mtl.scaling.work import PHASES, Phase
 
@@ -62,7 +61,7 @@ def run(
     """Measure, simulate, print tables, and return the figures."""
     known = json.loads(compare.read_text()) if compare is not None else None
     shapes = ["many small", "skewed"] if quick else list(SHAPES)
-    steps = 5 if quick else 20
+    steps = 9 if quick else 25
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with process_group(patience=None) as process:
             measured = [measure_here(process, ROWS_EACH, steps, shapes)]
@@ -99,29 +98,25 @@ def run(
 
 
 def predict(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Time of every measured step, from its counted work.
+    """Time of every measured step, from its counted work and from the probes that took their turns between the steps.
 
-    Memory and arithmetic are measured beside, and the link by the processes themselves. The fixed time of a step is that of
-    the measured steps of one process, the median over all of them; so those of two processes are predictions.
+    No time of a measured case enters: the fixed times of a step and a table are those of small models of one process. Both
+    the clock's and the processor's times are predicted, each from the probes by the same measure. Waiting for another process
+    takes no time of the processor.
     """
-    found, fixed = [], 0.0
+    found = []
+    fixed = measured[0]["probes"]
     for job in measured:
         world = job["processes"]
-        base = measure_hardware("this machine", world)
-        if world > 1:
-            link = Link(bandwidth=Bandwidth(peak=job["link"]["bandwidth"]), latency=job["link"]["latency"])
-            base = base.model_copy(update={"within_host": link, "between_hosts": link})
-        overhead = base.overhead.model_copy(update={"step": fixed, "collective": 0.0})
-        base = base.model_copy(update={"overhead": overhead})
-        own = []
-        for case in job["cases"]:
-            result = simulated_case(
-                SHAPES[case["shape"]], case["rows"], world, job["hosts"], case["sharding"], base, True
-            )
-            own.append({**_key(case), "measured": case["seconds"], "predicted": result.time.total})
-        if world == 1:
-            fixed = max(0.0, statistics.median(each["measured"] - each["predicted"] for each in own))
-            own = [{**each, "predicted": each["predicted"] + fixed} for each in own]
+        own = [_key(case) for case in job["cases"]]
+        for clock in ("seconds", "processor"):
+            hardware = describe("this machine", "cpu", world, fixed[clock] | job["probes"][clock])
+            link = hardware.within_host
+            hardware = hardware.model_copy(update={"between_hosts": link})
+            for case, each in zip(job["cases"], own, strict=True):
+                shape = SHAPES[case["shape"]]
+                time = simulated_case(shape, case["rows"], world, job["hosts"], case["sharding"], hardware, True).time
+                each[clock] = {"measured": case[clock], "predicted": time.total, "parts": time.parts}
         found += own
     return found
 
@@ -230,19 +225,20 @@ def _key(case: dict[str, Any]) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     """Print all tables."""
     for job in figures["measured"]:
-        speed = f", {job['link']['bandwidth'] / 1e6:.1f} MB/s between them" if job["link"] else ""
-        print(f"\nmeasured: {job['processes']} process(es) on {job['hosts']} host(s){speed}")
-        print(f"  {'shape':12}{'sharding':20}{'ms a step':>10}{'MB sent':>9}{'MB received':>12}")
+        print(f"\nmeasured: {job['processes']} process(es) on {job['hosts']} host(s)")
+        print(f"  {'shape':12}{'sharding':20}{'ms a step':>10}{'processor':>10}{'MB sent':>9}{'MB received':>12}")
         for case in job["cases"]:
+            times = f"{1e3 * case['seconds']:10.1f}{1e3 * case['processor']:10.1f}"
             sizes = f"{case['sent'] / 1e6:9.2f}{case['received'] / 1e6:12.2f}"
-            print(f"  {case['shape']:12}{case['sharding']:20}{1e3 * case['seconds']:10.1f}{sizes}")
+            print(f"  {case['shape']:12}{case['sharding']:20}{times}{sizes}")
     if figures["predictions"]:
-        print(
-            f"\npredicted\n  {'shape':12}{'sharding':20}{'processes':>9}{'measured ms':>12}{'predicted':>10}{'error':>8}"
-        )
+        heading = "".join(f"{name:>12}{'predicted':>10}{'error':>8}" for name in ("ms a step", "of processor"))
+        print(f"\npredicted\n  {'shape':12}{'sharding':20}{'processes':>9}{heading}")
         for each in figures["predictions"]:
-            error = each["predicted"] / each["measured"] - 1
-            times = f"{1e3 * each['measured']:12.1f}{1e3 * each['predicted']:10.1f}{error:8.0%}"
+            times = ""
+            for clock in ("seconds", "processor"):
+                measured, predicted = each[clock]["measured"], each[clock]["predicted"]
+                times += f"{1e3 * measured:12.1f}{1e3 * predicted:10.1f}{predicted / measured - 1:8.0%}"
             print(f"  {each['shape']:12}{each['sharding']:20}{each['processes']:9}{times}")
     if figures["simulated"]:
         heading = f"{'processes':>9}{'ids MB':>9}{'vectors MB':>11}{'held MB':>9}{'rows max/mean':>14}{'ms':>7}"

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,90 +30,133 @@ from dlrm_mtl.core.phases import PhaseClock
 from dlrm_mtl.core.processes import Process, gather_objects, process_group
 from dlrm_mtl.embeddings.torchrec import compat
 from dlrm_mtl.embeddings.torchrec.plan import HOST_BASED
+from dlrm_mtl.scaling.probes import machine_probes
 from dlrm_mtl.scaling.record import CollectiveRecorder
-from dlrm_mtl.scaling.simulate_rows import empty, part_of
+from dlrm_mtl.scaling.simulate_rows import FLOAT, empty, part_of
+from dlrm_mtl.scaling.step_probe import step_probes
 from dlrm_mtl.training.build import build_model, build_optimizers, build_step, quieten
 
 WARM_UP = 3
-LARGE = 4 << 20
-"""Bytes of the exchange that tells the bandwidth."""
+TOGETHER = 512 << 20
+"""Largest bytes of tables whose types take their steps in turns; others are measured one after the other."""
+CLOCKS = {"seconds": time.perf_counter, "processor": time.process_time}
+"""What a time is measured with: the clock, and the time of the processors that the process had, all threads together."""
+
+
+@dataclass
+class Case:
+    """A sharding type of a shape, and the times of its steps."""
+
+    sharding: str
+    step: Callable[[int], object]
+    """Takes the step of a number."""
+    clock: PhaseClock
+    times: list[dict[str, float]] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
+
+    def turn(self, number: int) -> None:
+        """Take a step and keep its times."""
+        with self.clock:
+            self.times.append(timed(lambda: self.step(number)))
+        self.phases.append(self.clock.take())
+
+
+def timed(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds of ``work`` by each of :data:`CLOCKS`, begun by all processes at the same time."""
+    dist.barrier()
+    before = {name: clock() for name, clock in CLOCKS.items()}
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {name: clock() - before[name] for name, clock in CLOCKS.items()}
 
 
 def measure_here(process: Process, rows_each: int, steps: int, shapes: Sequence[str]) -> dict[str, Any]:
-    """Measure steps on the processes of this job; every process calls it, and all get the figures."""
+    """Measure steps on the processes of this job; every process calls it, and all get the figures.
+
+    The sharding types of a shape take one step each in turns, and in every turn the probes of the machine run once, so that
+    other work on the machine slows all of them alike.
+    """
     quieten()
     torch.set_num_threads(1)
     world = process.world_size
     per_host = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    cases = []
+    probes = machine_probes(process.device, world) + (step_probes(process.device) if world == 1 else [])
+    for number in range(WARM_UP):
+        for probe in probes:
+            probe.work(number)
+    probed: dict[str, list[dict[str, float]]] = {probe.name: [] for probe in probes}
+    types = [
+        sharding
+        for sharding in TYPES
+        if world != per_host
+        or sharding not in (*HOST_BASED, "table_column_wise")  # the same as row_wise and column_wise
+    ]
+    found = []
     for name in shapes:
         shape = SHAPES[name]
-        batch = draw_batch(shape, rows_each * world)
-        own = part_of(batch, process.rank, world).to(process.device)
-        for sharding in TYPES:
-            if world == per_host and sharding in (*HOST_BASED, "table_column_wise"):
-                continue  # the same as row_wise and column_wise
-            config, spec = configure(shape, rows_each * world, world, sharding, per_host)
-            model = build_model(config, spec, process)
-            model.module.train()
-            optimizers = build_optimizers(config, model, 1000)
-            step = build_step(config, process, model, optimizers)
-            for number in range(WARM_UP):
-                step([own if number else empty(batch, rows_each).to(process.device)], number, 0)
-            seconds = []
-            with PhaseClock(process.device) as clock:
-                for number in range(steps):
-                    dist.barrier()
-                    started = time.perf_counter()
-                    step([own], WARM_UP + number, 0)
-                    seconds.append(time.perf_counter() - started)
-                phases = {phase: spent / steps for phase, spent in clock.take().items()}
-            with CollectiveRecorder(per_host) as recorder:
-                step([own], WARM_UP + steps, 0)
-            sent = sum(each.sent for each in recorder.collectives)
-            received = sum(each.received for each in recorder.collectives)
-            of_ranks = gather_objects((statistics.median(seconds), sent, received))
-            low, _, high = statistics.quantiles(seconds, n=4)
-            cases.append(
+        small = shape.tables * shape.rows * shape.dim * FLOAT * len(types) <= TOGETHER
+        for together in [types] if small else [[each] for each in types]:
+            cases = [_case(process, name, sharding, rows_each, per_host) for sharding in together]
+            for number in range(WARM_UP, WARM_UP + steps):
+                for case in cases:
+                    case.turn(number)
+                for probe in probes:
+                    probed[probe.name].append(timed(partial(probe.work, number)))
+            found += [
                 {
                     "shape": name,
-                    "sharding": sharding,
+                    "sharding": case.sharding,
                     "processes": world,
                     "hosts": world // per_host,
                     "rows": rows_each * world,
-                    "seconds": max(each[0] for each in of_ranks),
-                    "middle_half": [low, high],
-                    "phases": phases,
-                    "sent": max(each[1] for each in of_ranks),
-                    "received": max(each[2] for each in of_ranks),
+                    **_figures(case, WARM_UP + steps, per_host),
                 }
-            )
-            del model, optimizers, step
-    return {"processes": world, "hosts": world // per_host, "link": link(process), "cases": cases}
+                for case in cases
+            ]
+            del cases
+    of_ranks = gather_objects(
+        {clock: {name: _median(times, clock) for name, times in probed.items()} for clock in CLOCKS}
+    )
+    medians = {
+        clock: {name: statistics.median(each[clock][name] for each in of_ranks) for name in probed} for clock in CLOCKS
+    }
+    return {"processes": world, "hosts": world // per_host, "probes": medians, "cases": found}
 
 
-def link(process: Process) -> dict[str, float]:
-    """Latency in seconds of an all-to-all without data, and bytes per second of one with, in one direction."""
-    if process.world_size == 1:
-        return {}
+def _case(process: Process, name: str, sharding: str, rows_each: int, per_host: int) -> Case:
+    """A built and warm model of one sharding type, and its step on this process's rows."""
+    shape, world = SHAPES[name], process.world_size
+    batch = draw_batch(shape, rows_each * world)
+    own, nothing = part_of(batch, process.rank, world).to(process.device), empty(batch, rows_each).to(process.device)
+    config, spec = configure(shape, rows_each * world, world, sharding, per_host)
+    model = build_model(config, spec, process)
+    model.module.train()
+    step = build_step(config, process, model, build_optimizers(config, model, 1000))
+    for number in range(WARM_UP):
+        step([own if number else nothing], number, 0)
+    return Case(sharding, lambda number: step([own], number, 0), PhaseClock(process.device))
 
-    def seconds(size: int) -> float:
-        given, got = (torch.zeros(size * process.world_size, dtype=torch.uint8, device=process.device) for _ in "io")
-        found = []
-        for _ in range(7):
-            dist.barrier()
-            started = time.perf_counter()
-            dist.all_to_all_single(got, given)
-            found.append(time.perf_counter() - started)
-        return statistics.median(found)
 
-    quick = seconds(8)
-    slow = seconds(LARGE // process.world_size)
-    others = LARGE // process.world_size * (process.world_size - 1)
-    figures = torch.tensor([quick, others / max(slow - quick, 1e-9)])
-    dist.all_reduce(figures)
-    latency, bandwidth = (figures / process.world_size).tolist()
-    return {"latency": latency, "bandwidth": bandwidth}
+def _figures(case: Case, number: int, per_host: int) -> dict[str, Any]:
+    """Times of a case's steps, of the slowest process, and bytes of one more step, of the busiest."""
+    with CollectiveRecorder(per_host) as recorder:
+        case.step(number)
+    sent = sum(each.sent for each in recorder.collectives)
+    received = sum(each.received for each in recorder.collectives)
+    own = {clock: _median(case.times, clock) for clock in CLOCKS} | {"sent": sent, "received": received}
+    of_ranks = gather_objects(own)
+    low, _, high = statistics.quantiles([each["seconds"] for each in case.times], n=4)
+    names = {phase for each in case.phases for phase in each}
+    return {
+        **{key: max(each[key] for each in of_ranks) for key in own},
+        "middle_half": [low, high],
+        "phases": {phase: statistics.median(each.get(phase, 0.0) for each in case.phases) for phase in sorted(names)},
+    }
+
+
+def _median(times: Sequence[dict[str, float]], clock: str) -> float:
+    return statistics.median(each[clock] for each in times)
 
 
 def measure_processes(

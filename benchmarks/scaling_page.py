@@ -52,7 +52,6 @@ def page(figures: dict[str, Any]) -> Page:
         title = f"Measured: {job['processes']} process(es) on {job['hosts']} host(s)"
         sections.append(Section(title, tables=[PageTable(columns, rows, text_columns=2)]))
     for key, title, columns in (
-        ("predictions", "Predicted and measured, seconds", ["shape", "sharding", "processes", "measured", "predicted"]),
         (
             "laws",
             "Exponents: bytes and memory of a process grow as this power",
@@ -64,6 +63,16 @@ def page(figures: dict[str, Any]) -> Page:
         if found:
             rows = [[_text(each[column]) for column in columns] for each in found]
             sections.append(Section(title, tables=[PageTable(columns, rows, text_columns=2)]))
+    rows = [
+        [each["shape"], each["sharding"], str(each["processes"])]
+        + [_text(each[clock][key]) for clock in ("seconds", "processor") for key in ("measured", "predicted")]
+        for each in figures["predictions"]
+    ]
+    if rows:
+        columns = ["shape", "sharding", "processes", "measured", "predicted", "of the processor", "predicted"]
+        sections.append(
+            Section("Measured and predicted, seconds of a step", tables=[PageTable(columns, rows, text_columns=2)])
+        )
     legend = [(COLOUR[name], name) for name in TYPES]
     return Page("Scaling by sharding type", "A training step of the tables of several shapes.", legend, sections)
 

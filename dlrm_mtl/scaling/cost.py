@@ -3,12 +3,16 @@
 The law. A step is a sequence of phases that nothing overlaps, and each ends for all processes when its slowest one is done,
 because a collective follows:
 
-    time = overhead.step + sum over phases of (largest over processes of the phase's time)
+    time = overhead + sum over phases of (largest over processes of the phase's time)
 
 - ``ids``, ``pooled``, ``gradients``, ``step``, ``dense exchange``: the phase's collectives, one after the other.
 - ``lookup``: ``(row_bytes_read + LINE * rows_read) / random_rows`` + ``kernels * overhead.kernel``. A row at a random place
   costs a memory line more than its bytes, so narrow rows are not free.
 - ``dense part``: ``max(dense_flops / matrix_product, dense_bytes / streaming)``, forward and backward.
+- ``overhead``: ``overhead.step + tables * overhead.table``, all of it the host's.
+- ``whole gradients``: backward writes the gradient of a data-parallel table, mostly zeros, to new memory, DDP copies it to
+  its bucket, and the update searches it for touched rows: ``gradient_bytes_made * (1 / new_memory + 2 / streaming) +
+  gradient_bytes_searched / search``.
 - ``row gradients``: in backward, the gradients of the rows read are read again and added up by row:
   ``(row_bytes_read + row_bytes_updated) / streaming``.
 - ``update``: the touched rows are read once for statistics, then read and written: ``3 * (row_bytes_updated + LINE *
@@ -50,6 +54,7 @@ PARTS = (
     "dense part",
     "dense exchange",
     "gradients",
+    "whole gradients",
     "row gradients",
     "update",
     "step",
@@ -151,9 +156,12 @@ def rank_parts(
         work.kernels * hardware.overhead.kernel,
     )
     parts = dict.fromkeys(PARTS, 0.0)
-    parts["overhead"] = hardware.overhead.step
+    parts["overhead"] = hardware.overhead.step + work.tables * hardware.overhead.table
     parts["lookup"] = (work.row_bytes_read + LINE * work.rows_read) / random + kernels
     parts["dense part"] = max(work.dense_flops / hardware.matrix_product.rate(precision), work.dense_bytes / streaming)
+    parts["whole gradients"] = (
+        work.gradient_bytes_made * hardware.seconds_per_new_byte + work.gradient_bytes_searched / hardware.search_rate
+    )
     parts["row gradients"] = (work.row_bytes_read + work.row_bytes_updated) / streaming
     parts["update"] = 3 * (work.row_bytes_updated + LINE * work.rows_updated) / random + kernels
     for collective in work.collectives:

@@ -133,6 +133,8 @@ class Overhead(Strict):
     """Of a collective, on the process that issues it; the link's latency comes on top."""
     kernel: Seconds
     """Of a lookup or an update of one group of tables."""
+    table: Seconds = 0.0
+    """Of each table of the model: the host splits ids and vectors by table, whichever process holds it."""
 
 
 class Hardware(Strict):
@@ -154,12 +156,28 @@ class Hardware(Strict):
     """Bytes per second of reading or writing in sequence."""
     random_rows: Bandwidth
     """Bytes per second of reading or writing rows at random places of a table, where a row counts 64 bytes more than it has."""
+    new_memory: Bandwidth | None = None
+    """Bytes per second of writing to newly allocated memory, its allocation included; as streaming by default."""
+    search: Bandwidth | None = None
+    """Bytes per second of a search of a whole gradient for rows that are not zero; by default two thirds of streaming, as it
+    reads a byte, and writes and reads the result of a comparison for each number."""
     within_host: Link
     """Communication with processes of the same host."""
     between_hosts: Link
     """Communication with processes of other hosts: a process's part of its host's network."""
     overhead: Overhead
     """Fixed times."""
+
+    @property
+    def seconds_per_new_byte(self) -> float:
+        """Seconds that a byte of a gradient takes that is written to new memory, and copied from there."""
+        new = self.streaming.rate if self.new_memory is None else self.new_memory.rate
+        return 1 / new + 2 / self.streaming.rate
+
+    @property
+    def search_rate(self) -> float:
+        """Bytes per second of a search of a whole gradient."""
+        return self.streaming.rate / 1.5 if self.search is None else self.search.rate
 
     @model_validator(mode="after")
     def _processes_fit_into_a_host(self) -> Hardware:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,18 +18,14 @@ from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.memory import memory_bytes
 from dlrm_mtl.core.schema import validate
-from dlrm_mtl.scaling.cost import LINE
 from dlrm_mtl.scaling.hardware import Hardware
+from dlrm_mtl.scaling.probes import ROW, Probe, machine_figures, machine_probes
+from dlrm_mtl.scaling.step_probe import WARM_UP, step_figures, step_probes
 
 REPEATS = 5
 """Number of times that each figure is measured; the quickest counts."""
-ROW = 256
-"""Bytes of a row at a random place."""
-EXCHANGE = 8 << 20
-"""Bytes of an exchange whose bandwidth is measured."""
-
-STEP = {"cpu": 1e-3, "cuda": 2e-3}
-"""Assumed fixed time of a step, which depends on the model."""
+STEPS = 20
+"""Number of steps that tell the fixed times; the quickest counts."""
 NETWORK = 1.25e9
 """Assumed bytes per second between hosts, 10 Gb/s Ethernet, which the processes of a host share."""
 NETWORK_LATENCY = 50e-6
@@ -66,9 +62,23 @@ def measure_hardware(name: str, processes: int) -> Hardware:
         if failed:
             raise RuntimeError(f"a measuring process ended with exit code {failed[0]}")
         found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-    figures = {key: median(float(each[key]) for each in found) for key in found[0]}
+    seconds = {key: median(float(each[key]) for each in found) for key in found[0]}
+    return describe(name, device, processes, seconds)
+
+
+def describe(name: str, device: str, processes: int, seconds: Mapping[str, float]) -> Hardware:
+    """This machine by the times of all probes, of the median process.
+
+    Args:
+        name: name of the hardware.
+        device: ``cpu`` or ``cuda``.
+        processes: number of processes of a host.
+        seconds: time of each of :func:`~dlrm_mtl.scaling.probes.machine_probes` and
+            :func:`~dlrm_mtl.scaling.step_probe.step_probes`, by name.
+    """
+    figures = machine_figures(seconds, torch.device(device), processes) | step_figures(seconds)
     host = memory_bytes()
-    own = torch.cuda.get_device_properties(0).total_memory if gpus else host // processes
+    own = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host // processes
     content: dict[str, Any] = {
         "name": name,
         "device": device,
@@ -78,12 +88,19 @@ def measure_hardware(name: str, processes: int) -> Hardware:
         "matrix_product": {key: _round(figures[key]) for key in ("float32", "tf32", "bfloat16")},
         "streaming": _round(figures["streaming"]),
         "random_rows": _round(figures["random_rows"]),
+        "new_memory": _round(figures["new_memory"]),
+        "search": _round(figures["search"]),
         "within_host": {"bandwidth": _round(figures["bandwidth"]), "latency": _round(figures["latency"])},
         "between_hosts": {
             "bandwidth": NETWORK / processes,
             "latency": _round(figures["latency"] + NETWORK_LATENCY),
         },
-        "overhead": {"step": STEP[device], "collective": 0.0, "kernel": _round(figures["kernel"])},
+        "overhead": {
+            "step": _round(figures["step"]),
+            "collective": 0.0,
+            "kernel": _round(figures["kernel"]),
+            "table": _round(figures["table"]),
+        },
     }
     return validate(Hardware, content, name)
 
@@ -91,6 +108,12 @@ def measure_hardware(name: str, processes: int) -> Hardware:
 def as_yaml(hardware: Hardware) -> str:
     """The description as a YAML file."""
     product, overhead = hardware.matrix_product, hardware.overhead
+
+    optional = "".join(
+        f"{name}: {figure.rate / 1e9:.3g}GB/s\n"
+        for name, figure in (("new_memory", hardware.new_memory), ("search", hardware.search))
+        if figure is not None
+    )
 
     def link(value: Any) -> str:
         return f"{{bandwidth: {value.bandwidth.rate / 1e9:.3g}GB/s, latency: {value.latency * 1e6:.3g}us}}"
@@ -108,12 +131,13 @@ matrix_product:
   bfloat16: {product.bfloat16.rate / 1e9:.3g}Gflop/s
 streaming: {hardware.streaming.rate / 1e9:.3g}GB/s
 random_rows: {hardware.random_rows.rate / 1e9:.3g}GB/s  # rows of {ROW} bytes
-within_host: {link(hardware.within_host)}  # an all-to-all over all processes
+{optional}within_host: {link(hardware.within_host)}  # an all-to-all over all processes
 between_hosts: {link(hardware.between_hosts)}  # not measured: 10 Gb/s Ethernet; write your network's
 overhead:
-  step: {overhead.step * 1e3:.3g}ms  # assumed: dlrm-mtl profile shows that of a model
+  step: {overhead.step * 1e3:.3g}ms  # of a small model: dlrm-mtl profile shows that of yours
   collective: 0  # within the latencies above
   kernel: {overhead.kernel * 1e6:.3g}us
+  table: {overhead.table * 1e6:.3g}us
 """
 
 
@@ -128,70 +152,35 @@ def _work(rank: int, processes: int, device: str, folder: str) -> None:
     if device == "cuda":
         torch.cuda.set_device(here)
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes
-    )
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/alone{rank}", rank=0, world_size=1)
     try:
-        found = {**_arithmetic(here), **_memory(here), **_collectives(here, processes)}
-        torch.save(found, Path(folder) / f"{rank}.pt")
+        steps = step_probes(here)
+        for number in range(WARM_UP):
+            for probe in steps:
+                probe.work(number)
+        fixed = {probe.name: min(_seconds(probe, here, number) for number in range(STEPS)) for probe in steps}
+    finally:
+        dist.destroy_process_group()
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    try:
+        probes = machine_probes(here, processes)
+        for probe in probes:
+            probe.work(0)
+        found = {probe.name: min(_seconds(probe, here, number) for number in range(REPEATS)) for probe in probes}
+        torch.save(fixed | found, Path(folder) / f"{rank}.pt")
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Shortest time of ``work``, begun by all processes at the same time."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        dist.barrier()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _arithmetic(device: torch.device) -> dict[str, float]:
-    found = {}
-    for name, dtype, precision in (
-        ("float32", torch.float32, "highest"),
-        ("tf32", torch.float32, "high"),
-        ("bfloat16", torch.bfloat16, "highest"),
-    ):
-        torch.set_float32_matmul_precision(precision)
-        size = 8192 if device.type == "cuda" else 256 if dtype == torch.bfloat16 else 1024  # some CPUs emulate bfloat16
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        found[name] = 2 * size**3 / _seconds(lambda left=left, right=right: left @ right, device)  # type: ignore[misc]
-    torch.set_float32_matmul_precision("highest")
-    return found
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    size = 1 << (32 if device.type == "cuda" else 28)
-    table = torch.zeros(size // ROW, ROW // 4, device=device)
-    target = torch.empty_like(table)
-    copied = _seconds(lambda: target.copy_(table), device)
-    count = len(table) // 2
-    rows = torch.randint(len(table), (count,), device=device)
-    read = torch.empty(count, ROW // 4, device=device)
-    gathered = _seconds(lambda: torch.index_select(table, 0, rows, out=read), device)
-    one = rows[:1]
-    kernel = _seconds(lambda: torch.index_select(table, 0, one), device)
-    return {"streaming": 2 * size / copied, "random_rows": count * (ROW + LINE) / gathered, "kernel": kernel}
-
-
-def _collectives(device: torch.device, processes: int) -> dict[str, float]:
-    """Bandwidth and latency by the law of the cost model; a process alone exchanges nothing, at the speed of a copy."""
-    if processes == 1:
-        return {"bandwidth": 1e10, "latency": 1e-5}
-    times = []
-    for size in (processes * 8, EXCHANGE):
-        sent = torch.zeros(size // 8 // processes * processes, dtype=torch.int64, device=device)
-        received = torch.empty_like(sent)
-        times.append(_seconds(lambda a=received, b=sent: dist.all_to_all_single(a, b), device))  # type: ignore[misc]
-    small, large = times
-    return {"bandwidth": EXCHANGE * (processes - 1) / processes / max(large - small, 1e-9), "latency": small}
+def _seconds(probe: Probe, device: torch.device, number: int) -> float:
+    """Time of one turn of a probe, begun by all processes of the group at the same time."""
+    dist.barrier()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    probe.work(number)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -153,7 +153,8 @@ class CutCosts:
         lines = LINE * (lookups / self.world_size + 3 * distinct)
         random, streaming = self.hardware.random_rows.rate, self.hardware.streaming.rate
         seconds = (own + 3 * updated + lines) / random + (own + updated) / streaming
-        seconds += 3 * table.weight_bytes / streaming
+        made = table.weight_bytes * self.load.micro_batches
+        seconds += made * self.hardware.seconds_per_new_byte + table.weight_bytes / self.hardware.search_rate
         seconds += 2 * table.weight_bytes * self._scatter * self.load.micro_batches
         memory = 2.0 * table.weight_bytes + self.load.state.held(table.rows, table.dim, kept=0)
         return Pieces(cut, "all", 1, np.zeros((1, len(PARTS))), np.array([float(memory)]), seconds)

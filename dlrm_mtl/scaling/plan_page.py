@@ -36,6 +36,7 @@ HELP = {
     "dense part": "the dense part of the model: training.matmul_precision: high on a GPU that has TF32, or smaller layers",
     "dense exchange": "the sum of dense gradients: larger batches, fewer processes, or a smaller dense part",
     "gradients": "the exchange of gradients of looked-up vectors: data_parallel for small tables, smaller dims, or fewer hosts",
+    "whole gradients": "gradients of whole data-parallel tables: another sharding type for the largest of them",
     "row gradients": "sums of gradients by row: more processes, or tables cut so that no process has most",
     "update": "the update of touched rows: more processes, or tables cut so that no process has most",
     "step": "small exchanges of a step, one for each team of column shards: fewer tables cut by columns",

@@ -117,11 +117,14 @@ def rank_works(load: Load, placement: Placement, world_size: int, per_host: int)
                 rows_updated=round(held.updates[rank]),
                 row_bytes_updated=round(held.update_bytes[rank]),
                 dense_flops=load.dense.flops * load.rows // world_size,
-                dense_bytes=3 * load.dense.held_bytes + 3 * replicated,
+                dense_bytes=3 * load.dense.held_bytes,
                 table_bytes=round(held.tables[rank]),
                 state_bytes=round(held.states[rank]),
                 collectives=own + shared + tuple(of_teams[rank]),
                 kernels=int(kernels[rank]),
+                tables=len(load.tables),
+                gradient_bytes_made=replicated * load.micro_batches,
+                gradient_bytes_searched=replicated,
             )
         )
     return works

@@ -52,8 +52,7 @@ class RankWork:
     dense_flops: int
     """Floating-point operations of the dense part, forward and backward."""
     dense_bytes: int
-    """Weights, gradients and optimizer state of the dense part, and of data-parallel tables, which the step reads and writes
-    as a whole."""
+    """Three times the weights, gradients and optimizer state of the dense part, which the step reads and writes as a whole."""
     table_bytes: int
     """Weights of the local shards, held in memory."""
     state_bytes: int
@@ -61,6 +60,12 @@ class RankWork:
     collectives: tuple[Collective, ...]
     kernels: int = 1
     """Groups of tables that are looked up and updated together."""
+    tables: int = 0
+    """Tables of the model, wherever they are: the host's work for their ids and vectors is the same on every process."""
+    gradient_bytes_made: int = 0
+    """Bytes of gradients of whole data-parallel tables that backward writes to new memory and copies to DDP's buckets."""
+    gradient_bytes_searched: int = 0
+    """Bytes of these gradients, once: the update searches them for touched rows."""
 
     def bytes_of(self, phase: Phase) -> tuple[int, int]:
         """Bytes sent and received by all collectives of ``phase``."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dlrm_mtl.scaling.cost import PARTS, collective_time, step_time, traffic
-from dlrm_mtl.scaling.hardware import Hardware
+from dlrm_mtl.scaling.hardware import Bandwidth, Hardware
 from dlrm_mtl.scaling.work import Collective, RankWork
 
 HARDWARE = Hardware.model_validate({
@@ -57,12 +57,27 @@ def test_parts_of_one_process() -> None:
     time = step_time(HARDWARE, [WORK])
     assert time.parts == pytest.approx({
         "overhead": 5, "ids": 0, "lookup": 104.5, "pooled": 0, "dense part": 5, "dense exchange": 0, "gradients": 0,
-        "row gradients": 5, "update": 126.5, "step": 0,
+        "whole gradients": 0, "row gradients": 5, "update": 126.5, "step": 0,
     })  # fmt: skip
     assert time.total == pytest.approx(246)
     assert time.bound == "update"
     assert time.waiting == pytest.approx(0)
     assert step_time(HARDWARE, [WORK], precision="bfloat16").parts["dense part"] == 3, "bound by memory"
+
+
+def test_whole_gradients_of_replicated_tables() -> None:
+    work = replace(WORK, gradient_bytes_made=600, gradient_bytes_searched=300)
+    assert step_time(HARDWARE, [work]).parts["whole gradients"] == pytest.approx(600 * 3 / 100 + 300 * 1.5 / 100)
+    slow = HARDWARE.model_copy(update={"new_memory": Bandwidth(peak=20), "search": Bandwidth(peak=10)})
+    time = step_time(slow, [work])
+    assert time.parts["whole gradients"] == pytest.approx(600 / 20 + 600 * 2 / 100 + 300 / 10)
+    assert time.total == pytest.approx(step_time(slow, [WORK]).total + 72)
+
+
+def test_overhead_grows_with_the_tables() -> None:
+    overhead = HARDWARE.overhead.model_copy(update={"table": 0.5})
+    hardware = HARDWARE.model_copy(update={"overhead": overhead})
+    assert step_time(hardware, [replace(WORK, tables=6)]).parts["overhead"] == 5 + 6 * 0.5
 
 
 def test_each_part_waits_for_its_slowest_process() -> None:

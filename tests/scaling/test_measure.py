@@ -28,9 +28,27 @@ def test_the_text_is_the_description(tmp_path: Path) -> None:
     path.write_text(measure.as_yaml(hardware))
     copy = load_hardware(path)
     assert copy.memory_per_process == hardware.memory_per_process
+    assert copy.seconds_per_new_byte == pytest.approx(hardware.seconds_per_new_byte, rel=0.01)
+    assert copy.overhead.table == hardware.overhead.table
     assert copy.random_rows.rate == pytest.approx(hardware.random_rows.rate, rel=0.01)
     assert copy.between_hosts.bandwidth.rate == pytest.approx(hardware.between_hosts.bandwidth.rate, rel=0.01)
     assert copy.matrix_product.rate("tf32") == pytest.approx(hardware.matrix_product.rate("tf32"), rel=0.01)
+
+
+def test_rates_of_known_times() -> None:
+    size = 1 << 27
+    seconds = {"float32": 2.0, "tf32": 1.0, "bfloat16": 1.0, "streaming": 0.5, "random_rows": 0.25, "kernel": 1e-5}
+    seconds |= {"new_memory": 0.125, "search": 0.25, "small": 1e-4, "large": 1e-4 + 2.0}
+    seconds |= {"step of few tables": 4e-3, "step of more tables": 4e-3 + 32 * 5e-5}
+    hardware = measure.describe("mine", "cpu", 4, seconds)
+    assert hardware.matrix_product.rate("float32") == pytest.approx(2 * 1024**3 / 2, rel=0.01)
+    assert hardware.streaming.rate == pytest.approx(4 * size, rel=0.01)
+    assert hardware.random_rows.rate == pytest.approx(size / 2 * 320 / 256 / 0.25, rel=0.01)
+    assert hardware.seconds_per_new_byte == pytest.approx(0.125 / size + 2 / (4 * size), rel=0.01)
+    assert hardware.search_rate == pytest.approx(4 * size, rel=0.01)
+    assert hardware.within_host.bandwidth.rate == pytest.approx((8 << 20) * 3 / 4 / 2, rel=0.01)
+    assert hardware.overhead.table == pytest.approx(5e-5)
+    assert hardware.overhead.step == pytest.approx(4e-3 - 2 * 5e-5, rel=0.01)
 
 
 def test_mistakes(call: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
