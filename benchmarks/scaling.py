@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scaling_cases import SHAPES, TYPES, Shape, configure, draw_batch
-from benchmarks.scaling_measured import measure_here, measure_processes
+from benchmarks.scaling_measured import OTHER_PRECISIONS, measure_here, measure_processes
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.embeddings.torchrec.plan import HOST_BASED, Processes
+from dlrm_mtl.scaling.cost import step_time
 from dlrm_mtl.scaling.hardware import Hardware, load_hardware
 from dlrm_mtl.scaling.measure import describe
 from dlrm_mtl.scaling.simulate_types import TypeResult, simulate_type
@@ -61,7 +62,7 @@ def run(
     """Measure, simulate, print tables, and return the figures."""
     known = json.loads(compare.read_text()) if compare is not None else None
     shapes = ["many small", "skewed"] if quick else list(SHAPES)
-    steps = 9 if quick else 25
+    steps = 7 if quick else 25
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with process_group(patience=None) as process:
             measured = [measure_here(process, ROWS_EACH, steps, shapes)]
@@ -108,17 +109,23 @@ def predict(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     fixed = measured[0]["probes"]
     for job in measured:
         world = job["processes"]
-        own = [_key(case) for case in job["cases"]]
-        for clock in ("seconds", "processor"):
-            hardware = describe("this machine", "cpu", world, fixed[clock] | job["probes"][clock])
-            link = hardware.within_host
-            hardware = hardware.model_copy(update={"between_hosts": link})
-            for case, each in zip(job["cases"], own, strict=True):
-                shape = SHAPES[case["shape"]]
-                time = simulated_case(shape, case["rows"], world, job["hosts"], case["sharding"], hardware, True).time
+        machines = {clock: machine_of(world, fixed[clock] | job["probes"][clock]) for clock in ("seconds", "processor")}
+        for case in job["cases"]:
+            each, shape = _key(case), SHAPES[case["shape"]]
+            some = machines["seconds"]
+            works = simulated_case(shape, case["rows"], world, job["hosts"], case["sharding"], some, True).works
+            for clock, machine in machines.items():
+                machine = machine.model_copy(update={"between_hosts": machine.within_host})
+                time = step_time(machine, works, job["hosts"])
                 each[clock] = {"measured": case[clock], "predicted": time.total, "parts": time.parts}
-        found += own
+            found.append(each)
     return found
+
+
+def machine_of(world: int, seconds: dict[str, float]) -> Hardware:
+    """This machine by the times of the probes, all of whose matrix products count as those of float32."""
+    products = dict.fromkeys(OTHER_PRECISIONS, seconds["float32"])
+    return describe("this machine", "cpu", world, seconds | products)
 
 
 def simulated_case(

@@ -39,6 +39,8 @@ from dlrm_mtl.training.build import build_model, build_optimizers, build_step, q
 WARM_UP = 3
 TOGETHER = 512 << 20
 """Largest bytes of tables whose types take their steps in turns; others are measured one after the other."""
+OTHER_PRECISIONS = ("tf32", "bfloat16")
+"""Probes that tell nothing of these steps, whose matrix products are of float32."""
 CLOCKS = {"seconds": time.perf_counter, "processor": time.process_time}
 """What a time is measured with: the clock, and the time of the processors that the process had, all threads together."""
 
@@ -81,7 +83,8 @@ def measure_here(process: Process, rows_each: int, steps: int, shapes: Sequence[
     torch.set_num_threads(1)
     world = process.world_size
     per_host = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    probes = machine_probes(process.device, world) + (step_probes(process.device) if world == 1 else [])
+    probes = [probe for probe in machine_probes(process.device, world) if probe.name not in OTHER_PRECISIONS]
+    probes += step_probes(process.device) if world == 1 else []
     for number in range(WARM_UP):
         for probe in probes:
             probe.work(number)

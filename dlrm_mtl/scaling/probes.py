@@ -12,7 +12,7 @@ from dlrm_mtl.scaling.cost import LINE
 
 ROW = 256
 """Bytes of a row at a random place."""
-SIZES = {"cpu": 1 << 27, "cuda": 1 << 32}
+SIZES = {"cpu": 1 << 26, "cuda": 1 << 32}
 """Bytes of a table: more than caches hold."""
 EXCHANGE = 8 << 20
 """Bytes of an exchange whose bandwidth is measured."""

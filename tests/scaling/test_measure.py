@@ -36,7 +36,7 @@ def test_the_text_is_the_description(tmp_path: Path) -> None:
 
 
 def test_rates_of_known_times() -> None:
-    size = 1 << 27
+    size = 1 << 26
     seconds = {"float32": 2.0, "tf32": 1.0, "bfloat16": 1.0, "streaming": 0.5, "random_rows": 0.25, "kernel": 1e-5}
     seconds |= {"new_memory": 0.125, "search": 0.25, "small": 1e-4, "large": 1e-4 + 2.0}
     seconds |= {"step of few tables": 4e-3, "step of more tables": 4e-3 + 32 * 5e-5}
