@@ -239,13 +239,13 @@ def show(figures: dict[str, Any]) -> None:
             sizes = f"{case['sent'] / 1e6:9.2f}{case['received'] / 1e6:12.2f}"
             print(f"  {case['shape']:12}{case['sharding']:20}{times}{sizes}")
     if figures["predictions"]:
-        heading = "".join(f"{name:>12}{'predicted':>10}{'error':>8}" for name in ("ms a step", "of processor"))
+        heading = "".join(f"{name:>14}{'predicted':>10}{'error':>8}" for name in ("ms a step", "of processor"))
         print(f"\npredicted\n  {'shape':12}{'sharding':20}{'processes':>9}{heading}")
         for each in figures["predictions"]:
             times = ""
             for clock in ("seconds", "processor"):
                 measured, predicted = each[clock]["measured"], each[clock]["predicted"]
-                times += f"{1e3 * measured:12.1f}{1e3 * predicted:10.1f}{predicted / measured - 1:8.0%}"
+                times += f"{1e3 * measured:14.1f}{1e3 * predicted:10.1f}{predicted / measured - 1:8.0%}"
             print(f"  {each['shape']:12}{each['sharding']:20}{each['processes']:9}{times}")
     if figures["simulated"]:
         heading = f"{'processes':>9}{'ids MB':>9}{'vectors MB':>11}{'held MB':>9}{'rows max/mean':>14}{'ms':>7}"
