@@ -373,6 +373,7 @@ def _bandwidth_share(threads: list[int], turns: int, rows: int) -> list[dict[str
     The bound is a model. The lookup reads each row that occurs in the batch once, and further occurrences hit a cache; the
     update reads and writes each such row once. Gradients, ids, sorting and the accumulators cost nothing. Rows that stay in a
     cache from one batch to the next, as the most frequent ones of Zipf ids may, would allow a step to be faster than that.
+    On the other hand, no lookup in the order of the batch reaches it with Zipf ids: reading again from a cache takes time, too.
     """
     run_pass = _compiled_pass()
     if run_pass is None:
