@@ -1,7 +1,7 @@
 # All paths are relative, so that a folder whose name holds a space works.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: docs help setup train test test-all chaos lint format lock wheel clean
+.PHONY: docs help setup train test test-all chaos quality lint format lock wheel clean
 
 # The build that is installed already, or else the one that this machine can use.
 ifndef BUILD
@@ -28,6 +28,7 @@ help:
 	@echo "make test       run the tests, about 15 minutes on 2 cores (ARGS=\"-k name\")"
 	@echo "make test-all   run the slow tests, too"
 	@echo "make chaos      kill trainings at random moments, and compare what they end with (ROUNDS=300; goes on after Ctrl-C)"
+	@echo "make quality    train eight configurations with three seeds, and compare with the record (minutes; goes on after Ctrl-C)"
 	@echo "make lint       check format, style, types, and that imports run downwards"
 	@echo "make format     put format and imports in order"
 	@echo "make docs       build the documentation as a site into build/site"
@@ -69,6 +70,9 @@ test-all: setup
 
 chaos: setup
 	@nice .venv/bin/python -m tests.chaos --rounds $(or $(ROUNDS),300) $(ARGS)
+
+quality: setup
+	@nice .venv/bin/python -m tests.quality $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff format --check --quiet . || { echo "These files are not formatted: run make format."; .venv/bin/ruff format --check .; exit 1; }

@@ -185,7 +185,7 @@ def show(result: SweepResult, folder: Path, html: Path | None = None) -> None:
         out.print(rich_table(table))
     for name in result.config.all_methods:
         best = result.best(name)
-        if best is not None:
+        if best is not None and best.point:
             out.print(f"best point{'' if name == 'all' else f' of {name}'}: {describe(best.point)}", soft_wrap=True)
         edges = at_edges(result, best) if best else []
         for key in edges:

@@ -272,8 +272,9 @@ class Sweep:
         if not values:
             return ""
         value, tried = (min if lower_is_better(self.metric) else max)(values, key=lambda each: each[0])
-        own = "" if tried.method == "all" else f"{tried.method}, "
-        return f"best {self.metric} {value:.4f} ({own}{describe(tried.point)})"
+        words = [tried.method] if tried.method != "all" else []
+        where = ", ".join([*words, *([describe(tried.point)] if tried.point else [])])
+        return f"best {self.metric} {value:.4f}" + (f" ({where})" if where else "")
 
     def _write(self, result: SweepResult) -> None:
         result.finals = {name: result.finals[name] for name in self.config.all_methods if name in result.finals}
