@@ -87,14 +87,12 @@ def widen(group: TableGroup, times: int) -> TableGroup:
     """Tables of the same rows with ``times`` the columns, for gradients of several tasks; they have no weights."""
     weights = group.weights[:1].expand(group.weights.numel() * times) if group.weights.numel() else group.weights
     return TableGroup(
-        *(
-            weights,
-            group.weight_offsets * times,
-            group.row_offsets,
-            group.dims * times,
-            group.feature_tables,
-            group.means,
-        )
+        weights=weights,
+        weight_offsets=group.weight_offsets * times,
+        row_offsets=group.row_offsets,
+        dims=group.dims * times,
+        feature_tables=group.feature_tables,
+        means=group.means,
     )
 
 
