@@ -100,6 +100,7 @@ def main() -> None:
             stream.reconfigure(line_buffering=True, write_through=False)
     # Of a lost connection PyTorch prints the stacks of its own C++ functions, beside the exception.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its profiler says when it starts and stops
     code = 0
     show_remarks()
     try:

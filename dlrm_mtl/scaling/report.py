@@ -25,6 +25,7 @@ from dlrm_mtl.scaling.hardware import Hardware, load_hardware
 from dlrm_mtl.scaling.simulate_group import simulated_processes
 from dlrm_mtl.scaling.simulate_types import CONFIGURED, TypeResult, check_types, layout_for, simulate_type
 from dlrm_mtl.scaling.work import PHASES
+from dlrm_mtl.training.build import quieten
 from dlrm_mtl.training.loaders import training_loader
 
 
@@ -43,6 +44,7 @@ def show_simulation(
     Raises:
         UserError: an argument is wrong, or a named sharding type does not fit.
     """
+    quieten()
     config = load_config(path, overrides, plugins)
     check_types(types)
     hardware = load_hardware(hardware_name)
