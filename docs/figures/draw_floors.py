@@ -8,7 +8,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[2]
-WIDTH, HEIGHT, GAP = 760, 34, 8
+WIDTH, HEIGHT, GAP = 960, 34, 8
 
 
 def floors() -> list[list[str]]:
