@@ -18,6 +18,7 @@ from torchx.specs.builders import _create_args_parser
 from benchmarks.__main__ import BENCHMARKS
 from dlrm_mtl.cli import app
 from dlrm_mtl.config.load import load_config
+from dlrm_mtl.experiments.config import is_sweep, read_sweep
 from tests.docs.pages import NAMES, ROOT, Piece, code_lines, spans
 
 CONFIG = "configs/kuairand_mmoe.yaml"
@@ -82,6 +83,8 @@ def check_overrides(words: list[str], place: str) -> None:
     values += [word.split("=", 1)[1] for word in words if word.startswith("--set=")]
     overrides = [one for value in values for one in re.split(r",(?=[a-z_.]+=)", value) if not re.search("[A-Z]", one)]
     try:
+        if is_sweep(ROOT / config):
+            config = read_sweep(ROOT / config).config
         load_config(ROOT / config, overrides)
     except Exception as error:
         raise AssertionError(f"{place}: --set: {error}") from None

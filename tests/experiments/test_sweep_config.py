@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -123,3 +125,8 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
 def test_a_sweep_names_its_configuration_relative_to_itself(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"config": "inner/run.yaml", "parameters": {RATE: [1]}}))
     assert read_sweep(tmp_path / "s.yaml").config == str(tmp_path / "inner/run.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sweeps_of_studies_are_valid(path, tmp_path):
+    Sweep(read_sweep(path), tmp_path / "sweep")
