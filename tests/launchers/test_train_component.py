@@ -49,7 +49,8 @@ def folder(tmp_path: Path) -> Path:
     package = folder / "dlrm_mtl"
     package.mkdir(parents=True)
     (package / "core").mkdir()
-    names = ("__init__.py", "launcher.py", "core/__init__.py", "core/errors.py", "core/extras.py", "core/suggest.py")
+    of_core = ("__init__", "cores", "errors", "extras", "suggest")
+    names = ("__init__.py", "launcher.py", *(f"core/{name}.py" for name in of_core))
     for name in names:
         shutil.copy(ROOT / "dlrm_mtl" / name, package / name)
     shutil.copytree(ROOT / "dlrm_mtl" / "launching", package / "launching")
