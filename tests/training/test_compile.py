@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def losses(rank: int, folder: Path, compiled: bool) -> tuple[list[list[float]], 
     raise AssertionError
 
 
+WITHOUT_SPACE = pytest.mark.skipif(
+    " " in sys.prefix, reason="PyTorch cannot compile where the environment's path has a space"
+)
+
+
+@WITHOUT_SPACE
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_training_is_the_same_and_compiled_once(tmp_path: Path) -> None:
     folder = synthetic.write_dataset(tmp_path, rows=420)
@@ -78,6 +85,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         check_compiler()
 
 
+@WITHOUT_SPACE
 def test_a_space_in_the_folder_of_compiled_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.touch(mode=0o755)
