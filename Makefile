@@ -25,7 +25,7 @@ endif
 help:
 	@echo "make setup      install the pinned packages into .venv (BUILD=cpu or cuda; PYTHON=...)"
 	@echo "make train      train configs/kuairand_mmoe.yaml with two processes (ARGS=\"-j 1x1 --set training.epochs=1\")"
-	@echo "make test       run the tests, about 15 minutes on 2 cores (ARGS=\"-k name\")"
+	@echo "make test       run the tests, about 20 minutes on 2 cores (ARGS=\"-k name\")"
 	@echo "make test-all   run the slow tests, too"
 	@echo "make chaos      kill trainings at random moments, and compare what they end with (ROUNDS=300; goes on after Ctrl-C)"
 	@echo "make quality    train eight configurations with three seeds, and compare with the record (minutes; goes on after Ctrl-C)"
