@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def arrange(sources: Sequence[Tensor], parts: Sequence[ColumnRange], counts: Ten
         [B, sum of widths] float32.
     """
     if len(sources) == 1 and all(part.counts is None for part in parts):
-        starts = [sum(part.width for part in parts[:number]) for number in range(len(parts))]
-        if [part.column for part in parts] == starts:
+        starts = accumulate((part.width for part in parts), initial=0)
+        if all(part.column == start for part, start in zip(parts, starts, strict=False)):
             return sources[0]
     if cpu.native_status() is not None:
         return plain(sources, parts, counts)
@@ -88,13 +89,9 @@ class _Columns(ctypes.Structure):
 
 def _move(sources: Sequence[Tensor], parts: Sequence[ColumnRange], counts: Tensor, out: Tensor, backward: bool) -> None:
     columns, column = (_Columns * len(parts))(), 0
-    for place, part in zip(columns, parts, strict=True):
+    for number, part in enumerate(parts):
         source = sources[part.source]
         numbers = None if part.counts is None else counts[part.counts].data_ptr()
-        address = source.data_ptr() + 4 * part.column
-        place.source, place.stride, place.column, place.width, place.counts = (
-            *(address, source.shape[1], column, part.width),
-            numbers,
-        )
+        columns[number] = _Columns(source.data_ptr() + 4 * part.column, source.shape[1], column, part.width, numbers)
         column += part.width
     cpu.call_arrange(columns, out, int(backward))
