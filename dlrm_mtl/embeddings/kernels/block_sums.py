@@ -35,13 +35,6 @@ def crc32_of_blocks(content: memoryview, block: int) -> bytes:
 @cache
 def _function() -> ctypes._NamedFuncPointer | None:
     """The function of the library; None if there is none that fits."""
-    if cpu.native_status() is not None:
-        return None
-    library = ctypes.CDLL(str(cpu.LIBRARY))
-    interface = getattr(library, "dlrm_mtl_block_sums_interface", None)
-    if interface is None or interface() != INTERFACE:
-        return None
-    function = library.dlrm_mtl_block_sums
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
-    function.restype = ctypes.c_bool
-    return function
+    return cpu.part_function(
+        "block_sums", INTERFACE, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    )

@@ -106,6 +106,26 @@ def function(name: str) -> ctypes._NamedFuncPointer:
     return chosen  # type: ignore[no-any-return]
 
 
+def part_function(part: str, interface: int, arguments: list[type]) -> ctypes._NamedFuncPointer | None:
+    """The function ``dlrm_mtl_PART`` of the library, which returns whether it succeeded.
+
+    Args:
+        part: name of a part of the library with a version of its own, ``dlrm_mtl_PART_interface()``.
+        interface: the version that the caller fits.
+        arguments: types of the function's arguments.
+
+    Returns:
+        The function; None if the library cannot be used here, or its part has another version.
+    """
+    library = _load()[0]
+    version = getattr(library, f"dlrm_mtl_{part}_interface", None)
+    if version is None or version() != interface:
+        return None
+    chosen = getattr(library, f"dlrm_mtl_{part}")
+    chosen.argtypes, chosen.restype = arguments, ctypes.c_bool
+    return chosen  # type: ignore[no-any-return]
+
+
 def lookup(group: TableGroup, indices: Tensor, offsets: Tensor, bags: int, bag_weights: Tensor | None = None) -> Tensor:
     """Sum the rows of each bag, see :func:`reference.lookup`.
 

@@ -150,13 +150,4 @@ def _form() -> int | None:
 @cache
 def _function() -> ctypes._NamedFuncPointer | None:
     """The function of the library; None if there is none that fits."""
-    if cpu.native_status() is not None:
-        return None
-    library = ctypes.CDLL(str(cpu.LIBRARY))
-    interface = getattr(library, "dlrm_mtl_initial_rows_interface", None)
-    if interface is None or interface() != INTERFACE:
-        return None
-    function = library.dlrm_mtl_initial_rows
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
-    function.restype = ctypes.c_bool
-    return function
+    return cpu.part_function("initial_rows", INTERFACE, [ctypes.c_void_p, *[ctypes.c_int64] * 3])
