@@ -68,19 +68,19 @@ def sweep(
     check_or_raise()
     from dlrm_mtl.core.plugins import load_plugins
     from dlrm_mtl.core.schema import validate
-    from dlrm_mtl.core.yaml_text import parse_yaml
-    from dlrm_mtl.experiments.config import SweepConfig, is_sweep, parse_grid, parse_interval, read_sweep
+    from dlrm_mtl.experiments.config import (
+        SweepConfig,
+        is_sweep,
+        parse_grid,
+        parse_interval,
+        parse_settings,
+        read_sweep,
+    )
     from dlrm_mtl.experiments.summary import show
     from dlrm_mtl.experiments.sweep import Sweep
 
     load_plugins(plugins or [], "--plugin")
     parameters = {**dict(map(parse_grid, grid or [])), **dict(map(parse_interval, interval or []))}
-    common = {}
-    for override in overrides or []:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: this is not of the form key.path=value, such as training.epochs=3.")
-        common[key] = parse_yaml(text)
     if is_sweep(file):
         config = read_sweep(file).model_dump(mode="json")
     elif parameters:
@@ -99,7 +99,7 @@ def sweep(
     }
     config |= {key: value for key, value in options.items() if value is not None}
     config["parameters"] = {**config.get("parameters", {}), **{k: _plain(v) for k, v in parameters.items()}}
-    config["set"] = {**config.get("set", {}), **common}
+    config["set"] = {**config.get("set", {}), **parse_settings(overrides or [])}
     folder = output or Path("sweeps") / file.stem
     study = Sweep(validate(SweepConfig, config, str(file)), folder, parallel, plugins=plugins or [])
     result = _run(study, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,6 +169,24 @@ def read_sweep(path: Path) -> SweepConfig:
 def is_sweep(path: Path) -> bool:
     """True if a YAML file describes a sweep: it has the key ``config``, which no configuration of a run has."""
     return path.is_file() and "config" in read_yaml(path)
+
+
+def parse_settings(options: Sequence[str]) -> Point:
+    """Values by key path of ``--set KEY=VALUE``; a value is YAML.
+
+    Raises:
+        UserError: an option has another form.
+    """
+    settings = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {option}: this is not of the form key.path=value, such as training.epochs=3.")
+        try:
+            settings[key.strip()] = parse_yaml(text)
+        except ValueError:
+            raise UserError(f"--set {option}: the value {text!r} is not YAML; quote it.") from None
+    return settings
 
 
 def parse_grid(option: str) -> tuple[str, list[Any]]:

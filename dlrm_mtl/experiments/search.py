@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dlrm_mtl.core.yaml_text import to_yaml
 from dlrm_mtl.experiments.config import Choices, Interval, Point, SweepConfig, grid
-from dlrm_mtl.experiments.trials import as_yaml
 
 if TYPE_CHECKING:
     import optuna
@@ -115,7 +115,7 @@ class Drawn:
     def _suggest(self, trial: optuna.trial.Trial, key: str) -> Any:
         choices = self.parameters[key]
         if isinstance(choices, list):
-            return self._choice(key, trial.suggest_categorical(key, [as_yaml(value) for value in choices]))
+            return self._choice(key, trial.suggest_categorical(key, [to_yaml(value) for value in choices]))
         if choices.integer:
             return trial.suggest_int(key, int(choices.low), int(choices.high), log=choices.log)
         return trial.suggest_float(key, choices.low, choices.high, log=choices.log)
@@ -125,7 +125,7 @@ class Drawn:
         choices = self.parameters[key]
         if isinstance(choices, Interval):
             return value
-        return next(choice for choice in choices if as_yaml(choice) == value)
+        return next(choice for choice in choices if to_yaml(choice) == value)
 
 
 def build_search(sweep: SweepConfig, method: str, folder: Path, lower_is_better: bool) -> Search:

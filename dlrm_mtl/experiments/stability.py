@@ -22,7 +22,7 @@ from dlrm_mtl.config.load import load_config
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import validate
 from dlrm_mtl.core.suggest import suggest
-from dlrm_mtl.experiments.config import Point, SweepConfig
+from dlrm_mtl.experiments.config import Point, SweepConfig, parse_settings
 from dlrm_mtl.experiments.sweep import SweepResult, lower_is_better
 from dlrm_mtl.experiments.trials import Outcome
 from dlrm_mtl.reports.runs import RecordedRun, read_runs
@@ -138,18 +138,8 @@ def sweep_of(
             **_kept(sparse, "initial_accumulator_value", 0.1),
         }
         methods[setting.name] = {"set": {"optimizer.dense": of_dense, "optimizer.sparse": of_tables}}
-    common: dict[str, Any] = {}
-    for override in overrides:
-        key, _, text = override.partition("=")
-        common[key] = _yaml(text)
-    content = {"config": str(config), "methods": methods, "seeds": seeds, "set": common}
+    content = {"config": str(config), "methods": methods, "seeds": seeds, "set": parse_settings(overrides)}
     return validate(SweepConfig, content, str(config))
-
-
-def _yaml(text: str) -> Any:
-    from dlrm_mtl.core.yaml_text import parse_yaml
-
-    return parse_yaml(text)
 
 
 def rate(part: Any) -> float:

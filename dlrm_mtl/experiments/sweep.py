@@ -15,11 +15,13 @@ from dlrm_mtl.config.load import load_config
 from dlrm_mtl.console import Bar, say
 from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.core.yaml_text import parse_yaml, to_yaml
 from dlrm_mtl.experiments.config import Interval, Point, SweepConfig, grid
 from dlrm_mtl.experiments.pool import Ended, Evaluated, Pool
 from dlrm_mtl.experiments.search import MedianRule, Search, build_search
-from dlrm_mtl.experiments.trials import Ledger, Outcome, Trial, as_yaml
+from dlrm_mtl.experiments.trials import Ledger, Outcome, Trial
 from dlrm_mtl.metrics import ALL_METRICS
+from dlrm_mtl.storage.output import write_whole
 
 SETTINGS = "sweep.yaml"
 RESULTS = "results.json"
@@ -245,7 +247,7 @@ class Sweep:
         content = self.config.model_dump(mode="json")
         path = self.folder / SETTINGS
         if path.is_file():
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before = parse_yaml(path.read_text(encoding="utf-8"))
             # More seeds or points only add trainings.
             free = {"final_seeds", "trials", "keep_checkpoints"}
             changed = sorted(key for key in content if key not in free and before.get(key) != content[key])
@@ -254,7 +256,7 @@ class Sweep:
                     f"{self.folder}: holds another sweep (other {', '.join(changed)}); name another --output, or remove it."
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        write_whole(path, yaml.safe_dump(content, sort_keys=False))
 
     def _done(self, result: SweepResult) -> int:
         return (
@@ -280,7 +282,7 @@ class Sweep:
         result.finals = {name: result.finals[name] for name in self.config.all_methods if name in result.finals}
         from dlrm_mtl.experiments.summary import as_json
 
-        (self.folder / RESULTS).write_text(json.dumps(as_json(result), indent=1) + "\n", encoding="utf-8")
+        write_whole(self.folder / RESULTS, json.dumps(as_json(result), indent=1) + "\n")
 
 
 def corners(config: SweepConfig, method: str) -> Iterator[Point]:
@@ -301,4 +303,4 @@ def corners(config: SweepConfig, method: str) -> Iterator[Point]:
 
 def describe(point: Point) -> str:
     """A point in a few words, such as ``learning_rate=0.01, dim=8``."""
-    return ", ".join(f"{key.rpartition('.')[2]}={as_yaml(value)}" for key, value in point.items())
+    return ", ".join(f"{key.rpartition('.')[2]}={to_yaml(value)}" for key, value in point.items())

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from dlrm_mtl.core.yaml_text import to_yaml
 
 Status = Literal["finished", "diverged", "pruned", "failed"]
 FINAL: tuple[Status, ...] = ("finished", "diverged", "pruned")
@@ -32,7 +32,7 @@ class Trial:
     def overrides(self) -> list[str]:
         """``key=value`` for the configuration."""
         values = {**self.settings, "seed": self.seed, "name": self.name}
-        return [f"{key}={as_yaml(value)}" for key, value in values.items()]
+        return [f"{key}={to_yaml(value)}" for key, value in values.items()]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,6 @@ class Outcome:
         """``metric`` on the validation split; ``worst`` if the training diverged or the metric is not defined."""
         found = self.validation.get(metric, math.nan)
         return worst if math.isnan(found) or self.status == "diverged" else found
-
-
-def as_yaml(value: Any) -> str:
-    """Value as YAML on one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False)
-    return text.removesuffix("\n...\n").strip()
 
 
 class Ledger:

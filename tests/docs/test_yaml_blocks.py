@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 from dlrm_mtl.config.load import know_all_parts, load_config
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.schema import validate
+from dlrm_mtl.core.yaml_text import to_yaml
 from dlrm_mtl.data.spec import DatasetSpec
 from dlrm_mtl.experiments.config import SweepConfig
 from dlrm_mtl.experiments.sweep import corners
-from dlrm_mtl.experiments.trials import as_yaml
 from dlrm_mtl.prepare.table.description import TableDescription
 from tests.docs.pages import NAMES, Piece, blocks
 from tests.launchers.schemas import check_manifest
@@ -50,7 +50,7 @@ def check(content: dict[str, Any], block: Piece, folder: Path) -> None:
         for method in sweep.all_methods:
             for point in corners(sweep, method):
                 settings = sweep.settings(method, point)
-                load_config(Path("docs") / sweep.config, [f"{key}={as_yaml(value)}" for key, value in settings.items()])
+                load_config(Path("docs") / sweep.config, [f"{key}={to_yaml(value)}" for key, value in settings.items()])
     elif "tasks" in content and "model" in content:
         (folder / "run.yaml").write_text(block.text)
         load_config(folder / "run.yaml")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from dlrm_mtl.experiments.trials import Ledger, Outcome, as_yaml
+from dlrm_mtl.core.yaml_text import to_yaml
+from dlrm_mtl.experiments.trials import Ledger, Outcome
 from dlrm_mtl.reports.groups import mean_and_interval
 from tests.commands import run, start
 
@@ -134,7 +135,7 @@ def test_the_ledger_ignores_a_line_that_a_kill_cut_short(tmp_path):
 
 def test_values_are_written_as_yaml_of_one_line():
     for value in (1, 0.001, "adam", {"name": "adam", "betas": [0.9, 0.999]}, [[1], []], None, True, "a: b"):
-        text = as_yaml(value)
+        text = to_yaml(value)
         assert "\n" not in text
         assert yaml.safe_load(text) == value
 
