@@ -11,16 +11,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.spec import DatasetSpec
+from dlrm_mtl.embeddings.torchrec.sharders import SHARDING_TYPES
 
-TYPES = (
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-)
+TYPES = tuple(SHARDING_TYPES)
 
 
 @dataclass(frozen=True)

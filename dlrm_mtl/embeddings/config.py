@@ -11,7 +11,7 @@ from dlrm_mtl.core.schema import Strict
 
 Pooling = Literal["sum", "mean"]
 
-ShardingType = Literal[
+TableShardingType = Literal[
     "data_parallel",
     "table_wise",
     "row_wise",
@@ -19,8 +19,8 @@ ShardingType = Literal[
     "table_row_wise",
     "table_column_wise",
     "grid_shard",
-    "auto",
 ]
+ShardingType = Literal[TableShardingType, "auto"]
 
 
 class PretrainedVectors(Strict):

@@ -14,7 +14,10 @@ from dlrm_mtl.data.dataset import Dataset
 from dlrm_mtl.data.order import own_lanes
 from dlrm_mtl.embeddings.config import ShardingConfig
 from dlrm_mtl.embeddings.tables import EmbeddingTable
+from dlrm_mtl.embeddings.torchrec.lookups import ROWS_SPLIT
 from dlrm_mtl.embeddings.torchrec.plan import (
+    COLUMN_SPLITTING,
+    HOST_BASED,
     RESERVED,
     Processes,
     Room,
@@ -33,7 +36,7 @@ from dlrm_mtl.scaling.cost import StepTime, step_time
 from dlrm_mtl.scaling.hardware import Hardware, Precision
 from dlrm_mtl.scaling.load import load_of
 from dlrm_mtl.scaling.options import KINDS, Cut, possible_cuts
-from dlrm_mtl.scaling.placement import COLUMN_TYPES, Placed, Placement, cut, placement_of
+from dlrm_mtl.scaling.placement import Placed, Placement, cut, placement_of
 from dlrm_mtl.scaling.planner import NoRoomError, plan_tables
 from dlrm_mtl.scaling.rank_work import rank_works
 from dlrm_mtl.scaling.statistics import sample_ids
@@ -81,9 +84,9 @@ class ClusterPlan:
         tables = []
         for table in self.tables:
             placed = self.placement[table.name]
-            columns = len({offset[1] for offset in placed.offsets}) if placed.type in COLUMN_TYPES else 1
+            columns = len({offset[1] for offset in placed.offsets}) if placed.type in COLUMN_SPLITTING else 1
             ranks = [] if placed.type in ("row_wise", "data_parallel") else list(placed.ranks)
-            if placed.type in ("table_row_wise", "grid_shard"):
+            if placed.type in HOST_BASED:
                 ranks = ranks[:: self.layout.per_host]
             tables.append(
                 PlannedTable(
@@ -181,7 +184,7 @@ def cuts_of(table: EmbeddingTable, load: Load, sharding: ShardingConfig, layout:
     own = load.by_name[table.name]
     if choice.type != "auto":
         kind = effective_type(choice.type, layout)
-        return [Cut(kind, column_shards(table, choice, layout, place) if kind in COLUMN_TYPES else 1)]
+        return [Cut(kind, column_shards(table, choice, layout, place) if kind in COLUMN_SPLITTING else 1)]
     kinds: tuple[str, ...] = KINDS
     if not table.pooled:  # TorchRec's exchange of unpooled rows needs shards of one width
         kinds = tuple(
@@ -212,7 +215,7 @@ def _no_room(
     kinds = sorted({each.type for each in cuts})
     wanted = max(layout.world_size + 1, -(-round(error.total) // max(round(error.room), 1)))
     hosts = -(-wanted // layout.per_host)
-    if not set(kinds) & {"row_wise", "table_row_wise", "grid_shard"}:
+    if not set(kinds) & ROWS_SPLIT:
         remedy = f"let its rows be cut (sharding.tables.{error.table}: row_wise)"
     else:
         remedy = f"use more processes (at least {hosts * layout.per_host}, {hosts} host(s) of {hardware.name})"

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm_mtl.embeddings.torchrec.plan import HOST_BASED
 from dlrm_mtl.scaling.cost import LINE
 from dlrm_mtl.scaling.hardware import Hardware
 from dlrm_mtl.scaling.placement import row_edges
@@ -101,7 +102,7 @@ class CutCosts:
         if kind == "data_parallel":
             return kernels + times * self._far
         back = self._far
-        if pooled and kind in ("table_row_wise", "grid_shard"):
+        if pooled and kind in HOST_BASED:
             back = self._near + (self._far if self.hosts > 1 else 0.0)
         return kernels + times * (3 * self._far + 2 * back)
 
@@ -126,7 +127,7 @@ class CutCosts:
             seconds[:, 2] = 2 * FLOAT * lookups * width * self._exchange
         elif cut.type == "row_wise":
             shared = 2 * output * self._scatter
-        elif cut.type in ("table_row_wise", "grid_shard"):
+        elif cut.type in HOST_BASED:
             seconds[:, 2] = 2 * output * (self._scatter_host + self._exchange_hosts / self.per_host)
         else:
             seconds[:, 2] = 2 * output * self._exchange

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
-"""Types that cut columns."""
-ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
-"""Types that cut rows."""
+from dlrm_mtl.embeddings.torchrec.lookups import ROWS_SPLIT
+from dlrm_mtl.embeddings.torchrec.plan import COLUMN_SPLITTING
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ def cut(kind: str, rows: int, columns: int, ranks: Sequence[int], column_shards:
     """
     if kind == "data_parallel":
         return Placed(kind)
-    widths = columns // column_shards if kind in COLUMN_TYPES else columns
+    widths = columns // column_shards if kind in COLUMN_SPLITTING else columns
     starts = range(0, columns, widths)
-    if kind in ROW_TYPES:
+    if kind in ROWS_SPLIT:
         edges = row_edges(rows, len(ranks) if kind == "row_wise" else per_host)
         blocks = [(int(edges[i]), int(edges[i + 1] - edges[i])) for i in range(len(edges) - 1)]
         if kind == "row_wise":

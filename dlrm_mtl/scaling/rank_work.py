@@ -35,7 +35,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm_mtl.scaling.placement import COLUMN_TYPES, ROW_TYPES, Placed, Placement, row_edges
+from dlrm_mtl.embeddings.torchrec.lookups import ROWS_SPLIT
+from dlrm_mtl.embeddings.torchrec.plan import COLUMN_SPLITTING, HOST_BASED
+from dlrm_mtl.scaling.placement import Placed, Placement, row_edges
 from dlrm_mtl.scaling.tables import FLOAT, Load, TableLoad
 from dlrm_mtl.scaling.work import Collective, Kind, Phase, RankWork, Span
 
@@ -164,10 +166,10 @@ def _place(
     offsets = np.array(placed.offsets, dtype=np.int64)
     columns = 1
     edges = np.array([0, table.rows], dtype=np.int64)
-    if group.kind in ROW_TYPES:
+    if group.kind in ROWS_SPLIT:
         parts = int((offsets[:, 1] == offsets[0, 1]).sum())
         columns, edges = len(ranks) // parts, row_edges(table.rows, parts)
-    elif group.kind in COLUMN_TYPES:
+    elif group.kind in COLUMN_SPLITTING:
         columns = len(ranks)
     lookups, distinct = table.popularity.between(table.ids * load.rows, edges)
     lookups, distinct = np.tile(lookups, columns), np.tile(distinct, columns)
@@ -189,7 +191,7 @@ def _place(
     own = table.ids * rows / len(group.features)
     group.sent_ids += own * columns
     group.sent_vectors += own * table.dim
-    if placed.type in COLUMN_TYPES and columns > 1:
+    if placed.type in COLUMN_SPLITTING and columns > 1:
         per_column = len(ranks) // columns
         for block in range(per_column):
             members = tuple(sorted(set(ranks[block::per_column].tolist())))
@@ -216,7 +218,7 @@ def _collectives(group: _Group, rows: int, world_size: int, per_host: int) -> li
         elif group.kind == "row_wise":
             size = round(group.outputs[rank]) * FLOAT
             steps = [("reduce_scatter", "world", rows * size, own_rows * size)]
-        elif group.kind in ("table_row_wise", "grid_shard"):
+        elif group.kind in HOST_BASED:
             size, all_ = round(group.outputs[rank]) * FLOAT, round(group.outputs[::per_host].sum()) * FLOAT
             steps = [
                 ("reduce_scatter", "host", rows * size, hosts * own_rows * size),

@@ -28,7 +28,6 @@ from torchrec.distributed.batched_embedding_kernel import (
 )
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 __all__ = ["ShardMetadata", "ShardedTensor", "ShardedTensorMetadata", "TensorProperties", "TensorShard"]
@@ -107,16 +106,9 @@ def bag_configs(collection: ShardedEmbeddingBagCollection) -> list[EmbeddingBagC
     return list(collection._embedding_bag_configs)
 
 
-def bags_are_whole(collection: ShardedEmbeddingBagCollection, table: str) -> bool:
-    """Return True if the process that holds a table looks up all ids of a bag; the plan is public, the number of processes not.
-
-    Never for replicated tables, whose lookup is FBGEMM's own.
-    """
-    kind = collection.module_sharding_plan[table].sharding_type
-    split = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
-    if kind == ShardingType.DATA_PARALLEL.value:
-        return False
-    return kind not in split or collection._env.world_size == 1
+def world_size(collection: ShardedEmbeddingBagCollection) -> int:
+    """Return the number of processes that a sharded collection is spread over."""
+    return collection._env.world_size
 
 
 def set_pooling_of_split_rows(collection: ShardedEmbeddingBagCollection, features: dict[str, list[str]]) -> None:

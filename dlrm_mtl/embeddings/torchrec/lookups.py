@@ -13,11 +13,16 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor, nn
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ShardingType
 
 from dlrm_mtl.core.phases import phase
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup
 from dlrm_mtl.embeddings.torchrec import compat
+
+ROWS_SPLIT = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
+"""Sharding types that spread the rows of a table over processes."""
 
 
 @dataclass
@@ -243,7 +248,7 @@ def average_in_lookup(collection: Any, means: Collection[str]) -> frozenset[str]
     Returns:
         Names of the columns, of tables on any process, as in the KeyedTensor of the result, that are means from now on.
     """
-    whole = {config.name for config in compat.bag_configs(collection) if compat.bags_are_whole(collection, config.name)}
+    whole = {config.name for config in compat.bag_configs(collection) if _bags_are_whole(collection, config.name)}
     for kernel in compat.kernels_of(compat.lookups_of(collection)):
         tables = compat.tables_of(kernel)
         if not isinstance(tables, CollectingTables):
@@ -263,6 +268,17 @@ def average_in_lookup(collection: Any, means: Collection[str]) -> frozenset[str]
         for name, table in columns
         if table in whole and name in means
     )
+
+
+def _bags_are_whole(collection: ShardedEmbeddingBagCollection, table: str) -> bool:
+    """True if the process that holds a table looks up all ids of a bag.
+
+    Never for replicated tables, whose lookup is FBGEMM's own.
+    """
+    kind = collection.module_sharding_plan[table].sharding_type
+    if kind == ShardingType.DATA_PARALLEL.value:
+        return False
+    return kind not in ROWS_SPLIT or compat.world_size(collection) == 1
 
 
 def keep_gradients(lookups: list[Any]) -> None:

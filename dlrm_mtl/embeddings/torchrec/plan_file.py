@@ -22,6 +22,7 @@ from torchrec.distributed.types import (
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import Strict, validate
+from dlrm_mtl.embeddings.config import TableShardingType
 from dlrm_mtl.embeddings.tables import EmbeddingTable
 from dlrm_mtl.embeddings.torchrec.plan import COLUMN_SPLITTING, HOST_BASED, Processes
 
@@ -36,15 +37,7 @@ class PlannedTable(Strict):
     table: str
     rows: int = Field(gt=0)
     dim: int = Field(gt=0)
-    type: Literal[
-        "data_parallel",
-        "table_wise",
-        "row_wise",
-        "column_wise",
-        "table_row_wise",
-        "table_column_wise",
-        "grid_shard",
-    ]
+    type: TableShardingType
     columns: int = Field(default=1, gt=0)
     """Number of equal parts of the columns."""
     ranks: list[Rank] = Field(default_factory=list)

@@ -18,7 +18,7 @@ from torchrec.distributed.types import ParameterSharding, QuantizedCommCodecs, S
 
 from dlrm_mtl.embeddings.torchrec import compat
 from dlrm_mtl.embeddings.torchrec.exchange import Exchanging
-from dlrm_mtl.embeddings.torchrec.lookups import keep_gradients
+from dlrm_mtl.embeddings.torchrec.lookups import ROWS_SPLIT, keep_gradients
 
 SHARDING_TYPES = [
     ShardingType.DATA_PARALLEL.value,
@@ -29,8 +29,6 @@ SHARDING_TYPES = [
     ShardingType.TABLE_COLUMN_WISE.value,
     ShardingType.GRID_SHARD.value,
 ]
-
-ROWS_SPLIT = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
 
 FUSED_PARAMS = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.0, "eps": 0.0}
 """FBGEMM's parameters: with this optimizer it keeps one float per row, which the two-phase update uses."""
