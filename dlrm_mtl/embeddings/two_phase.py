@@ -148,7 +148,7 @@ class TwoPhaseOptimizer(KeyedOptimizer):
         with phase("two-phase step"):
             rate = float(self.param_groups[0]["lr"])
             with phase("row gradients"):
-                gradients = [self._unfrozen(local, local.take_gradients()) for local in self.tables]
+                gradients = [self._unfrozen(local, self._taken(local)) for local in self.tables]
             with phase("row statistics"):
                 means = self._mean_squares(gradients)
             with phase("factors"):
@@ -309,6 +309,11 @@ class TwoPhaseOptimizer(KeyedOptimizer):
                 )
                 if len(own):
                     yield _Part(stretch, some, rows[own], tables[own], rate)
+
+    def _taken(self, local: LocalTables) -> RowGradients:
+        """The collected gradients of the rows that the rule updates."""
+        gradient = local.take_gradients()
+        return gradient.of_all_rows(local.group) if self.rule.moves_all_rows else gradient
 
     def _unfrozen(self, local: LocalTables, gradient: RowGradients) -> RowGradients:
         """``gradient`` without the rows of frozen tables."""

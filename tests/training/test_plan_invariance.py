@@ -20,6 +20,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "rowwise_adam": {"sparse": {"name": "rowwise_adam", "learning_rate": 0.02}},
     "ftrl": {"sparse": {"name": "ftrl", "learning_rate": 0.2, "l1": 1e-4}},
     "adam": {"sparse": {"name": "adam", "learning_rate": 0.02}},
+    "adam of all rows": {"sparse": {"name": "adam", "learning_rate": 0.02, "rows": "all"}},
     "adagrad": {"sparse": {"name": "adagrad", "learning_rate": 0.1}},
     "clippy pair": {
         "sparse": {"name": "clippy_rowwise_adagrad", "learning_rate": 1.0, "initial_accumulator_value": 1e-4},

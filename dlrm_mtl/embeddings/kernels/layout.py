@@ -88,6 +88,23 @@ class RowGradients:
             square_sums=torch.cat([self.square_sums[:0], *(self.part(self.square_sums, index) for index in some)]),
         )
 
+    def of_all_rows(self, group: TableGroup) -> RowGradients:
+        """The gradients of every row of the tables: 0 for a row that the batch does not touch."""
+        counts = group.row_offsets.diff()
+        first_rows = torch.repeat_interleave(group.row_offsets[:-1], self.table_offsets.diff())
+        places = self.rows + first_rows.to(self.rows.device)  # [U] among the rows of all tables
+        total = int(group.row_offsets[-1])
+        gradients = [self.gradients.new_zeros(int(rows), int(dim)) for rows, dim in zip(counts, group.dims, strict=True)]
+        for index, whole in enumerate(gradients):
+            whole[self.part(self.rows, index)] = self.gradient(group, index)
+        numbers = torch.arange(total) - torch.repeat_interleave(group.row_offsets[:-1], counts)
+        return RowGradients(
+            rows=numbers.to(self.rows.device),
+            table_offsets=group.row_offsets.clone(),
+            gradients=torch.cat([self.gradients[:0], *(whole.flatten() for whole in gradients)]),
+            square_sums=self.square_sums.new_zeros(total).index_copy_(0, places, self.square_sums),
+        )
+
 
 NON_FINITE = -1.0
 """Factor of a table whose gradient is not finite; smaller than every real factor, so that it survives a MIN."""

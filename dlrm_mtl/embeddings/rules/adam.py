@@ -16,10 +16,11 @@ from dlrm_mtl.embeddings.rules.rowwise_adam import Decay
 
 @register("table_optimizer", "adam", order=60)
 class TableAdam(TableRule):
-    """Adam with both moments per element, of the rows that a batch touches (lazy Adam).
+    """Adam with both moments per element (Kingma and Ba, ICLR 2015); the state takes twice the memory of the table.
 
-    Kingma and Ba, ICLR 2015. Rows without a gradient keep their weights and moments: if every row is touched in every step,
-    this is dense Adam. The state takes twice the memory of the table.
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w - learning_rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps),
+    with t the number of steps. With ``rows: touched`` a row without a gradient keeps its weights and moments (lazy Adam, as
+    torch.optim.SparseAdam); with ``rows: all`` its moments decay and go on moving it, as in torch.optim.Adam.
     """
 
     name: Literal["adam"] = "adam"
@@ -29,6 +30,14 @@ class TableAdam(TableRule):
     """Decay rates of the two moments."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
+    rows: Literal["touched", "all"] = "touched"
+    """Rows that a step updates: those that the batch touches, or all. `all` is Adam as defined, but every step passes over
+    the whole table: for tables of up to some 100,000 rows."""
+
+    @property
+    def moves_all_rows(self) -> bool:
+        """True with ``rows: all``."""
+        return self.rows == "all"
 
     @property
     def states(self) -> tuple[StateSpec, ...]:

@@ -59,6 +59,11 @@ class TableRule(PartConfig):
     """True for a rule that overrides :meth:`largest_factors`."""
 
     @property
+    def moves_all_rows(self) -> bool:
+        """True if rows that the batch does not touch change as well; they are updated with a gradient of 0."""
+        return False
+
+    @property
     def states(self) -> Sequence[StateSpec]:
         """State of the rule, with the names used in checkpoints."""
         return ()
