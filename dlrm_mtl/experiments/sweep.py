@@ -205,6 +205,21 @@ class Sweep:
             name: build_search(self.config, name, self.folder, lower_is_better(self.metric))
             for name in self.config.all_methods
         }
+        points = self._points(result)
+        if self.config.search == "grid":  # seed by seed, so that a sweep that is stopped has compared all points
+            every = list(points)
+            for seed in self.config.tuning_seeds:
+                for tried in every:
+                    yield self._trial(tried, seed), tried
+            return
+        for tried in points:
+            for seed in self.config.tuning_seeds:
+                if any(outcome.status == "pruned" for outcome in tried.outcomes):
+                    break
+                yield self._trial(tried, seed), tried
+
+    def _points(self, result: SweepResult) -> Iterator[Tried]:
+        """Points to tune, the methods in turn, so that all are shown early; they are added to ``result``."""
         left = list(self._searches)
         while left:
             for method in list(left):
@@ -212,14 +227,13 @@ class Sweep:
                 if asked is None:
                     left.remove(method)
                     continue
-                number, point = asked
-                tried = Tried(method, number, point)
+                tried = Tried(method, *asked)
                 result.tried.append(tried)
-                for seed in self.config.tuning_seeds:
-                    if any(outcome.status == "pruned" for outcome in tried.outcomes):
-                        break
-                    name = f"{method}-{number:03d}-seed{seed}"
-                    yield Trial(name, method, point, self.config.settings(method, point), seed), tried
+                yield tried
+
+    def _trial(self, tried: Tried, seed: int) -> Trial:
+        settings = self.config.settings(tried.method, tried.point)
+        return Trial(f"{tried.method}-{tried.number:03d}-seed{seed}", tried.method, tried.point, settings, seed)
 
     def _final(self, result: SweepResult) -> Iterator[tuple[Trial, Tried | None]]:
         for seed in self.config.fresh_seeds:

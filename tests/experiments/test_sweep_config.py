@@ -10,7 +10,7 @@ import yaml
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.schema import validate
 from dlrm_mtl.experiments.config import SweepConfig, grid, parse_grid, parse_interval, read_sweep
-from dlrm_mtl.experiments.sweep import Sweep, corners
+from dlrm_mtl.experiments.sweep import Sweep, SweepResult, corners
 
 CONFIG = "configs/kuairand_mmoe_debug.yaml"
 RATE = "optimizer.dense.learning_rate"
@@ -130,3 +130,11 @@ def test_a_sweep_names_its_configuration_relative_to_itself(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path("studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_sweeps_of_studies_are_valid(path, tmp_path):
     Sweep(read_sweep(path), tmp_path / "sweep")
+
+
+def test_a_grid_is_trained_seed_by_seed(tmp_path):
+    methods = {"a": {}, "b": {"parameters": {RATE: [0.01, 0.1]}}}
+    started = Sweep(sweep(methods=methods, seeds=2), tmp_path)
+    result = SweepResult(started.config, started.metric, [], {}, [])
+    names = [trial.name for trial, _ in started._tuning(result)]
+    assert names == [f"{point}-seed{seed}" for seed in (1, 2) for point in ("a-000", "b-000", "b-001")]
