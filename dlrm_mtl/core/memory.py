@@ -1,9 +1,11 @@
-"""Memory of this machine, or of the container on it; sizes as text."""
+"""Memory of this machine, or of the container on it; sizes as text; how freed memory is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 from pathlib import Path
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -12,6 +14,30 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 _USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 """Memory in use in a container, in the same order."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of ``mallopt``'s parameters in <malloc.h> of the GNU C library."""
+
+
+def keep_freed_memory() -> bool:
+    """Let large tensors of a step take the memory that those of the step before have freed.
+
+    The GNU C library gives blocks above 32 MiB back to the system when they are freed. The next step gets them as new pages,
+    which the system fills with zeros, one fault each. From now on, up to 2 GiB of freed memory stay with this process, and
+    blocks below 1 GiB are taken from it.
+
+    Returns:
+        False if nothing was changed: another C library, or the environment sets these limits (``MALLOC_TRIM_THRESHOLD_``,
+        ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``). Allocators that are preloaded are not affected.
+    """
+    chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
+    if sys.platform != "linux" or chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 1 << 30) and mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def available_bytes() -> int:

@@ -17,6 +17,7 @@ from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import PeerLostError, UserError
 from dlrm_mtl.core.job_watch import JobWatch
 from dlrm_mtl.core.launch_environment import check_launch_environment
+from dlrm_mtl.core.memory import keep_freed_memory
 from dlrm_mtl.core.orphans import end_with_agent
 from dlrm_mtl.core.peers import is_lost_peer, sentence
 
@@ -86,6 +87,7 @@ def join(patience: float | None = PATIENCE) -> Process:
     global _watch
     launched = check_launch_environment()
     limit_threads()
+    keep_freed_memory()
     end_with_agent()
     backend = "gloo"
     if torch.cuda.is_available():
