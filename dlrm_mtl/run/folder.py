@@ -37,6 +37,7 @@ class RunFiles:
         self.config = path / "config.yaml"
         self.plan = path / "plan.json"
         self.metrics = path / "metrics.jsonl"
+        self.scores = path / "scores"
         self.tensorboard = path / "tensorboard"
         self.profile = path / "profile"
         self.checkpoints = path / CHECKPOINTS
@@ -110,7 +111,7 @@ class RunFolder(RunFiles):
         for name in self.store.names(CHECKPOINTS):
             if _LEFT.fullmatch(name):
                 self.store.remove(f"{CHECKPOINTS}/{name}")
-        for path in (self.tensorboard, self.metrics):
+        for path in (self.tensorboard, self.metrics, self.scores):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

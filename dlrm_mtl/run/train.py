@@ -43,6 +43,7 @@ from dlrm_mtl.run.resume import (
     say_changes,
 )
 from dlrm_mtl.run.scalars import MetricsFile
+from dlrm_mtl.run.score_files import ScoreFiles
 from dlrm_mtl.run.settings import Difference
 from dlrm_mtl.run.staging import run_folder
 from dlrm_mtl.run.tensorboard import TensorBoard
@@ -163,7 +164,7 @@ def go_on(found: Resumption, checkpoints: Checkpoints, tensors: RunTensors, fall
 
 def own_listeners(config: RunConfig, folder: RunFolder, process: Process) -> list[Listener]:
     """Listeners that write files into the run's folder, and those named in the configuration."""
-    result: list[Listener] = [MetricsFile(folder.metrics), TensorBoard(folder.tensorboard)]
+    result: list[Listener] = [MetricsFile(folder.metrics), ScoreFiles(folder.scores), TensorBoard(folder.tensorboard)]
     if config.training.profile is not None:
         result.append(Profiler(config.training.profile, folder.profile, process.rank))
     for entry, options in map(listener_part, config.training.listeners):
@@ -281,10 +282,10 @@ def evaluate_split(
         listeners.tell(events.Progress(f"evaluate {split}", done, total))
 
     on_progress(0)
-    metrics = evaluate(model, loader, config.tasks, process.device, on_progress)
+    found = evaluate(model, loader, config.tasks, process.device, on_progress)
     report_unknown_ids(process, loader.unknown_ids)
-    listeners.tell(Evaluation(step, split, loader.rows, metrics))
-    return metrics
+    listeners.tell(Evaluation(step, split, loader.rows, found.metrics, scores=found.scores))
+    return found.metrics
 
 
 def report_unknown_ids(process: Process, counts: dict[str, int]) -> None:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.metrics import ALL_METRICS, METRICS
+from dlrm_mtl.metrics.score_bins import ScoreBins, score_bins
 from dlrm_mtl.tasks.config import TaskConfig
 from dlrm_mtl.tasks.targets import Targets
 from dlrm_mtl.training.sharded_model import ShardedModel
+
+
+@dataclass(frozen=True)
+class SplitEvaluation:
+    """Result of an evaluation, the same on every process."""
+
+    metrics: dict[str, float]
+    """``TASK/METRIC``, and ``mean/METRIC`` for the mean over the tasks that define it; nan if undefined."""
+    scores: dict[str, ScoreBins]
+    """Scores in bins, by task."""
 
 
 @torch.no_grad()
@@ -22,7 +36,7 @@ def evaluate(
     tasks: list[TaskConfig],
     device: torch.device,
     on_progress: Callable[[int], None] | None = None,
-) -> dict[str, float]:
+) -> SplitEvaluation:
     """Compute every metric of every task's kind. Every process must call this, and all get the same result.
 
     The first process temporarily holds 12 bytes per row and task: ranking metrics are computed from all scores.
@@ -33,9 +47,6 @@ def evaluate(
         tasks: tasks of the model.
         device: device of the model.
         on_progress: called with the number of finished batches, of ``loader.steps_per_epoch``.
-
-    Returns:
-        ``TASK/METRIC``, and ``mean/METRIC`` for the mean over the tasks that define it; nan if undefined.
     """
     model.module.eval()
     targets = Targets(tasks)
@@ -48,7 +59,10 @@ def evaluate(
             pairs.append(model.full_ranking.pairs(batch))
         if on_progress:
             on_progress(step + 1)
-    everything = _gathered(torch.cat(parts, dim=1) if parts else torch.empty(3, 0, len(tasks)))
+    local = torch.cat(parts, dim=1) if parts else torch.empty(3, 0, len(tasks))
+    scores, labels, weights = local.numpy()
+    bins = score_bins(scores, labels, weights, [task.kind for task in tasks], _total)
+    everything = _gathered(local)
     more: dict[str, float] = {}
     if model.full_ranking:
         ids = _gathered(torch.cat(pairs, dim=1) if pairs else torch.empty(2, 0, dtype=torch.int64))
@@ -57,7 +71,14 @@ def evaluate(
     model.module.train()
     result = [{} if everything is None else _metrics(everything.astype(np.float64), tasks, more)]
     dist.broadcast_object_list(result)
-    return result[0]
+    return SplitEvaluation(result[0], {task.name: own for task, own in zip(tasks, bins, strict=True)})
+
+
+def _total(array: NDArray[Any]) -> NDArray[Any]:
+    """Sum over all processes."""
+    summed = torch.from_numpy(array)
+    dist.all_reduce(summed)
+    return summed.numpy()
 
 
 def _gathered(local: torch.Tensor) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.embeddings.two_phase import StepReport
+from dlrm_mtl.metrics.score_bins import ScoreBins
 from dlrm_mtl.training.sharded_model import ShardedModel
 
 
@@ -118,6 +119,8 @@ class Evaluation:
     """``TASK/METRIC``, and ``mean/METRIC``; nan where undefined."""
     is_best: bool = False
     """True if the watched metric, ``training.early_stopping.metric``, is the best so far."""
+    scores: dict[str, ScoreBins] = field(default_factory=dict)
+    """Scores in bins, by task."""
 
 
 @dataclass(frozen=True)

@@ -227,9 +227,9 @@ class Trainer:
             self.tell(events.Progress("validate", done, data.steps_per_epoch))
 
         on_progress(0)
-        metrics = evaluate(self.model, data, self.config.tasks, self.process.device, on_progress)
+        found = evaluate(self.model, data, self.config.tasks, self.process.device, on_progress)
         watched = self.config.training.early_stopping.metric
-        value = metrics[watched]
+        value = found.metrics[watched]
         better = lower_is_better(watched)
         best = self.progress.best_value
         self.watch.evaluation(self.progress.step, watched, value)
@@ -243,7 +243,7 @@ class Trainer:
         else:
             self.progress.evaluations_without_improvement += 1
         is_best = self.progress.best_step == self.progress.step
-        self.tell(events.Evaluation(self.progress.step, "validation", data.rows, metrics, is_best))
+        self.tell(events.Evaluation(self.progress.step, "validation", data.rows, found.metrics, is_best, found.scores))
 
     def publish(self, publisher: Publisher, due: bool, stop: bool) -> None:
         """Publish a version if one is due, and after the last step; go on with one that is being written."""

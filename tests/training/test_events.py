@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dlrm_mtl.run.saved_scores import read_scores, score_file
 from tests import synthetic
 from tests.commands import read_metrics
 from tests.processes import run_processes
@@ -87,6 +88,8 @@ def test_a_run_tells_what_happens(dataset: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "results.json").read_text())["test"] == evaluations[-1]["metrics"]
     for heard in (told[0]["every"], told[1]["every"]):
         assert [name for name, _, _ in heard] == names
+    for evaluation in (evaluations[-1], next(fields for fields in evaluations if fields["is_best"])):
+        check_scores(tmp_path / "run" / "scores", evaluation)
 
     entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
     logged = [{"kind": "train", "step": fields["step"], **fields["values"]} for fields in of(first, "Log")]
@@ -99,6 +102,19 @@ def test_a_run_tells_what_happens(dataset: Path, tmp_path: Path) -> None:
             trace = json.load(file)
         spans = Counter(event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation")
         assert spans["## forward ##"] == spans["## optimizer step ##"] == 2
+
+
+def check_scores(folder: Path, evaluation: dict[str, Any]) -> None:
+    """The file of the split has the evaluated rows, from all processes."""
+    scores = read_scores(score_file(folder, evaluation["split"]))
+    assert scores.step in (STEPS // 2, STEPS)
+    for task in ("click", "buy"):
+        bins = scores.tasks[task]
+        assert bins.rows.sum() == bins.weight.sum() <= evaluation["rows"]
+        if scores.step == evaluation["step"]:
+            assert bins.positives.sum() == bins.observed.sum() == evaluation["metrics"][f"{task}/positives"]
+            calibration = bins.predicted.sum() / bins.observed.sum()
+            assert calibration == pytest.approx(evaluation["metrics"][f"{task}/calibration"], rel=1e-6)
 
 
 def trained_with(rank: int, data: Path, output: Path, options: dict[str, Any]) -> dict[str, list[Any]]:

@@ -185,8 +185,8 @@ def ranked(rank: int, folder: Path) -> tuple[dict[str, float], Any]:
     dataset = open_dataset(str(folder))
     config = RunConfig.model_validate(synthetic.config(folder, sharding=PLANS["row_wise"], **CASES["multitask_net"]))
     model = build_model(config, dataset.spec, process)
-    metrics = evaluate(model, make_loader(config, dataset, "test", process), config.tasks, process.device)
-    return metrics, {name: whole(value) for name, value in model.table_weights().items()}
+    found = evaluate(model, make_loader(config, dataset, "test", process), config.tasks, process.device)
+    return found.metrics, {name: whole(value) for name, value in model.table_weights().items()}
 
 
 def test_all_items_are_ranked_in_evaluation(dataset: Path) -> None:

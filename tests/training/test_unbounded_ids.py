@@ -82,7 +82,7 @@ class Run:
         """The metrics on the validation split."""
         from dlrm_mtl.training.evaluation import evaluate
 
-        return evaluate(self.model, self.validation, self.config.tasks, torch.device("cpu"))
+        return evaluate(self.model, self.validation, self.config.tasks, torch.device("cpu")).metrics
 
 
 def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
