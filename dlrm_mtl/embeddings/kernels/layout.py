@@ -94,7 +94,9 @@ class RowGradients:
         first_rows = torch.repeat_interleave(group.row_offsets[:-1], self.table_offsets.diff())
         places = self.rows + first_rows.to(self.rows.device)  # [U] among the rows of all tables
         total = int(group.row_offsets[-1])
-        gradients = [self.gradients.new_zeros(int(rows), int(dim)) for rows, dim in zip(counts, group.dims, strict=True)]
+        gradients = [
+            self.gradients.new_zeros(int(rows), int(dim)) for rows, dim in zip(counts, group.dims, strict=True)
+        ]
         for index, whole in enumerate(gradients):
             whole[self.part(self.rows, index)] = self.gradient(group, index)
         numbers = torch.arange(total) - torch.repeat_interleave(group.row_offsets[:-1], counts)
