@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
+from dlrm_mtl.reports.themes import INKS, SERIES
+
 Floats = NDArray[np.float64]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b4fa0", "#8c6d31", "#5f6b76", "#a3123f")
-"""Colours that colour-blind readers can distinguish: Okabe and Ito's (2008) without the yellow, and four more."""
+COLOURS = tuple(SERIES)
+"""Colours of series, which colour-blind readers can distinguish."""
 
 MOST_POINTS = 400
 """Largest number of points of a line; a longer one is reduced to the means of this many bins."""
@@ -33,13 +35,13 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#8c959f",
+    "axes.edgecolor": INKS["edge"][0],
     "axes.grid": True,
     "text.parse_math": False,  # texts are not formulas, and setting formulas takes most of the time
-    "grid.color": "#e6eaef",
+    "grid.color": INKS["grid"][0],
     "grid.linewidth": 0.7,
-    "xtick.color": "#59636e",
-    "ytick.color": "#59636e",
+    "xtick.color": INKS["soft"][0],
+    "ytick.color": INKS["soft"][0],
     "svg.fonttype": "none",
     "svg.hashsalt": "dlrm_mtl",
 }

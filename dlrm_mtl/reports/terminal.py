@@ -9,6 +9,9 @@ from rich.text import Text
 
 from dlrm_mtl.reports.page import Cell, PageTable
 
+LONGEST = 48
+"""Longest texts in the first column that are kept on one line."""
+
 
 def rich_table(table: PageTable) -> rich.table.Table:
     """A page's table for :mod:`rich`."""
@@ -16,7 +19,8 @@ def rich_table(table: PageTable) -> rich.table.Table:
     for position, column in enumerate(table.columns):
         text = position < table.text_columns
         justify: Literal["left", "right"] = "left" if text else "right"
-        shown.add_column(Text(column), justify=justify, overflow="fold", no_wrap=position == 0)
+        whole = position == 0 and all(len(row[0].text) <= LONGEST for row in table.cells())
+        shown.add_column(Text(column), justify=justify, overflow="fold", no_wrap=whole)
     for row in table.cells():
         shown.add_row(*(_text(cell) for cell in row))
     return shown

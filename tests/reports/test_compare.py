@@ -162,8 +162,8 @@ def test_page(tmp_path: Path) -> None:
         "validation click/auc by step",
         "train skipped_steps by step",
     ]:
-        assert image in page.images
-    assert "train seconds by step" not in page.images
+        assert image in page.plots
+    assert "train seconds by step" not in page.plots
     assert page.texts.index("Where the configurations differ") < page.texts.index("Validation: AUC")
 
 
@@ -228,7 +228,7 @@ def test_a_real_run(tmp_path: Path) -> None:
     assert "Where the configurations differ" in done.stdout
     parsed = ParsedPage(page.read_text())
     assert {"train loss/click by step", "validation buy/auc by step", "train data_wait_share by step"} <= set(
-        parsed.images
+        parsed.plots
     )
     results = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert f"{results['buy/auc']:.4f}" in parsed.texts

@@ -163,7 +163,7 @@ def test_page(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert re.search(r"unseen\s+│?", out)
     page = ParsedPage((tmp_path / "page.html").read_text())
     assert page.headings == ["Data set synthetic", "Splits", "Labels", "Sparse and sequence features", "Dense features"]
-    assert set(page.images) == {
+    assert set(page.plots) == {
         "Share of positives by label and split",
         *(f"Concentration of the ids of {name}" for name in ("user", "item", "tags", "history")),
         *(f"Histogram of {name}" for name in ("age", "price")),
