@@ -49,7 +49,7 @@ def test_a_run_leaves_its_results(finished: Path) -> None:
     assert 0 < results["click/log_loss"] < 1
     names = {path.name for path in finished.iterdir()}
     written = {"config.yaml", "contract.json", "plan.json", "metrics.jsonl", "history.jsonl", "results.json"}
-    assert names == {*written, "tensorboard", "checkpoints"}
+    assert names == {*written, "scores", "tensorboard", "checkpoints"}
     assert any((finished / "tensorboard").iterdir())
     assert not list(finished.rglob("*.tmp"))
     kinds = {entry["kind"] for entry in commands.read_metrics(finished / "metrics.jsonl")}

@@ -123,6 +123,7 @@ def test_a_run_is_killed_and_goes_on_elsewhere(
     written = {"config.yaml", "contract.json", "plan.json", "metrics.jsonl", "history.jsonl", "results.json"}
     assert {name for name in there if "/" not in name} == written
     assert len([name for name in there if name.startswith("tensorboard/")]) == 2
+    assert {name for name in there if name.startswith("scores/")} == {"scores/test.json", "scores/validation.json"}
     steps = {name.split("/")[1] for name in there if name.startswith("checkpoints/step_")}
     assert {f"step_{best:08d}", f"step_{latest:08d}"} <= steps
     assert len(steps) <= 2
