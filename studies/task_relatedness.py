@@ -11,13 +11,12 @@ that they have equally many parameters. The learning rate of each is the one of 
 as a share of the targets' variance, mean of the tasks. All architectures see the same tasks and rows for the same seed, so
 ratios to the shared bottom are taken seed by seed.
 
-    python studies/task_relatedness.py --json relatedness.json --plot docs/figures/task_relatedness.svg
+    python -m studies task_relatedness --json relatedness.json --plot docs/figures/task_relatedness.svg
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
 import math
@@ -206,17 +205,13 @@ def show(results: dict[str, Any]) -> None:
 
 def plot(results: dict[str, Any]) -> str:
     """Errors and ratios over the cosine, as SVG."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from dlrm_mtl.reports.plots import COLOURS, STYLE
+    from dlrm_mtl.reports.plots import COLOURS
+    from studies.plots import drawing
 
     cosines = results["size"]["cosines"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(8.6, 3.2) as (figure, svg):
         left, right = figure.subplots(1, 2)
         for number, name in enumerate(ARCHITECTURES):
             cases = [case for case in results["cases"] if case["architecture"] == name]
@@ -239,10 +234,7 @@ def plot(results: dict[str, Any]) -> str:
             axes.grid(visible=False, axis="x")
             axes.set_xlabel("cosine of the tasks' directions")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+        return svg()
 
 
 def _points(
@@ -253,16 +245,19 @@ def _points(
     axes.errorbar(x, y, yerr=[below, above], **form)
 
 
-def main() -> None:
+def main(given: Sequence[str]) -> None:
     """Run the study from the command line."""
-    parser = argparse.ArgumentParser(description="Compare multitask architectures on two tasks of set relatedness.")
+    parser = argparse.ArgumentParser(
+        "python -m studies task_relatedness",
+        description="Compare multitask architectures on two tasks of set relatedness.",
+    )
     parser.add_argument("--quick", action="store_true", help="seconds: to see that it works, not what comes out")
     parser.add_argument("--seeds", type=int, help="models per architecture and cosine, 2 or more; default: 10")
     cores = min(os.cpu_count() or 1, len(ARCHITECTURES))
     parser.add_argument("--workers", type=int, default=cores, help=f"processes; default here: {cores}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to write the plot, as SVG")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     size = QUICK if arguments.quick else Size()
     if arguments.seeds is not None:
         if not 2 <= arguments.seeds <= 1000:
@@ -274,7 +269,3 @@ def main() -> None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     if arguments.plot:
         arguments.plot.write_text(plot(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from runs import GRADIENTS, METHODS, WATCHED
-
 from dlrm_mtl.reports.groups import mean_and_interval
-from dlrm_mtl.reports.plots import COLOURS, STYLE
+from dlrm_mtl.reports.plots import COLOURS
+from studies.plots import drawing
+from studies.taobao_balancing.runs import GRADIENTS, METHODS, WATCHED
 
 METRICS = ("ndcg@10", "recall@10", "precision@10", "ndcg@20", "recall@20", "precision@20")
 SWEEP = {0.0: "vanilla", 0.3: "metabalance_0.3", 0.5: "metabalance_0.5", 0.7: "metabalance_0.7", 1.0: "metabalance_1"}
@@ -101,9 +97,7 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 def plot(results: Results) -> str:
     """Changes against vanilla, and the sweep, each beside the figures of the thesis, as SVG."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.4, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(9.4, 3.4) as (figure, svg):
         left, right = figure.subplots(1, 2, width_ratios=(4, 3))
         for place, method in enumerate([*COMPARED, *OTHERS]):
             mean, half = change(results, method, "test", WATCHED)
@@ -139,7 +133,4 @@ def plot(results: Results) -> str:
         handles, labels = left.get_legend_handles_labels()
         named = dict(zip(labels, handles, strict=True))
         figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=2, frameon=False)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+        return svg()

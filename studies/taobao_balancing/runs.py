@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from purchases import Epoch, Interactions
-from ranking import Scorer, ids, rank
 
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
@@ -21,6 +19,8 @@ from dlrm_mtl.core.processes import Process, gather_objects, process_group
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.metrics.ranking import Positions, all_metrics
 from dlrm_mtl.training.build import build_model, build_optimizers, build_step
+from studies.taobao_balancing.purchases import Epoch, Interactions
+from studies.taobao_balancing.ranking import Scorer, ids, rank
 
 LANES = 4
 """Parts of a batch with separate dropout masks: as many processes give the same model."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import METHODS, WATCHED, Run, Scale, train
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dlrm_mtl.core.errors import UserError
+from studies.taobao_balancing.runs import METHODS, WATCHED, Run, Scale, train
 
 TUNING_SEEDS = 1000
 """Seeds from here on are for the choice of the learning rate only."""

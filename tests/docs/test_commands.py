@@ -19,6 +19,7 @@ from benchmarks.__main__ import BENCHMARKS
 from dlrm_mtl.cli import app
 from dlrm_mtl.config.load import load_config
 from dlrm_mtl.experiments.config import is_sweep, read_sweep
+from studies.__main__ import STUDIES
 from tests.docs.pages import NAMES, ROOT, Piece, code_lines, spans
 
 CONFIG = "configs/kuairand_mmoe.yaml"
@@ -157,6 +158,12 @@ def check_python(words: list[str], place: str) -> None:
         if words[2:3] == ["scaling"]:
             known |= {"--network", "--html", "--compare", "--hardware", "--no-simulation"}
         assert {word for word in words if word.startswith("--")} <= known, place
+    elif words[1:2] == ["studies"]:
+        unknown = [word for word in words[2:3] if word not in STUDIES and not word.isupper()]
+        assert not unknown, f"{place}: there is no study '{unknown}'"
+        texts = [path.read_text() for path in (ROOT / "studies").rglob("*.py")]
+        missing = [word for word in words if word.startswith("--") and word not in (*known_options(texts), "--help")]
+        assert not missing, f"{place}: no study has {', '.join(missing)}"
     elif words[1:2] == ["dlrm_mtl.launcher"]:
         check_python(words[2:], place)
     elif words[1] in ("pip", "venv"):
@@ -165,6 +172,10 @@ def check_python(words: list[str], place: str) -> None:
         if words[1] == "pytest":
             check_pytest(words[2:], place)
         assert importlib.util.find_spec(words[1]), f"{place}: there is no module {words[1]}"
+
+
+def known_options(texts: list[str]) -> set[str]:
+    return {option for text in texts for option in re.findall(r'"(--[a-z-]+)"', text)}
 
 
 def check_pytest(words: list[str], place: str) -> None:

@@ -34,7 +34,8 @@ def test_files_exist(page: str) -> None:
     missing = []
     for number, line in enumerate(lines(page), start=1):
         for path in re.findall(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*[\w/]", line):
-            if path not in INVENTED and "." in path.rpartition("/")[2] and not (ROOT / path).exists():
+            there = (ROOT / path).exists() or ((ROOT / page).parent / path).exists()
+            if path not in INVENTED and "." in path.rpartition("/")[2] and not there:
                 missing.append(f"{page}:{number}: there is no file {path}")
     assert not missing, "; ".join(missing)
 

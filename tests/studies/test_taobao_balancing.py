@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parents[2] / "studies" / "taobao_balancing"
-SIBLINGS = ("purchases", "ranking", "report", "runs", "study")
+from studies import taobao_balancing
+from studies.taobao_balancing import purchases, ranking, runs
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +36,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The example's modules by name, which are forgotten again."""
-    monkeypatch.syspath_prepend(EXAMPLE)
-    for name in SIBLINGS:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield lambda name: __import__(name)
-    for name in SIBLINGS:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def command(modules: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Runs the example with the arguments given."""
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Runs the study with the arguments given, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["taobao_balancing", *map(str, arguments)])
-        runpy.run_path(str(EXAMPLE), run_name="example")["main"]()
-
-    return run
+    return lambda *arguments: taobao_balancing.main(list(map(str, arguments)))
 
 
 def test_quick_study_and_going_on(
@@ -119,13 +100,13 @@ def test_mistakes_end_in_a_sentence(
 
 
 @pytest.fixture
-def folder(modules: Any, files: Path, tmp_path: Path) -> Path:
-    prepared: Path = modules("purchases").prepare_once(files, tmp_path, 5, 5, 0.15, 3)
+def folder(files: Path, tmp_path: Path) -> Path:
+    prepared: Path = purchases.prepare_once(files, tmp_path, 5, 5, 0.15, 3)
     return prepared
 
 
-def test_an_epochs_rows(modules: Any, folder: Path) -> None:
-    data = modules("purchases").Interactions(folder)
+def test_an_epochs_rows(folder: Path) -> None:
+    data = purchases.Interactions(folder)
     epochs = [data.epoch(7, number, 4, carts=True) for number in (0, 1, 0)]
     known = {(user, item): (buy, cart) for user, item, buy, cart in data.train.tolist()}
     held = {tuple(pair) for pairs in data.held.values() for pair in pairs.tolist()}
@@ -145,14 +126,13 @@ def test_an_epochs_rows(modules: Any, folder: Path) -> None:
     assert len(bought.users) == 5 * sum(buy for buy, _ in known.values())
 
 
-def test_scores_are_the_models(modules: Any, folder: Path) -> None:
+def test_scores_are_the_models(folder: Path) -> None:
     """The quick way of scoring gives what the model itself does in evaluation, also after training went on."""
     from dlrm_mtl.core.processes import process_group
     from dlrm_mtl.data.batch import Batch
     from dlrm_mtl.training.build import build_model
 
-    runs, ranking = modules("runs"), modules("ranking")
-    data = modules("purchases").Interactions(folder)
+    data = purchases.Interactions(folder)
     scale = runs.Scale(batch=512, dim=8, deep=(8, 4), tower=(8, 4))
     config = runs.configuration(runs.Run("surgery", 1e-2, 1), scale, folder)
     with process_group() as process:
@@ -175,8 +155,7 @@ def test_scores_are_the_models(modules: Any, folder: Path) -> None:
         torch.testing.assert_close(scorer.scores(user), scores, rtol=1e-4, atol=1e-5)
 
 
-def test_relax_0_is_vanilla(modules: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = modules("runs")
+def test_relax_0_is_vanilla(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = runs.Method("r = 0", {"name": "metabalance", "target": "buy", "relax": 0.0})
     monkeypatch.setitem(runs.METHODS, "zero", zero)
     scale = runs.Scale(batch=512, epochs=3, dim=8, deep=(8, 4), tower=(8,))

@@ -20,7 +20,7 @@ TINY = dataclasses.replace(study.QUICK, cosines=(-1.0, 0.5), parameters=3000, st
 
 def test_quick_run_writes_figures_and_plot(tmp_path: Path) -> None:
     figures, drawing = tmp_path / "figures.json", tmp_path / "plot.svg"
-    line = [sys.executable, "studies/task_relatedness.py", "--quick", "--seeds", "3", "--workers", "1"]
+    line = [sys.executable, "-m", "studies", "task_relatedness", "--quick", "--seeds", "3", "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*line, "--json", figures, "--plot", drawing], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -40,10 +40,9 @@ def test_quick_run_writes_figures_and_plot(tmp_path: Path) -> None:
     assert drawing.read_text().startswith("<svg")
 
 
-def test_too_few_seeds_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["task_relatedness.py", "--seeds", "1"])
+def test_too_few_seeds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        study.main()
+        study.main(["--seeds", "1"])
     assert stopped.value.code == 2
     assert "--seeds 1: an interval needs 2 seeds" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ Purchases are the target, carts the auxiliary. Model: NeuMF with one tower per t
 for every user with test purchases. The learning rate is the one with which vanilla has the highest NDCG@10 on validation
 purchases, on seeds of their own; all methods use it. The best epoch of a run is chosen by the same metric.
 
-    python studies/taobao_balancing --data FOLDER --jobs 2 --json taobao.json --plot taobao.svg
+    python -m studies taobao_balancing --data FOLDER --jobs 2 --json taobao.json --plot taobao.svg
 
 The same command goes on where an interrupted one has stopped, run by run.
 """
@@ -21,19 +21,19 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from purchases import Interactions, prepare_once
-from report import plot, tables
-from runs import LANES, Scale
-from study import TUNING_SEEDS, Ledger, Plan, make
-
 from dlrm_mtl.core.errors import UserError
+from studies.taobao_balancing.purchases import Interactions, prepare_once
+from studies.taobao_balancing.report import plot, tables
+from studies.taobao_balancing.runs import LANES, Scale
+from studies.taobao_balancing.study import TUNING_SEEDS, Ledger, Plan, make
 
 QUICK = Scale(user_items=5, item_users=5, epochs=2, batch=512, validation_users=100, dim=8, deep=(8, 4), tower=(8,))
 
 
-def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def arguments_of(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     full = Scale()
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with the EHCF files, plain or .gz")
@@ -67,7 +67,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
         help="where every finished run is noted; those already there are not repeated",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to write the plot, as SVG")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def plan_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Plan:
@@ -121,16 +121,16 @@ def run(plan: Plan, arguments: argparse.Namespace) -> None:
         arguments.plot.write_text(plot(results), encoding="utf-8")
 
 
-def main() -> None:
+def main(given: Sequence[str]) -> None:
     """Run the study from the command line."""
     about, *_ = (__doc__ or "").split("\n\n    python")
     parser = argparse.ArgumentParser(
-        prog="python studies/taobao_balancing",
+        prog="python -m studies taobao_balancing",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="An interrupted study goes on with the same command, if it has a --json file.",
     )
-    arguments = arguments_of(parser)
+    arguments = arguments_of(parser, given)
     plan = plan_of(parser, arguments)
     try:
         run(plan, arguments)
@@ -139,7 +139,3 @@ def main() -> None:
     except KeyboardInterrupt:
         kept = "the same command goes on" if arguments.json else "without --json nothing is kept"
         parser.exit(130, f"interrupted; {kept}.\n")
-
-
-if __name__ == "__main__":
-    main()
