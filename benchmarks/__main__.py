@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,19 @@ BENCHMARKS = {
 
 def main() -> None:
     """Run one benchmark."""
-    parser = argparse.ArgumentParser("python -m benchmarks", description="Side-by-side measurements.")
+    # Without --help at first, so that it shows the arguments of the benchmark that is named, too.
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Side-by-side measurements.", add_help=False)
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="where to draw the figures, if the benchmark does")
+    if not set(BENCHMARKS) & set(sys.argv[1:]):
+        parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     chosen, _ = parser.parse_known_args()
     module = import_module(BENCHMARKS[chosen.name])
+    parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    parser.description = (module.__doc__ or "").strip()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
     arguments = parser.parse_args()
