@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlrm_mtl.data.keyed_ids import KeyedIds, PlainFeatureIds
-from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet
+from dlrm_mtl.embeddings.tables import EmbeddingTable, TableSet, pooled_columns
 
 
 class LookupTable(Protocol):
@@ -68,13 +68,8 @@ class LocalBagCollection(nn.Module):
 
     def __init__(self, tables: Sequence[EmbeddingTable], rows: Mapping[str, LookupTable]) -> None:
         super().__init__()
-        names = [name for table in tables for name in table.feature_names]
         self._rows = rows
-        self._lookups = [
-            (f"{name}@{table.name}" if names.count(name) > 1 else name, name, table.name)
-            for table in tables
-            for name in table.feature_names
-        ]
+        self._lookups = pooled_columns(tables)
 
     def forward(self, sparse: KeyedIds) -> NamedSums:
         """Look up all features."""

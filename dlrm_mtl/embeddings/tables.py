@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,38 @@ class TableSet:
     def parameters(self) -> int:
         """Number of weights, without padding."""
         return sum(t.num_embeddings * (t.embedding_dim - self.padding.get(t.name, 0)) for t in self.configs)
+
+
+class NamedTable(Protocol):
+    """A table with the names of its features, such as :class:`EmbeddingTable` and TorchRec's configurations."""
+
+    @property
+    def name(self) -> str:
+        """Name of the table."""
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Features that are looked up in it, in order."""
+
+
+class PooledColumn(NamedTuple):
+    """Result of one feature in one pooled table."""
+
+    key: str
+    """Its name in the result of a collection, which is TorchRec's: `feature`, or `feature@table` if several tables look the
+    feature up."""
+    feature: str
+    table: str
+
+
+def pooled_columns(tables: Iterable[NamedTable]) -> list[PooledColumn]:
+    """Results of a collection of pooled tables, in the order of ``tables``."""
+    pairs = [(feature, table.name) for table in tables for feature in table.feature_names]
+    count = Counter(feature for feature, _ in pairs)
+    return [
+        PooledColumn(f"{feature}@{table}" if count[feature] > 1 else feature, feature, table)
+        for feature, table in pairs
+    ]
 
 
 def table_set(spec: DatasetSpec, features: list[str], config: EmbeddingsConfig) -> TableSet:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dlrm_mtl.core.phases import phase
 from dlrm_mtl.data.keyed_ids import FeatureIds, KeyedIds, like
 from dlrm_mtl.embeddings.kernels.arrange import ColumnRange, arrange
-from dlrm_mtl.embeddings.tables import TableSet, torchrec_tables
+from dlrm_mtl.embeddings.tables import TableSet, pooled_columns, torchrec_tables
 
 
 class FeatureLookup(nn.Module):
@@ -46,15 +46,13 @@ class FeatureLookup(nn.Module):
         """What :attr:`_parts` were found for."""
         self._parts: list[ColumnRange] = []
         self._keys: list[tuple[str, str, bool]] = []  # feature, its name in the output, True for a KeyedTensor
-        names = [name for table in tables.pooled for name in table.feature_names]
+        keys = {(column.feature, column.table): column.key for column in pooled_columns(tables.pooled)}
         for table in tables.configs:
             for name in table.feature_names:
                 vectors = tables.lengths.get(name, 1)
                 self.fields += [table.embedding_dim] * vectors
                 self.widths.append(table.embedding_dim * vectors)
-                # TorchRec's name of a feature that several tables look up.
-                key = f"{name}@{table.name}" if names.count(name) > 1 else name
-                self._keys.append((name, key, table.pooled))
+                self._keys.append((name, keys.get((name, table.name), name), table.pooled))
 
     @property
     def names(self) -> list[str]:

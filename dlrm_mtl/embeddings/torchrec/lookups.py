@@ -19,6 +19,7 @@ from torchrec.distributed.types import ShardingType
 from dlrm_mtl.core.phases import phase
 from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup
+from dlrm_mtl.embeddings.tables import pooled_columns
 from dlrm_mtl.embeddings.torchrec import compat
 
 ROWS_SPLIT = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
@@ -261,13 +262,8 @@ def average_in_lookup(collection: Any, means: Collection[str]) -> frozenset[str]
         if any(flags):
             tables.group = replace(tables.group, means=torch.tensor(flags))
     # Also those of tables that only other processes hold.
-    columns = [(name, config.name) for config in compat.bag_configs(collection) for name in config.feature_names]
-    features = [name for name, _ in columns]
-    return frozenset(
-        f"{name}@{table}" if features.count(name) > 1 else name
-        for name, table in columns
-        if table in whole and name in means
-    )
+    columns = pooled_columns(compat.bag_configs(collection))
+    return frozenset(column.key for column in columns if column.table in whole and column.feature in means)
 
 
 def _bags_are_whole(collection: ShardedEmbeddingBagCollection, table: str) -> bool:
