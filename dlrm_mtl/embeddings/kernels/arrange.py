@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dlrm_mtl.embeddings.kernels import cpu
+from dlrm_mtl.embeddings.kernels.dispatch import kernels_for
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def arrange(sources: Sequence[Tensor], parts: Sequence[ColumnRange], counts: Ten
         starts = accumulate((part.width for part in parts), initial=0)
         if all(part.column == start for part, start in zip(parts, starts, strict=False)):
             return sources[0]
-    if cpu.native_status() is not None:
+    if kernels_for("cpu") is not cpu:
         return plain(sources, parts, counts)
     result: Tensor = _Arrange.apply(parts, counts, *sources)
     return result

@@ -53,3 +53,12 @@ def test_threads_change_nothing() -> None:
         assert torch.equal(arrange([source], parts, counts), one)
     finally:
         torch.set_num_threads(1)
+
+
+def test_the_reference_is_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLRM_MTL_KERNELS", "reference")
+    found = arrange(
+        [torch.randn(3, 4, requires_grad=True)], [ColumnRange(0, 0, 4, 0)], torch.ones(1, 3, dtype=torch.int64)
+    )
+    assert found.grad_fn is not None
+    assert "Arrange" not in found.grad_fn.name()
