@@ -38,7 +38,9 @@ class Optimizers:
         self.schedule: ScheduleConfig = config.schedule
         self.total_steps = total_steps
         self.dense_parameters = dense
-        self.dense = config.dense.build(list(dense.items()))
+        # Optimizers refuse an empty list.
+        nothing = torch.optim.SGD([{"params": []}], lr=0.0)
+        self.dense = config.dense.build(list(dense.items())) if dense else nothing
         self.sparse = TwoPhaseOptimizer(model, config.sparse, rates)
         self.factor = 1.0
         parts: list[torch.optim.Optimizer] = [self.dense, self.sparse]
@@ -83,9 +85,10 @@ class Optimizers:
     def _smallest_dense_factor(self, measurement: Measurement | None) -> Tensor:
         """Smallest factor of a dense parameter, or NON_FINITE."""
         if measurement is not None:
-            factor = measurement.factors.amin() if measurement.factors.numel() else measurement.factors.new_ones(())
-            return torch.where(measurement.finite, factor, NON_FINITE)
+            return torch.where(measurement.finite, measurement.factors.amin(), NON_FINITE)
         gradients = [parameter.grad for parameter in self.dense_parameters.values() if parameter.grad is not None]
+        if not gradients:
+            return torch.ones(())
         largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
         return torch.where(torch.isfinite(largest).all(), 1.0, NON_FINITE)
 

@@ -182,11 +182,10 @@ def score_split(
     """
     model.module.eval()
     targets = Targets(tasks)
-    device = next(iter(model.dense_parameters().values())).device
     parts: list[list[torch.Tensor]] = [[], [], [], []]
     ids: dict[str, list[torch.Tensor]] = {name: [] for name in features}
     for batch in loader.epoch(0):
-        logits = model.module(batch.to(device)).cpu()
+        logits = model.module(batch.to(model.device)).cpu()
         for kept, part in zip(
             parts, (logits, predictions(logits, tasks), *targets(batch.labels, batch.weights)), strict=True
         ):

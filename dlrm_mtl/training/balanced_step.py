@@ -130,6 +130,7 @@ class BalancedStep(TrainingStep):
     def _combine(self, parts: Tensor, step: int) -> None:
         """Combine the tasks' gradients; ``parts`` [T] are this process's parts of their losses."""
         dense, count = self._dense_gradients(), len(self.tasks)
+        assert self._flat is not None
         if self._tables:
             grams = self._tables.grams()[:, :count, :count]
         else:
@@ -137,7 +138,7 @@ class BalancedStep(TrainingStep):
         grams[self._frozen] = 0.0
         report = self._balance(dense, grams, parts, step)
         coefficients = report.coefficients if report else torch.ones(len(self.balancing.methods.tensors), count)
-        rest = len(dense[0]) - count  # the penalty's gradient, if any, is added unchanged
+        rest = len(self._flat) - count  # the penalty's gradient, if any, is added unchanged
         coefficients = torch.cat([coefficients, coefficients.new_ones(len(coefficients), rest)], dim=1)
         own, of_tables = coefficients.split([len(dense), len(self.balancing.tables)])
         if self._tables:
@@ -188,7 +189,7 @@ class BalancedStep(TrainingStep):
             if self._weighted:
                 self._weighted.add_up()
         self._features = None
-        flat = torch.cat([total.flatten() for total in sums])
+        flat = torch.cat([parts.new_zeros(0), *(total.flatten() for total in sums)])
         losses = parts.double()
         dist.all_reduce(losses)
         if dist.get_world_size() > 1:
@@ -247,7 +248,7 @@ class BalancedStep(TrainingStep):
         sums, losses = exchanged.cpu().split([tables.numel(), count])
         masks = [self._shared_slices(index, gradients) for index, gradients in enumerate(dense)]
         own = [gram_of(gradients[:count, mask]).cpu() for gradients, mask in zip(dense, masks, strict=True)]
-        grams = torch.cat([torch.stack(own), sums.view(-1, count, count)])
+        grams = torch.stack([*own, *sums.view(-1, count, count)])
         # A loss that is not finite spoils the gradients of tasks computed together with it.
         lost = [task for task, loss in zip(self.tasks, losses.tolist(), strict=True) if not math.isfinite(loss)]
         self.not_finite, self._figures = lost or not_finite_tasks(grams, self.tasks), {}

@@ -85,7 +85,7 @@ class GoldenRows:
         model.module.eval()
         lookup = model.ranker.lookup
         for batch in self._batches:
-            batch = batch.to(next(iter(model.dense_parameters().values())).device)
+            batch = batch.to(model.device)
             scores.append(predictions(model.module(batch), self._tasks).cpu())
             features.append(lookup(model.ranker.ids(batch)).cpu())
             dense.append(batch.dense.cpu())

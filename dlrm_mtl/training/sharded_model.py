@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
@@ -41,6 +42,12 @@ class ShardedModel:
     """Ranking of all items in evaluation, for models that score users and items by a product."""
     balancing: GradientBalancing | None = None
     """State of gradient balancing, if there is any. Also a part of the model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of batches."""
+        found: torch.device = self.module.device
+        return found
 
     @property
     def tables(self) -> Sequence[EmbeddingTable]:
