@@ -11,6 +11,7 @@ from dlrm_mtl.config.training import TrainingConfig
 from dlrm_mtl.core.schema import Strict
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.embeddings.config import ShardingConfig
+from dlrm_mtl.metrics.config import MetricsConfig
 from dlrm_mtl.models.config import ModelConfig
 from dlrm_mtl.models.registry import AnyModelConfig
 from dlrm_mtl.optim.config import OptimizerConfig
@@ -49,6 +50,8 @@ class RunConfig(Strict):
     """Weights to begin with, from a checkpoint of another run: `init_from: runs/a`, or with options `{run: runs/a,
     optimizer_state: true}`."""
 
+    metrics: MetricsConfig = MetricsConfig()
+    """Metrics by slice."""
     serving: ServingConfig = ServingConfig()
     """Use of the predictions by an exported bundle."""
 

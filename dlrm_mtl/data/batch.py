@@ -26,6 +26,8 @@ class Batch(Pipelineable):
     """[B, T] float32, one column per task; 0 where the label is null."""
     weights: Tensor
     """[B, T] float32: the row's weight in each task's loss and metrics; 0 for padding and where the label is null."""
+    carried: Tensor | None = None
+    """[C, B] int64 in the host's memory: columns read beside the inputs, see :mod:`dlrm_mtl.data.carried_columns`."""
 
     @property
     def size(self) -> int:
@@ -39,6 +41,7 @@ class Batch(Pipelineable):
             dense=self.dense.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
             weights=self.weights.to(device, non_blocking=non_blocking),
+            carried=self.carried,
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -50,5 +53,9 @@ class Batch(Pipelineable):
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked host memory."""
         return Batch(
-            self.sparse.pin_memory(), self.dense.pin_memory(), self.labels.pin_memory(), self.weights.pin_memory()
+            self.sparse.pin_memory(),
+            self.dense.pin_memory(),
+            self.labels.pin_memory(),
+            self.weights.pin_memory(),
+            self.carried,
         )

@@ -21,4 +21,5 @@ def assemble(layout: Layout, parts: Sequence[BlockRows]) -> Batch:
         dense=joined.dense,
         labels=joined.labels,
         weights=joined.weights,
+        carried=joined.carried,
     )

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.errors import UserError
+from dlrm_mtl.data.carried_columns import encode
 from dlrm_mtl.data.chosen_columns import ANY_ID
 from dlrm_mtl.data.file_checks import Layout, bad_id, bad_label, bad_number, bad_weight
 from dlrm_mtl.data.spec import DenseStatistics, FeatureSpec, LabelSpec
@@ -49,6 +50,8 @@ class DecodedBlock:
     """Columns of lists, in the order of the keys."""
     numbers: Array
     """[D + 2 T, rows] float32: dense features (standardised), labels, weights."""
+    carried: NDArray[np.int64] | None = None
+    """[C, rows]: columns that are read beside the inputs, if there are any; see :mod:`dlrm_mtl.data.carried_columns`."""
 
     @property
     def rows(self) -> int:
@@ -131,7 +134,15 @@ class BlockBuilder:
                 if null is not None:
                     weights[null] = 0
                 _place(weights, order, numbers[position + labels])
-        return DecodedBlock(ids, complete, lists, numbers)
+        carried = self._carried(sources, order) if self._layout.carried else None
+        return DecodedBlock(ids, complete, lists, numbers, carried)
+
+    def _carried(self, sources: Sources, order: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        carried: NDArray[np.int64] = np.empty((len(self._layout.carried), sources.rows), np.int64)
+        for position, column in enumerate(self._layout.carried):
+            parts = [encode(column, array, sources.row(first)) for array, first in sources.columns(column.column)]
+            _place(_joined(parts, np.int64), order, carried[position])
+        return carried
 
     def _column(self, sources: Sources, feature: FeatureSpec) -> Iterator[tuple[pa.Array, int]]:
         """Values of a feature that is no list, as from :meth:`Sources.columns`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow.types as pt
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.suggest import suggest
+from dlrm_mtl.data.carried_columns import CarriedColumn
 from dlrm_mtl.data.chosen_columns import ANY_ID, Selection
 from dlrm_mtl.data.dataset import DataFile
 from dlrm_mtl.data.parquet_guard import CONTRADICTION, examining, unreadable
@@ -29,6 +30,8 @@ class Layout:
     """Names of the sparse and sequence features whose column holds lists; the others hold single ids."""
     absent: frozenset[str] = frozenset()
     """Names of the labels that the files lack (in prediction)."""
+    carried: tuple[CarriedColumn, ...] = ()
+    """Columns that are read beside the inputs."""
 
     @cached_property
     def runs(self) -> list[range | int]:
@@ -51,10 +54,17 @@ class Layout:
         """Parquet columns to read, each once."""
         weight = [self.selection.weight] if self.selection.weight is not None else []
         labels = [label.source for label in self.selection.labels if label.name not in self.absent]
-        return list(dict.fromkeys([*self.selection.feature_columns, *labels, *weight]))
+        carried = [each.column for each in self.carried]
+        return list(dict.fromkeys([*self.selection.feature_columns, *labels, *weight, *carried]))
 
 
-def check_files(files: Sequence[DataFile], selection: Selection, *, labels_required: bool = True) -> Layout:
+def check_files(
+    files: Sequence[DataFile],
+    selection: Selection,
+    *,
+    labels_required: bool = True,
+    carried: Sequence[CarriedColumn] = (),
+) -> Layout:
     """Check schemas and footer statistics of ``files`` (at least one) against ``selection``.
 
     Raises :class:`UserError` for a missing column, a column of the wrong type, and for a wrong label, id or number in the
@@ -75,7 +85,19 @@ def check_files(files: Sequence[DataFile], selection: Selection, *, labels_requi
             )
         with examining(file.path):
             _check_statistics(file, first)
-    return first
+        check_carried(file, carried)
+    return replace(first, carried=tuple(carried))
+
+
+def check_carried(file: DataFile, carried: Sequence[CarriedColumn]) -> None:
+    """Check that ``file`` has the columns, with types that fit; raises :class:`UserError`."""
+    for each in carried:
+        type_ = _type(file, file.schema, each.column, each.reader)
+        if not each.encoder.accepts(type_):
+            raise UserError(
+                f"{file.path}: column {each.column!r} has type {type_}, and {each.reader} needs {each.encoder.wanted}; name "
+                "another column."
+            )
 
 
 def bad_id(place: str, feature: FeatureSpec, value: Any, size: int) -> UserError:

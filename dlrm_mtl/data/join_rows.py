@@ -38,6 +38,7 @@ def padding(layout: Layout, rows: int) -> BlockRows:
         complete=np.zeros(singles, np.bool_),
         lists=[empty] * len(layout.lists),
         numbers=np.zeros((numbers, rows), np.float32),
+        carried=np.zeros((len(layout.carried), rows), np.int64) if layout.carried else None,
     )
     return BlockRows(block, 0, rows)
 
@@ -58,6 +59,8 @@ class Joined:
     """[B, T] float32."""
     rows: int
     """Number of rows B."""
+    carried: Tensor | None = None
+    """[C, B] int64, if there are columns beside the inputs."""
 
 
 def join(layout: Layout, parts: Sequence[BlockRows]) -> Joined:
@@ -90,6 +93,7 @@ def join(layout: Layout, parts: Sequence[BlockRows]) -> Joined:
         labels=_transposed(numbers[dense : dense + labels]),
         weights=_transposed(numbers[dense + labels :]),
         rows=size,
+        carried=_carried(parts) if layout.carried else None,
     )
 
 
@@ -116,6 +120,11 @@ def _lists(parts: Sequence[BlockRows], column: int, lengths: Array) -> list[Arra
         ids.append(lists.values[offsets[0] : offsets[-1]])
         start += part.count
     return ids
+
+
+def _carried(parts: Sequence[BlockRows]) -> Tensor:
+    found = [part.block.carried[:, part.start : part.stop] for part in parts if part.block.carried is not None]
+    return torch.from_numpy(np.concatenate(found, axis=1))
 
 
 def _transposed(numbers: Array) -> torch.Tensor:

@@ -14,6 +14,7 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.batching import assemble
 from dlrm_mtl.data.block_reader import BlockReader, BlocksAhead
+from dlrm_mtl.data.carried_columns import CarriedColumn
 from dlrm_mtl.data.chosen_columns import select
 from dlrm_mtl.data.config import DataConfig
 from dlrm_mtl.data.dataset import Split
@@ -47,6 +48,7 @@ class BatchLoader:
         negatives: Negatives | None = None,
         pin: bool = False,
         served: bool = False,
+        carried: Sequence[CarriedColumn] = (),
     ) -> None:
         """Check the files of ``split`` and cut them into lanes; reads no row yet.
 
@@ -62,6 +64,7 @@ class BatchLoader:
             negatives: rewriter that adds rows with drawn items; default: none, even with ``config.negatives``.
             pin: True for batches in page-locked memory, which are copied to a GPU asynchronously.
             served: True outside training: features in ``config.train_only`` are constant.
+            carried: columns to read beside the inputs, for ``Batch.carried``.
 
         Raises:
             UserError: if names, columns, types, footer statistics, the world size or the batch size do not fit.
@@ -71,7 +74,7 @@ class BatchLoader:
             raise UserError(f"batch size {batch_size} is not a multiple of data.lanes ({config.lanes}); set it to one.")
         own = own_lanes(config.lanes, rank, world_size)
         self.selection = select(split.spec, config, labels, served=served)
-        self.layout = check_files(split.files, self.selection)
+        self.layout = check_files(split.files, self.selection, carried=carried)
         self.rows = split.rows
         """Rows of the split, over all processes."""
         self.local_batch_size = batch_size // world_size * (1 + negatives.each if negatives else 1)

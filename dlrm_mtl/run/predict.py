@@ -86,7 +86,8 @@ def evaluate_run(
         model = build_model(config, dataset.spec, process)
         step = checkpoints.load(name, RunTensors(model)).step
         listeners = Listeners([ShowProgress(config)] if show else [], process.is_main)
-        return evaluate_split(config, dataset, model, process, split if source is None else "input", listeners, step)
+        name = split if source is None else "input"
+        return evaluate_split(config, dataset, model, process, name, listeners, step).metrics
 
 
 def predict_run(

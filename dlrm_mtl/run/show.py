@@ -7,6 +7,7 @@ import torch
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.console import Bar, console, headlines, metrics_table, plan_summary, plan_table
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan
+from dlrm_mtl.run.show_slices import slices_table
 from dlrm_mtl.tasks.check import remarks
 from dlrm_mtl.training.events import End, Evaluation, Listener, Log, Progress, RoundEnd, RoundStart, Skip, Start
 
@@ -85,6 +86,8 @@ class ShowProgress(Listener):
         if self._bar is None:
             title = f"{self.config.name}: {event.split} split, {event.rows:,} rows"
             console().print(metrics_table(title, event.metrics, [task.name for task in self.config.tasks]))
+            if event.slicings:
+                console().print(slices_table(event.slicings, self.config.tasks))
             return
         watched = self.config.training.early_stopping.metric
         mark = "  (best so far)" if event.is_best else ""

@@ -26,6 +26,7 @@ from dlrm_mtl.data.contract import Contract
 from dlrm_mtl.data.dataset import Dataset, open_dataset
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.embeddings.torchrec.plan import describe_plan
+from dlrm_mtl.evaluation.results import SplitEvaluation
 from dlrm_mtl.run.claim import Claim
 from dlrm_mtl.run.contract import enter, write_contract
 from dlrm_mtl.run.folder import RunFolder
@@ -50,9 +51,9 @@ from dlrm_mtl.run.tensorboard import TensorBoard
 from dlrm_mtl.run.training_data import TrainingData, open_training_data
 from dlrm_mtl.training import events
 from dlrm_mtl.training.build import build_model, build_optimizers
-from dlrm_mtl.training.evaluation import evaluate
+from dlrm_mtl.training.evaluation import Evaluator
 from dlrm_mtl.training.events import End, Evaluation, Listener, Listeners, Start
-from dlrm_mtl.training.loaders import make_loader, training_loader
+from dlrm_mtl.training.loaders import training_loader
 from dlrm_mtl.training.loop import RunParts, Trainer
 from dlrm_mtl.training.profiling import Profiler
 from dlrm_mtl.training.sharded_model import ShardedModel
@@ -249,19 +250,21 @@ def conclude(
     last = checkpoints.state("latest").step
     spent = clock(progress.seconds)
     say(process, f"trained for {spent}; evaluating the checkpoint after step {progress.step} ({name})")
-    metrics = None
+    found = None
     if "test" in dataset.spec.splits:
-        metrics = evaluate_split(config, dataset, model, process, "test", listeners, progress.step)
+        found = evaluate_split(config, dataset, model, process, "test", listeners, progress.step)
 
     def write() -> None:
-        if metrics is not None:
-            content = {"step": progress.step, "last_step": last, "test": metrics}
+        if found is not None:
+            content: dict[str, Any] = {"step": progress.step, "last_step": last, "test": found.metrics}
+            if found.slicings:
+                content["slices"] = {"test": [slicing.as_json() for slicing in found.slicings]}
             folder.write(folder.results, json.dumps(content, indent=1))
         record(folder, "end", last)
         folder.publish()
 
     first_process_only(write)
-    return metrics
+    return found.metrics if found is not None else None
 
 
 def evaluate_split(
@@ -272,20 +275,23 @@ def evaluate_split(
     split: str,
     listeners: Listeners,
     step: int,
-) -> dict[str, float]:
-    """Evaluate the model after ``step`` steps on one split, with events for ``listeners``."""
-    loader = make_loader(config, dataset, split, process)
-    total = loader.steps_per_epoch
+    *,
+    sliced: bool = True,
+) -> SplitEvaluation:
+    """Evaluate the model after ``step`` steps on one split, with events for ``listeners``; without slices if not ``sliced``."""
+    evaluator = Evaluator(config, dataset, split, process, sliced=sliced)
+    total = evaluator.loader.steps_per_epoch
 
     def on_progress(done: int) -> None:
         enter_phase(f"evaluation on {split}", lasting=True)
         listeners.tell(events.Progress(f"evaluate {split}", done, total))
 
     on_progress(0)
-    found = evaluate(model, loader, config.tasks, process.device, on_progress)
-    report_unknown_ids(process, loader.unknown_ids)
-    listeners.tell(Evaluation(step, split, loader.rows, found.metrics, scores=found.scores))
-    return found.metrics
+    found = evaluator(model, on_progress)
+    report_unknown_ids(process, evaluator.loader.unknown_ids)
+    rows = evaluator.loader.rows
+    listeners.tell(Evaluation(step, split, rows, found.metrics, scores=found.scores, slicings=found.slicings))
+    return found
 
 
 def report_unknown_ids(process: Process, counts: dict[str, int]) -> None:

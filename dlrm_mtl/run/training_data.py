@@ -12,7 +12,8 @@ from dlrm_mtl.data.dataset import Dataset
 from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.run.contract import check_same_files, new_contract
 from dlrm_mtl.run.folder import RunFolder
-from dlrm_mtl.training.loaders import make_loader, training_loader
+from dlrm_mtl.training.evaluation import Evaluator
+from dlrm_mtl.training.loaders import training_loader
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TrainingData:
     contract: Contract
     train: BatchLoader | None
     """None where data are growing: each round has its own."""
-    validation: BatchLoader | None
+    validation: Evaluator | None
     """None if there is no such split."""
     steps: int | None
     """Steps of the whole run; None where data are growing."""
@@ -51,7 +52,9 @@ def open_training_data(
     if known is not None and split is not None:
         first_process_only(partial(check_same_files, known, dataset, split, folder))
     train = training_loader(config, split, process) if split else None
-    validation = make_loader(config, dataset, "validation", process) if "validation" in dataset.spec.splits else None
+    validation = None
+    if "validation" in dataset.spec.splits:
+        validation = Evaluator(config, dataset, "validation", process, sliced=False)
     if known is None:
         known = first_process_only(partial(new_contract, config, dataset, split))
     steps = config.training.total_steps(train.steps_per_epoch) if train else None

@@ -225,10 +225,12 @@ class Watch:
         listeners = Listeners(shown, self.process.is_main)
         split = self.file.split
         try:
-            metrics = evaluate_split(config, ready.dataset, ready.model, self.process, split, listeners, state.step)
+            found = evaluate_split(
+                config, ready.dataset, ready.model, self.process, split, listeners, state.step, sliced=False
+            )
         finally:
             console_lines.on_end(End(state.step))
-        first_process_only(lambda: self.file.write(self.checkpoints.identity(), state.step, metrics))
+        first_process_only(lambda: self.file.write(self.checkpoints.identity(), state.step, found.metrics))
         return 1
 
     def _give_up(self, name: str, error: UserError) -> int:

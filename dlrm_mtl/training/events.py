@@ -16,7 +16,7 @@ each group of new files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.embeddings.two_phase import StepReport
+from dlrm_mtl.evaluation.results import Slicing
 from dlrm_mtl.metrics.score_bins import ScoreBins
 from dlrm_mtl.training.sharded_model import ShardedModel
 
@@ -121,6 +122,8 @@ class Evaluation:
     """True if the watched metric, ``training.early_stopping.metric``, is the best so far."""
     scores: dict[str, ScoreBins] = field(default_factory=dict)
     """Scores in bins, by task."""
+    slicings: Sequence[Slicing] = ()
+    """Metrics by slice, for each of ``metrics.slices``; empty while training goes on."""
 
 
 @dataclass(frozen=True)

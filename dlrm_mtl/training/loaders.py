@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.processes import Process, on_every_process, one_by_one
+from dlrm_mtl.data.carried_columns import CarriedColumn
 from dlrm_mtl.data.dataset import Dataset, Split
 from dlrm_mtl.data.negatives.rewrite import Negatives
 from dlrm_mtl.data.negatives.statistics import ItemStatistics, merge, read_statistics
@@ -12,9 +15,11 @@ from dlrm_mtl.data.reader import BatchLoader
 from dlrm_mtl.tasks.targets import label_columns
 
 
-def make_loader(config: RunConfig, dataset: Dataset, split: str, process: Process) -> BatchLoader:
+def make_loader(
+    config: RunConfig, dataset: Dataset, split: str, process: Process, carried: Sequence[CarriedColumn] = ()
+) -> BatchLoader:
     """Loader of one split for evaluation on this process: features in `data.train_only` are constant."""
-    return split_loader(config, dataset.split(split), process, served=True)
+    return split_loader(config, dataset.split(split), process, served=True, carried=carried)
 
 
 def training_loader(config: RunConfig, split: Split, process: Process) -> BatchLoader:
@@ -34,7 +39,13 @@ def training_loader(config: RunConfig, split: Split, process: Process) -> BatchL
 
 
 def split_loader(
-    config: RunConfig, split: Split, process: Process, negatives: Negatives | None = None, *, served: bool = False
+    config: RunConfig,
+    split: Split,
+    process: Process,
+    negatives: Negatives | None = None,
+    *,
+    served: bool = False,
+    carried: Sequence[CarriedColumn] = (),
 ) -> BatchLoader:
     """Loader of an open split for this process: shuffled for training, in file order otherwise.
 
@@ -44,6 +55,7 @@ def split_loader(
         process: this process.
         negatives: rewriter that adds rows with drawn items.
         served: True outside training: features in `data.train_only` are constant.
+        carried: columns to read beside the inputs, for ``Batch.carried``.
     """
     training = split.name == "train"
     size = config.data.batch_size // config.training.micro_batches if training else config.data.evaluation_batch_size
@@ -59,4 +71,5 @@ def split_loader(
         negatives=negatives,
         pin=process.device.type == "cuda",
         served=served,
+        carried=carried,
     )

@@ -26,7 +26,7 @@ from dlrm_mtl.training import events
 from dlrm_mtl.training.averages import Window
 from dlrm_mtl.training.build import build_step
 from dlrm_mtl.training.divergence import DivergedError, DivergenceWatch
-from dlrm_mtl.training.evaluation import evaluate
+from dlrm_mtl.training.evaluation import Evaluator
 from dlrm_mtl.training.interruption import Interrupted, Interruption
 from dlrm_mtl.training.publisher import Publisher
 from dlrm_mtl.training.saver import Saver
@@ -46,7 +46,7 @@ class RunParts:
     checkpoints: Checkpoints
     progress: RunState
     """State of the run; the trainer updates it."""
-    validation_data: BatchLoader | None = None
+    validation: Evaluator | None = None
     listeners: events.Listeners = field(default_factory=events.Listeners)
     first_step: int = 0
     """Growing data: the step at which the round of ``train_data`` started."""
@@ -75,7 +75,7 @@ class Trainer:
         self.model = parts.model
         self.optimizers = parts.optimizers
         self.train_data = parts.train_data
-        self.validation_data = parts.validation_data
+        self.validation = parts.validation
         self.checkpoints = parts.checkpoints
         self.progress = parts.progress
         self.growing = parts.growing
@@ -218,16 +218,16 @@ class Trainer:
 
     def validate(self) -> None:
         """Evaluate on the validation split and record whether the result is the best so far."""
-        data = self.validation_data
-        if data is None:
+        validation = self.validation
+        if validation is None:
             return
 
         def on_progress(done: int) -> None:
             enter_phase(f"validation after step {self.progress.step}", lasting=True)
-            self.tell(events.Progress("validate", done, data.steps_per_epoch))
+            self.tell(events.Progress("validate", done, validation.loader.steps_per_epoch))
 
         on_progress(0)
-        found = evaluate(self.model, data, self.config.tasks, self.process.device, on_progress)
+        found = validation(self.model, on_progress)
         watched = self.config.training.early_stopping.metric
         value = found.metrics[watched]
         better = lower_is_better(watched)
@@ -243,7 +243,8 @@ class Trainer:
         else:
             self.progress.evaluations_without_improvement += 1
         is_best = self.progress.best_step == self.progress.step
-        self.tell(events.Evaluation(self.progress.step, "validation", data.rows, found.metrics, is_best, found.scores))
+        rows = validation.loader.rows
+        self.tell(events.Evaluation(self.progress.step, "validation", rows, found.metrics, is_best, found.scores))
 
     def publish(self, publisher: Publisher, due: bool, stop: bool) -> None:
         """Publish a version if one is due, and after the last step; go on with one that is being written."""

@@ -31,9 +31,9 @@ def visit(rank: int, data: Path, runs: Path, optimizer: str, plan: str, load: st
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
+    from dlrm_mtl.training.loaders import make_loader
     from dlrm_mtl.training.loop import RunParts, Trainer
     from dlrm_mtl.training.tensors import RunTensors
 

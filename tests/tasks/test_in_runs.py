@@ -62,9 +62,9 @@ def losses(rank: int, folder: Path) -> list[list[float]]:
     from dlrm_mtl.checkpoint.checkpoints import Checkpoints
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers
+    from dlrm_mtl.training.loaders import make_loader
     from dlrm_mtl.training.loop import RunParts, Trainer
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))

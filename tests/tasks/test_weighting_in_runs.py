@@ -32,10 +32,10 @@ def train(rank: int, dataset: Path, checkpoints: Path, stop: int, resume: bool) 
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.tasks.weighting import DynamicWeightAverage, UncertaintyWeighting
     from dlrm_mtl.training.build import build_model, build_optimizers
+    from dlrm_mtl.training.loaders import make_loader
     from dlrm_mtl.training.loop import RunParts, Trainer
     from dlrm_mtl.training.tensors import RunTensors
 

@@ -157,7 +157,7 @@ def literal(rank: int, folder: Path, methods: list[str]) -> dict[str, tuple[Any,
     """Weights by name, and the coefficients of every step, with each method."""
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
+    from dlrm_mtl.training.loaders import make_loader
 
     results = {}
     for method in methods:
@@ -184,8 +184,8 @@ def sharded(
 
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers, build_step
+    from dlrm_mtl.training.loaders import make_loader
     from tests.embeddings.two_phase_model import whole
 
     process, results = Process(rank, dist.get_world_size(), torch.device("cpu")), {}
@@ -272,9 +272,9 @@ def resumed(rank: int, folder: Path, checkpoints: Path, methods: list[str]) -> d
     from dlrm_mtl.checkpoint.state import RunState
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.storage.run_store import LocalStore
     from dlrm_mtl.training.build import build_model, build_optimizers, build_step
+    from dlrm_mtl.training.loaders import make_loader
     from dlrm_mtl.training.tensors import RunTensors
 
     process, result = Process(rank, dist.get_world_size(), torch.device("cpu")), {}
@@ -315,8 +315,8 @@ def poisoned(rank: int, folder: Path) -> Any:
 
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model, build_optimizers, build_step
+    from dlrm_mtl.training.loaders import make_loader
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))
     dataset = open_dataset(str(folder))

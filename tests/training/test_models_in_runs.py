@@ -176,9 +176,9 @@ def ranked(rank: int, folder: Path) -> tuple[dict[str, float], Any]:
     from dlrm_mtl.config.run import RunConfig
     from dlrm_mtl.core.processes import Process
     from dlrm_mtl.data.dataset import open_dataset
-    from dlrm_mtl.run.train import make_loader
     from dlrm_mtl.training.build import build_model
     from dlrm_mtl.training.evaluation import evaluate
+    from dlrm_mtl.training.loaders import make_loader
     from tests.embeddings.two_phase_model import whole
 
     process = Process(rank, dist.get_world_size(), torch.device("cpu"))

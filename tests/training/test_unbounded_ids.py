@@ -36,8 +36,8 @@ class Run:
         from dlrm_mtl.config.run import RunConfig
         from dlrm_mtl.core.processes import Process
         from dlrm_mtl.data.dataset import open_dataset
-        from dlrm_mtl.run.train import make_loader
         from dlrm_mtl.training.build import build_model, build_optimizers, build_step
+        from dlrm_mtl.training.loaders import make_loader
 
         process = Process(rank, dist.get_world_size(), torch.device("cpu"))
         content = hashed.config(data, unbounded, sharding=PLANS[plan], **{"optimizer": CLIPPY, **changes})
