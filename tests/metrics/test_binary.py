@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrm_mtl.metrics import METRICS
 from dlrm_mtl.metrics.binary import auc, calibration, log_loss, normalized_entropy, positives
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 200), st.integers(1, 50))
 def test_against_scikit_learn(seed: int, rows: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
