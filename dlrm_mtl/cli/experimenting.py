@@ -135,7 +135,8 @@ def stability(
         int | None, typer.Option(min=1, help="Trainings at a time. Default: the number of cores.", show_default=False)
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page to this file, too.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file, too.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write the plots of the page to this folder, as SVG.")] = None,
     overrides: Overrides = None,
     plugins: Plugins = None,
 ) -> None:
@@ -162,7 +163,7 @@ def stability(
     )
     result = _run(study, folder)
     results = analyse(result, folder, settings)
-    show(results, result.metric, folder, config, html)
+    show(results, result.metric, config, html, figures)
     if json_file is not None:
         write_text(json_file, json.dumps(as_json(results, result.metric), indent=1) + "\n")
     if result.failed:

@@ -167,7 +167,7 @@ def analyse(result: SweepResult, folder: Path, settings: Sequence[Setting]) -> l
             losses = training_loss(run)
             own.outcomes.append(outcome)
             own.runs.append(run)
-            own.diverged.append(outcome.status == "diverged" or has_diverged(losses))
+            own.diverged.append(outcome.status == "diverged" or has_diverged(run))
             own.micro.append(micro_divergences(losses))
     return list(by_name.values())
 
@@ -180,17 +180,36 @@ def training_loss(run: RecordedRun) -> Floats:
     return np.sum(curves, axis=0)
 
 
-def has_diverged(losses: Floats) -> bool:
-    """True if a training ends with a loss above its first one, or without one: it is worse than before training.
+def has_diverged(run: RecordedRun) -> bool:
+    """True if a training ends without a finite loss, or no better than constant predictions.
 
-    The end is the median of the last tenth of the entries, at least three. A model begins with the mean label of every task.
+    The constants are the mean labels of the validation split, with which the log loss there is the entropy of the labels.
+    Tasks that have no entropy, such as regressions, are judged by the training loss: see :func:`ends_above_its_start`.
     """
-    if not len(losses):
-        return False
-    last = losses[-max(len(losses) // 10, 3) :]
-    if not np.isfinite(last).all():
+    losses = training_loss(run)
+    if len(losses) and not np.isfinite(losses[-_tail(losses) :]).all():
         return True
-    return float(np.median(last)) > float(losses[0])
+    last = next((entry for entry in reversed(run.entries) if entry["kind"] == "validation"), None)
+    if last is None:
+        return ends_above_its_start(losses)
+    tasks = [key.removesuffix("/normalized_entropy") for key in last if key.endswith("/normalized_entropy")]
+    tasks = [task for task in tasks if task != "mean"]
+    if not tasks:
+        return ends_above_its_start(losses)
+    reached = [(last.get(f"{task}/log_loss"), last[f"{task}/normalized_entropy"]) for task in tasks]
+    if any(loss is None for loss, _ in reached):
+        return True
+    known = [(loss, ratio) for loss, ratio in reached if ratio]  # null where all labels are alike
+    return bool(known) and sum(loss for loss, _ in known) >= sum(loss / ratio for loss, ratio in known)
+
+
+def ends_above_its_start(losses: Floats) -> bool:
+    """True if the median of the last tenth of the losses, at least three, is above the first one."""
+    return len(losses) > 0 and float(np.median(losses[-_tail(losses) :])) > float(losses[0])
+
+
+def _tail(losses: Floats) -> int:
+    return max(len(losses) // 10, 3)
 
 
 def micro_divergences(losses: Floats) -> int:

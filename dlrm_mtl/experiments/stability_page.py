@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dlrm_mtl.console import console
 from dlrm_mtl.experiments.stability import SettingResult, best_of, factors, training_loss
 from dlrm_mtl.experiments.summary import source_line
 from dlrm_mtl.reports.groups import mean_and_interval
-from dlrm_mtl.reports.page import Cell, Figure, Page, PageTable, Section
+from dlrm_mtl.reports.page import Cell, Figure, Page, PageTable, Section, write_text
 from dlrm_mtl.reports.plots import COLOURS, Line, line_plot
 from dlrm_mtl.reports.terminal import rich_table
 
@@ -66,11 +67,20 @@ def best_table(results: Sequence[SettingResult], metric: str) -> PageTable:
     return PageTable(columns, rows, caption="Every optimizer at its best rate: mean and 95 % interval over seeds")
 
 
-def show(results: Sequence[SettingResult], metric: str, folder: Path, config: Path, html: Path | None) -> None:
-    """Print the tables, and write the page if asked for.
+def show(
+    results: Sequence[SettingResult], metric: str, config: Path, html: Path | None, figures: Path | None = None
+) -> None:
+    """Print the tables, and write the page and its plots if asked for.
+
+    Args:
+        results: what came out.
+        metric: metric that chooses.
+        config: configuration that was trained.
+        html: file of the page.
+        figures: folder for the plots as single SVG files.
 
     Raises:
-        UserError: the page cannot be written.
+        UserError: a file cannot be written.
     """
     out = console()
     for table in [*tables(results, metric), best_table(results, metric)]:
@@ -78,6 +88,15 @@ def show(results: Sequence[SettingResult], metric: str, folder: Path, config: Pa
     if html is not None:
         page(results, metric, config).write(html)
         out.print(f"{html}: written; open it in a browser")
+    if figures is not None:
+        for section in page(results, metric, config).sections:
+            for figure in section.figures:
+                write_text(figures / f"{_file_name(figure.description)}.svg", figure.svg)
+
+
+def _file_name(description: str) -> str:
+    """``clipping factors at clippy@8x of a, b`` -> ``clipping_factors_at_clippy_8x``."""
+    return re.sub(r"\W+", "_", description.partition(" of ")[0]).strip("_").lower()
 
 
 def page(results: Sequence[SettingResult], metric: str, config: Path) -> Page:
@@ -88,8 +107,8 @@ def page(results: Sequence[SettingResult], metric: str, config: Path) -> Page:
     sections = [
         Section(
             "By learning rate",
-            "A training has diverged if its loss ends above the first one. A micro-divergence is a rise of the loss to 1.5 "
-            "times its level that goes back.",
+            "A training has diverged if it ends no better than constant predictions on the validation split, or without a "
+            "finite loss. A micro-divergence is a rise of the training loss to 1.5 times its level that goes back.",
             [*tables(results, metric), best_table(results, metric)],
             [_by_rate(results, metric, colours)] if len(multiples) > 1 else [],
         ),

@@ -37,7 +37,7 @@ def run_folder(place: str | Path) -> Iterator[RunFolder]:
             if dist.get_rank() == 0 and isinstance(store, RemoteStore):
                 store.publish_after_error()
             if isinstance(error, UserError):  # the user knows the run by its URI
-                raise UserError(str(error).replace(str(store.local), store.place), local=error.local) from None
+                raise type(error)(str(error).replace(str(store.local), store.place), local=error.local) from None
             raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +11,44 @@ import yaml
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.experiments.stability import Setting, has_diverged, micro_divergences, settings_of
+from dlrm_mtl.reports.runs import RecordedRun
 from tests.commands import run
 
 
-def test_a_training_that_ends_above_its_first_loss_has_diverged():
+def recorded(losses, **validation):
+    entries = [{"kind": "train", "step": n + 1, "loss/click": float(loss)} for n, loss in enumerate(losses)]
+    if validation:
+        entries.append({"kind": "validation", "step": len(losses), **validation})
+    return RecordedRun("run", Path("run"), {}, entries, None)
+
+
+def test_a_training_no_better_than_constants_has_diverged():
     falling = np.linspace(1.5, 1.2, 40)
-    assert not has_diverged(falling)
-    assert has_diverged(np.concatenate([falling[:20], np.full(20, 6e7)]))
-    assert has_diverged(np.append(falling, [np.nan] * 4))
-    assert has_diverged(np.append(falling, [np.inf] * 4))
+
+    def ends(click, like):  # the entropies of the labels are 0.5 and 0.1
+        tasks = {"click": (click, 0.5), "like": (like, 0.1)}
+        found = {f"{task}/log_loss": loss for task, (loss, _) in tasks.items()}
+        found |= {f"{task}/normalized_entropy": loss / of for task, (loss, of) in tasks.items()}
+        return found | {"mean/normalized_entropy": 9.0}
+
+    assert not has_diverged(recorded(falling, **ends(0.4, 0.08)))
+    assert not has_diverged(recorded(falling, **ends(0.4, 0.12)))  # one task is overfit, not all are lost
+    assert has_diverged(recorded(falling, **ends(0.5, 0.1)))
+    assert has_diverged(recorded(falling, **ends(0.45, 0.2)))
+    assert has_diverged(recorded(falling, **{"click/log_loss": None, "click/normalized_entropy": None}))
+    assert not has_diverged(recorded(falling, **{"click/log_loss": 0.3, "click/normalized_entropy": None}))
+    assert has_diverged(recorded(np.append(falling, [np.nan] * 4), **ends(0.4, 0.08)))
+
+
+def test_without_an_entropy_a_training_that_ends_above_its_first_loss_has_diverged():
+    falling = np.linspace(1.5, 1.2, 40)
+    assert not has_diverged(recorded(falling))
+    assert has_diverged(recorded(np.concatenate([falling[:20], np.full(20, 6e7)])))
+    assert has_diverged(recorded(np.append(falling, [np.inf] * 4)))
     peak = falling.copy()
     peak[10:20] = 1e4  # it came back
-    assert not has_diverged(peak)
-    assert not has_diverged(np.empty(0))
+    assert not has_diverged(recorded(peak, **{"rating/mse": 1.0}))
+    assert not has_diverged(recorded([]))
 
 
 def test_a_rise_that_goes_back_is_one_micro_divergence():
@@ -81,6 +107,8 @@ def test_a_small_study_shows_rates_losses_and_factors(tmp_path):
             tmp_path / "page.html",
             "--json",
             tmp_path / "all.json",
+            "--figures",
+            tmp_path / "figures",
         ),
         *("--set", "training.max_steps=8", "--set", "training.evaluate_every=4", "--set", "training.log_every=1"),
         *("--set", "optimizer.sparse={name: clippy_rowwise_adagrad, learning_rate: 0.02}"),
@@ -103,3 +131,6 @@ def test_a_small_study_shows_rates_losses_and_factors(tmp_path):
     ):
         assert f'alt="{described}' in page
     assert "clipping factors at adagrad+gc" not in page
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn >= {"training_loss_at_1000x.svg", "clipping_factors_at_clippy_1000x.svg"}
+    assert (tmp_path / "figures/validation_mean_auc_by_learning_rate.svg").read_text().startswith("<svg")

@@ -143,3 +143,14 @@ def test_values_are_written_as_yaml_of_one_line():
 def test_intervals_are_those_of_student():
     mean, half = mean_and_interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.302653 * 1.0 / np.sqrt(3), rel=1e-6))
+
+
+def test_a_training_without_finite_gradients_is_an_outcome_not_a_failure(tmp_path):
+    done = run(
+        *("sweep", "configs/kuairand_mmoe_debug.yaml", "--output", tmp_path / "out", "--parallel", 2),
+        *("--grid", "optimizer.dense.learning_rate=0.01,1.0e+30", "--set", "optimizer.dense={name: sgd}"),
+        *("--set", "training.max_steps=14", "--set", "training.evaluate_every=14", "--set", "training.log_every=1"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = Ledger(tmp_path / "out/trials.jsonl").outcomes
+    assert [outcomes[f"all-{number:03d}-seed1"].status for number in (0, 1)] == ["finished", "diverged"]
