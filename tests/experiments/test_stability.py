@@ -129,7 +129,7 @@ def test_a_small_study_shows_rates_losses_and_factors(tmp_path):
         "training loss at 1000x",
         "clipping factors at clippy@1000x",
     ):
-        assert f'alt="{described}' in page
+        assert f'aria-label="{described}' in page
     assert "clipping factors at adagrad+gc" not in page
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn >= {"training_loss_at_1000x.svg", "clipping_factors_at_clippy_1000x.svg"}
