@@ -12,7 +12,7 @@ from pathlib import Path
 from dlrm_mtl.core.errors import EXIT_CODE, UserError
 from dlrm_mtl.core.suggest import suggest
 
-STUDIES = ("assignment", "task_relatedness", "taobao_balancing")
+STUDIES = ("architectures", "assignment", "auxiliary", "task_relatedness", "taobao_balancing")
 """Modules with a ``main(arguments)`` and a docstring whose first line says what is asked."""
 
 

@@ -36,7 +36,7 @@ class Training:
 
     method: str
     point: Mapping[str, Any]
-    """Tuned values by key path."""
+    """Tuned values by key path, one for each key below a tuned one."""
     seed: int
     final: bool
     """True for a training on a fresh seed, after tuning."""
@@ -72,13 +72,16 @@ class Study(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def prepare(self, raw: Path | None, output: Path) -> Mapping[str, Any]:
-        """Prepare data below ``output``, unless it is there; return values by key path for all trainings.
+    def prepare(self, raw: Path | None, output: Path) -> Mapping[str, Mapping[str, Any]]:
+        """Prepare data below ``output``, unless it is there.
+
+        Returns:
+            Values by key path for the trainings of each sweep, by the stem of its file; a sweep that is left out is not run.
 
         Raises:
             UserError: ``raw`` does not hold the files.
         """
-        return {}
+        return {Path(file).stem: {} for file in self.sweeps}
 
     @abstractmethod
     def measure(self, trainings: Mapping[str, Sequence[Training]], output: Path) -> dict[str, Any]:
@@ -143,11 +146,14 @@ def _train(study: Study, output: Path, options: argparse.Namespace) -> dict[str,
     settings = study.prepare(getattr(options, "data", None), output)
     trainings = {}
     for file in study.sweeps:
+        name = Path(file).stem
+        if name not in settings:
+            continue
         config = read_sweep(study.folder / file)
-        config = config.model_copy(update={"set": {**config.set, **settings}})
+        config = config.model_copy(update={"set": {**config.set, **settings[name]}})
         if options.quick:
             config = _quick(config)
-        folder = output / Path(file).stem
+        folder = output / name
         if not options.finished:
             try:
                 failed = Sweep(config, folder, options.parallel, threads=1).run().failed
@@ -156,7 +162,7 @@ def _train(study: Study, output: Path, options: argparse.Namespace) -> dict[str,
                 raise SystemExit(130) from None
             if failed:
                 raise UserError(f"{failed[0].name}: {failed[0].reason}")
-        trainings[Path(file).stem] = finished(config, folder)
+        trainings[name] = finished(config, folder)
     if not any(trainings.values()):
         raise UserError(f"{output}: no training is finished yet; run the study without --finished.")
     return {"study": study.name, "versions": source_line(), **study.measure(trainings, output)}
@@ -165,10 +171,9 @@ def _train(study: Study, output: Path, options: argparse.Namespace) -> dict[str,
 def _quick(config: SweepConfig) -> SweepConfig:
     """The same sweep with one seed and a few steps."""
     steps = {"training.max_steps": QUICK_STEPS, "training.evaluate_every": 2, "training.log_every": 1}
+    first = {key: values[:1] for key, values in config.parameters.items() if isinstance(values, list)}
     changes: dict[str, Any] = {"set": {**config.set, **steps}, "seeds": 1, "final_seeds": min(config.final_seeds, 1)}
-    if config.trials is not None:
-        changes["trials"] = 2
-    return config.model_copy(update=changes)
+    return config.model_copy(update={**changes, "parameters": {**config.parameters, **first}})
 
 
 def finished(config: SweepConfig, folder: Path) -> list[Training]:
@@ -186,7 +191,10 @@ def finished(config: SweepConfig, folder: Path) -> list[Training]:
         front, _, seed = name.rpartition("-seed")
         method, _, number = front.rpartition("-")
         [recorded] = read_runs([folder / TRIALS / name])
-        point = {key: recorded.config.get(key) for key in config.parameters_of(method)}
+        tuned = tuple(config.parameters_of(method))
+        point = {
+            key: value for key, value in recorded.config.items() if f"{key}.".startswith(tuple(f"{t}." for t in tuned))
+        }
         found.append(Training(method, point, int(seed), number == "final", recorded))
     return sorted(found, key=lambda each: (each.seed, order.index(each.method)))
 

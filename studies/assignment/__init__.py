@@ -56,7 +56,7 @@ class Assignment(Study):
     name = "assignment"
     raw = "MovieLens 100K (u.data, u.item, u.user)"
 
-    def prepare(self, raw: Path | None, output: Path) -> Mapping[str, Any]:
+    def prepare(self, raw: Path | None, output: Path) -> Mapping[str, Mapping[str, Any]]:
         """Prepare the assignment's split, with the test part as the validation split as well."""
         data = output / "data"
         if not prepared(data):
@@ -66,7 +66,7 @@ class Assignment(Study):
             test = spec.splits["test"]
             watched = SplitSpec(folder=test.folder, rows=test.rows, description="the test part, for the curves")
             write_spec(data / DATASET_FILE, spec.model_copy(update={"splits": {**spec.splits, "validation": watched}}))
-        return {"data.path": str(data)}
+        return {"sweep": {"data.path": str(data)}}
 
     def measure(self, trainings: Mapping[str, Sequence[Training]], output: Path) -> dict[str, Any]:
         """Values of every seed, mean curves, and ranks of the first run with shared tables."""

@@ -38,8 +38,8 @@ def test_data_has_the_test_part_as_validation_split(files: Path, tmp_path: Path)
     study = Assignment(FOLDER)
     with pytest.raises(UserError, match="--data FOLDER: is needed the first time; name the folder with MovieLens 100K"):
         study.prepare(None, tmp_path / "none")
-    settings = study.prepare(files, tmp_path)
-    assert settings == study.prepare(None, tmp_path), "the second time nothing is prepared"
+    settings = study.prepare(files, tmp_path)["sweep"]
+    assert {"sweep": settings} == study.prepare(None, tmp_path), "the second time nothing is prepared"
     dataset = open_dataset(settings["data.path"])
     assert {name: split.rows for name, split in dataset.spec.splits.items()} == {
         "train": 95000,
