@@ -115,7 +115,9 @@ def page(results: Sequence[SettingResult], metric: str, config: Path) -> Page:
         Section("Training loss", "One line for each seed.", figures=_losses(results, multiples, colours)),
     ]
     clipped = [
-        each for each in results if each.runs and any((c.values < 1).any() for c in factors(each.runs[0]).values())
+        each
+        for each in results
+        if each.runs and any(((c.values > 0) & (c.values < 1)).any() for c in factors(each.runs[0]).values())
     ]
     if clipped:
         sections.append(
