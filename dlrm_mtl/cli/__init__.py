@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serving.serve,
     "skew": scoring.skew,
     "compare": comparing.compare,
+    "report": comparing.report,
     "sweep": experimenting.sweep,
     "stability": experimenting.stability,
     "tune-score": scoring.tune_score_command,

@@ -13,6 +13,7 @@ import torch
 
 import dlrm_mtl
 from dlrm_mtl.console import console
+from dlrm_mtl.core.machine import processor
 from dlrm_mtl.experiments.config import Interval
 from dlrm_mtl.experiments.sweep import SweepResult, Tried, describe, lower_is_better
 from dlrm_mtl.experiments.trials import Outcome
@@ -33,7 +34,7 @@ def as_json(result: SweepResult) -> dict[str, Any]:
     return {
         "metric": result.metric,
         "seeds": {"tuning": result.config.tuning_seeds, "final": result.config.fresh_seeds},
-        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "machine": {"processor": processor(), "python": platform.python_version()},
         "versions": {"dlrm_mtl": dlrm_mtl.__version__, "torch": str(torch.__version__)},
         "points": [
             {
@@ -230,7 +231,7 @@ def page(result: SweepResult, folder: Path) -> Page:
 
 def source_line() -> str:
     """Versions and machine behind figures."""
-    return f"dlrm_mtl {dlrm_mtl.__version__}, torch {torch.__version__}, {_processor()}"
+    return f"dlrm_mtl {dlrm_mtl.__version__}, torch {torch.__version__}, {processor()}"
 
 
 def _cell(outcomes: Sequence[Outcome], split: str, key: str) -> str:
@@ -266,10 +267,3 @@ def _short_number(text: str) -> str:
         return f"{float(text):.4g}" if "." in text or "e" in text else text
     except ValueError:
         return text
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dlrm_mtl.console import clock
 from dlrm_mtl.metrics import ALL_METRICS, METRICS, Metric
 from dlrm_mtl.reports.groups import Group, Paired, differences, mean_and_interval, paired_difference
 from dlrm_mtl.reports.page import Cell, PageTable
-from dlrm_mtl.reports.runs import RecordedRun
+from dlrm_mtl.reports.row_intervals import Interval
+from dlrm_mtl.reports.runs import RecordedRun, same_data
 
 HEADLINES = tuple(next(iter(of_kind)) for of_kind in METRICS.values())
 """Metrics in the terminal: the first of every kind."""
@@ -29,7 +30,7 @@ def runs_table(runs: Sequence[RecordedRun], colours: dict[str, str] | None = Non
         rows.append(
             (
                 Cell(run.label, colour=(colours or {}).get(run.label)),
-                "finished" if run.test is not None else "not finished",
+                "finished" if run.finished else "not finished",
                 str(run.seed),
                 f"{run.step:,}",
                 clock(seconds),
@@ -43,9 +44,21 @@ def runs_table(runs: Sequence[RecordedRun], colours: dict[str, str] | None = Non
 
 
 def metric_tables(
-    runs: Sequence[RecordedRun], groups: Sequence[Group], split: str, names: Iterable[str]
+    runs: Sequence[RecordedRun],
+    groups: Sequence[Group],
+    split: str,
+    names: Iterable[str],
+    intervals: Mapping[tuple[str, str], Interval] | None = None,
 ) -> list[PageTable]:
-    """One table per metric: a row per run, a column per task; and one for groups of several seeds."""
+    """One table per metric: a row per run, a column per task; and one for groups of several seeds.
+
+    Args:
+        runs: the runs.
+        groups: the same by configuration.
+        split: ``test`` or ``validation``.
+        names: metrics.
+        intervals: intervals over rows to show, by the label of a run and ``TASK/METRIC``.
+    """
     several = [group for group in groups if len(group.runs) > 1]
     tables = []
     for name in names:
@@ -54,11 +67,13 @@ def metric_tables(
         if not tasks:
             continue
         caption = f"{SPLITS[split]}: {metric.heading}"
-        found = [[values(run, split).get(f"{task}/{name}", math.nan) for task in tasks] for run in runs]
-        best = _best(found, name, metric)
+        found = [[run.metrics(split).get(f"{task}/{name}", math.nan) for task in tasks] for run in runs]
+        best = _best(found, name, metric) if same_data(runs) else [set[float]()] * len(tasks)
         rows: list[list[str | Cell]] = []
         for run, row in zip(runs, found, strict=True):
-            rows.append([run.label, *(_cell(metric, value, good) for value, good in zip(row, best, strict=True))])
+            ends = [(intervals or {}).get((run.label, f"{task}/{name}")) for task in tasks]
+            each = zip(row, best, ends, strict=True)
+            rows.append([run.label, *(_cell(metric, value, good, interval) for value, good, interval in each)])
         tables.append(PageTable(("run", *tasks), rows, caption=caption))
         rows = []
         for group in several:
@@ -71,10 +86,11 @@ def metric_tables(
 
 
 def paired_tables(groups: Sequence[Group], split: str, names: Iterable[str]) -> list[PageTable]:
-    """Differences to the first group, paired by seed; one table per metric, none without two common seeds."""
+    """Differences to the first group, paired by seed; one table per metric, none without two common seeds and the same data."""
     if not groups:
         return []
     baseline, *others = groups
+    others = [group for group in others if same_data([baseline.runs[0], group.runs[0]])]
     tables = []
     for name in names:
         metric = ALL_METRICS[name]
@@ -95,13 +111,13 @@ def paired_tables(groups: Sequence[Group], split: str, names: Iterable[str]) -> 
 
 def _tasks_with(runs: Sequence[RecordedRun], split: str, name: str) -> list[str]:
     """Tasks with the metric ``name`` on a split in any run; the mean over tasks comes last."""
-    keys = dict.fromkeys(key for run in runs for key in values(run, split))
+    keys = dict.fromkeys(key for run in runs for key in run.metrics(split))
     tasks = [key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] == name]
     return sorted(tasks, key=lambda task: task == "mean")
 
 
 def _paired(group: Group, baseline: Group, split: str, key: str) -> Paired | None:
-    return paired_difference(group, baseline, lambda run: values(run, split).get(key, math.nan))
+    return paired_difference(group, baseline, lambda run: run.metrics(split).get(key, math.nan))
 
 
 def _paired_cell(metric: Metric, pair: Paired | None) -> Cell:
@@ -129,21 +145,6 @@ def difference_tables(groups: Sequence[Group]) -> list[PageTable]:
     return [PageTable(("key", *labels), rows, text_columns=1 + len(labels), caption="Where the configurations differ")]
 
 
-def notes(groups: Sequence[Group]) -> list[str]:
-    """Notes for the reader of the numbers."""
-    return [
-        f"{run.label} has seed {run.seed}, as has {next(other.label for other in group.runs if other.seed == run.seed)}; "
-        "it is left out of means and intervals"
-        for group in groups
-        for run in group.repeated
-    ]
-
-
-def values(run: RecordedRun, split: str) -> dict[str, float]:
-    """Metrics of a run on a split; empty if there are none yet."""
-    return (run.test if split == "test" else run.validation) or {}
-
-
 def _best(rows: Sequence[Sequence[float]], name: str, metric: Metric) -> list[set[float]]:
     """Best value of every column, if there is a choice and the metric has a direction."""
     best = []
@@ -155,7 +156,7 @@ def _best(rows: Sequence[Sequence[float]], name: str, metric: Metric) -> list[se
 
 
 def _with_interval(group: Group, split: str, key: str, metric: Metric) -> str:
-    found = [values(run, split)[key] for run in group.runs if math.isfinite(values(run, split).get(key, math.nan))]
+    found = [run.metrics(split)[key] for run in group.runs if math.isfinite(run.metrics(split).get(key, math.nan))]
     mean, half = mean_and_interval(found)
     text = _form(metric.form, mean)
     if math.isfinite(half):
@@ -163,8 +164,9 @@ def _with_interval(group: Group, split: str, key: str, metric: Metric) -> str:
     return text if len(found) == len(group.runs) else f"{text} ({len(found)} of {len(group.runs)})"
 
 
-def _cell(metric: Metric, value: float, best: set[float]) -> Cell:
-    return Cell(_form(metric.form, value), strong=value in best)
+def _cell(metric: Metric, value: float, best: set[float], interval: Interval | None) -> Cell:
+    note = "" if interval is None else " to ".join(metric.form.format(end) for end in interval)
+    return Cell(_form(metric.form, value), strong=value in best, note=note)
 
 
 def _form(form: str, value: float) -> str:

@@ -55,11 +55,11 @@ class Paired:
 
 
 def group_runs(runs: Sequence[RecordedRun]) -> list[Group]:
-    """Group ``runs``, in the order in which groups first appear."""
+    """Group ``runs``, in the order in which groups first appear; runs of different data are never in one group."""
     found: dict[str, list[RecordedRun]] = {}
     for run in runs:
         rest = {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
-        found.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
+        found.setdefault(json.dumps([run.data, rest], sort_keys=True, default=str), []).append(run)
     groups = []
     for members in found.values():
         first: dict[Any, RecordedRun] = {}

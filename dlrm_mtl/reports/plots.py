@@ -89,7 +89,7 @@ def line_plot(
         axes.set_ylim(0 if from_zero else limits[0], limits[1])
         axes.set_xlabel(x_label)
 
-    return _svg(title, draw)
+    return svg_of(title, draw)
 
 
 def grouped_bars(title: str, names: Sequence[str], groups: Mapping[str, Sequence[float]], y_label: str = "") -> str:
@@ -100,7 +100,7 @@ def grouped_bars(title: str, names: Sequence[str], groups: Mapping[str, Sequence
         for number, (group, values) in enumerate(groups.items()):
             places = np.arange(len(names)) + (number - (len(groups) - 1) / 2) * width
             axes.bar(places, values, width * 0.92, color=COLOURS[number % len(COLOURS)], label=group)
-        axes.set_xticks(np.arange(len(names)), [_short(name, 16) for name in names], rotation=30, ha="right")
+        axes.set_xticks(np.arange(len(names)), [short(name, 16) for name in names], rotation=30, ha="right")
         axes.set_yscale("log")
         _plain_logarithms(axes.yaxis)
         axes.grid(visible=False, axis="x")
@@ -108,7 +108,7 @@ def grouped_bars(title: str, names: Sequence[str], groups: Mapping[str, Sequence
         axes.set_ylabel(y_label)
         axes.legend(frameon=False, ncols=len(groups), fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
 
-    return _svg(title, draw, width=10.0, height=3.0)
+    return svg_of(title, draw, width=10.0, height=3.0)
 
 
 def histogram_plot(title: str, edges: Floats, counts: Floats, x_label: str = "") -> str:
@@ -121,7 +121,7 @@ def histogram_plot(title: str, edges: Floats, counts: Floats, x_label: str = "")
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
 
-    return _svg(title, draw, height=1.7)
+    return svg_of(title, draw, height=1.7)
 
 
 def thin(x: Floats, y: Floats, points: int = MOST_POINTS) -> tuple[Floats, Floats]:
@@ -149,12 +149,13 @@ def _plain_logarithms(axis: Axis) -> None:
     axis.set_minor_formatter(_PlainLogarithms(labelOnlyBase=False))
 
 
-def _svg(title: str, draw: Callable[[Axes], None], width: float = 4.6, height: float = 2.7) -> str:
+def svg_of(title: str, draw: Callable[[Axes], None], width: float = 4.6, height: float = 2.7) -> str:
+    """A plot of one pair of axes, which ``draw`` fills; sizes in inches."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        axes.set_title(_short(title, 52 if width < 6 else 120))
+        axes.set_title(short(title, 52 if width < 6 else 120))
         draw(axes)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
@@ -162,5 +163,6 @@ def _svg(title: str, draw: Callable[[Axes], None], width: float = 4.6, height: f
     return text[text.index("<svg") :]
 
 
-def _short(text: str, limit: int = 28) -> str:
+def short(text: str, limit: int = 28) -> str:
+    """The beginning of a long text."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -56,6 +56,12 @@ def inline_svg(svg: str, prefix: str) -> str:
     return theme_colour(text)
 
 
+def light_colours(text: str) -> str:
+    """SVG of a page with the colours of a light theme in place of the page's variables, to stand alone."""
+    colours = {variable: colour for colour, variable in _VARIABLES.items()}
+    return re.sub(r"var\((--\w+)\)", lambda found: colours[found[1]], text)
+
+
 def _variables(dark: bool) -> str:
     values = {f"--{name}": pair[dark] for name, pair in INKS.items()}
     values |= {f"--c{number}": pair[dark] for number, pair in enumerate(SERIES.items())}

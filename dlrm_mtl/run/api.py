@@ -149,7 +149,7 @@ class Run:
         filesystem, root = locate(self.folder)
         if not is_local(filesystem):
             raise UserError(
-                f"{self.folder}: this is no local folder; copy config.yaml, metrics.jsonl and results.json into one."
+                f"{self.folder}: this is no local folder; copy the run's folder here, without its checkpoints."
             )
         return root
 

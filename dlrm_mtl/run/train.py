@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from dlrm_mtl.checkpoint.checkpoints import Checkpoints, step_name
@@ -21,6 +22,7 @@ from dlrm_mtl.config.training import listener_part
 from dlrm_mtl.console import clock
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.job_watch import enter_phase
+from dlrm_mtl.core.machine import processor
 from dlrm_mtl.core.processes import Process, first_process_only, gather_objects, process_group
 from dlrm_mtl.data.contract import Contract
 from dlrm_mtl.data.dataset import Dataset, open_dataset
@@ -199,6 +201,12 @@ def passes(
         yield training_loader(config, round.split, process), round
 
 
+def machine_facts() -> dict[str, str]:
+    """What this process computes on, and with which version of PyTorch."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return {"processor": processor(), "device": device, "torch": str(torch.__version__)}
+
+
 def say(process: Process, text: str) -> None:
     """Log ``text`` once for all processes."""
     if process.is_main:
@@ -224,7 +232,9 @@ def prepare_folder(
     changed = {"changes": [{"key": key, "was": was, "is": now} for key, was, now in changes]} if changes else {}
     world_size, event = dist.get_world_size(), "resume" if claim.goes_on else "start"
     # First: it tells that the run is this job's own.
-    record(folder, event, progress.step, processes=world_size, agents=claim.starter.agents, **changed)
+    record(
+        folder, event, progress.step, processes=world_size, agents=claim.starter.agents, **machine_facts(), **changed
+    )
     folder.create(config)
     if initial is not None:
         write_initial(folder, initial)

@@ -2,24 +2,25 @@
 
     python docs/figures/draw_reports.py PAGE.html FIGURE.svg "DESCRIPTION" ["DESCRIPTION" ...]
 
-A description is a plot's `alt` text in the page. The plots stand side by side.
+A description is a plot's `aria-label` in the page. The plots stand side by side, in the colours of a light page.
 """
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 import sys
 from pathlib import Path
+
+from dlrm_mtl.reports.themes import light_colours
 
 GAP = 12
 
 
 def plots(page: str) -> dict[str, str]:
     """The plots of a page as SVG texts, by description."""
-    images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]*)"', page)
-    return {html.unescape(alt): base64.b64decode(data).decode("utf-8") for data, alt in images}
+    found = re.findall(r'role="img" aria-label="([^"]*)">\n(<svg.*?</svg>)', page, flags=re.DOTALL)
+    return {html.unescape(name): light_colours(drawing) for name, drawing in found}
 
 
 def side_by_side(drawings: list[str]) -> str:

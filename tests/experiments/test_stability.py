@@ -11,6 +11,7 @@ import yaml
 
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.experiments.stability import Setting, has_diverged, micro_divergences, settings_of
+from dlrm_mtl.reports.run_files import RunContent
 from dlrm_mtl.reports.runs import RecordedRun
 from tests.commands import run
 
@@ -19,7 +20,7 @@ def recorded(losses, **validation):
     entries = [{"kind": "train", "step": n + 1, "loss/click": float(loss)} for n, loss in enumerate(losses)]
     if validation:
         entries.append({"kind": "validation", "step": len(losses), **validation})
-    return RecordedRun("run", Path("run"), {}, entries, None)
+    return RecordedRun("run", Path("run"), {}, RunContent(entries))
 
 
 def test_a_training_no_better_than_constants_has_diverged():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_mtl.reports.step_profile import PHASES, REST, phase_means
+from dlrm_mtl.reports.phase_names import PHASES
+from dlrm_mtl.reports.step_profile import REST, phase_means
 from dlrm_mtl.training.step_times import StepTimes
 from tests import commands, synthetic
 from tests.commands import losses, write_config
