@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import platform
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -57,12 +59,25 @@ def main() -> None:
     if arguments.svg and not hasattr(module, "draw"):
         parser.error(f"{arguments.name} draws no figures")
     options = {name: value for name, value in vars(arguments).items() if name not in ("name", "quick", "json", "svg")}
-    found = module.run(arguments.quick, **options)
+    kept = False
+
+    def keep(found: dict[str, Any], complete: bool = False) -> None:
+        nonlocal kept
+        kept = arguments.json is not None
+        if arguments.json and int(os.environ.get("RANK", "0")) == 0:
+            figures = {"benchmark": arguments.name, "machine": machine(), "complete": complete, **found}
+            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+    if "keep" in inspect.signature(module.run).parameters:
+        options["keep"] = keep
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        found = module.run(arguments.quick, **options)
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; {arguments.json} holds what was measured" if kept else "interrupted")
     if arguments.svg:
         module.draw(found, arguments.svg)
-    figures = {"benchmark": arguments.name, "machine": machine(), **found}
-    if arguments.json and int(os.environ.get("RANK", "0")) == 0:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(found, complete=True)
 
 
 def machine() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import socket
 import tempfile
 import threading
@@ -26,6 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.end_to_end_jobs import Columns, Job, columns, configuration
+from benchmarks.huge_pages import use_huge_pages
+from benchmarks.row_pass import compiled_pass
 
 PREFETCH = 4
 
@@ -47,10 +50,11 @@ class Setting:
 
 
 def serve(contestant: str, job: Job, data: str, setting: Setting, pipe: Connection) -> None:
-    """Main function of a contestant's process: for every number of steps received, take them and send the time.
+    """Main function of a contestant's process: for every pair of steps and threads received, take the steps and send the time.
 
     The time is a pair of seconds, on the wall and of the processor.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the pipe ends this process
     warnings.simplefilter("ignore")
     logging.disable()
     torch.set_num_threads(setting.threads)
@@ -84,13 +88,15 @@ def _ours(job: Job, data: str, setting: Setting, pipe: Connection) -> None:
 
 
 def _next(pipe: Connection) -> int:
-    """Number of steps to take; ends the process when there are no more, or the benchmark has ended."""
+    """Number of steps to take, after setting the threads; ends the process when the benchmark has ended."""
     try:
-        steps: int | None = pipe.recv()
+        request: tuple[int, int] | None = pipe.recv()
     except EOFError:
-        steps = None
-    if steps is None:
+        request = None
+    if request is None:
         os._exit(0)
+    steps, threads = request
+    torch.set_num_threads(threads)
     return steps
 
 
@@ -321,29 +327,29 @@ def _pytorch(job: Job, data: str, setting: Setting, pipe: Connection) -> None:
 def _limit(job: Job, data: str, setting: Setting, pipe: Connection) -> None:
     """Only what no training of this model can do without: its matrix products, and reading and writing its rows.
 
-    Each product runs alone in its own shape into allocated memory. Rows are read once for the lookup; each distinct one is
-    read and written once for the update, which counts as two readings.
+    Each product runs alone in its own shape into allocated memory. Rows lie in pages of 2 MiB where the system gives them.
+    The lookup reads the row of every id, the update reads and writes every distinct one.
     """
-    from benchmarks.sparse_update import compiled_gather
-
     found = columns(job, data)
     work = _products(job, _width(job, found))
-    gather = compiled_gather()
-    largest = max(found.tables.values())
-    tables = {name: torch.zeros(rows, job.dim) for name, rows in found.tables.items()}
+    run_pass = compiled_pass()
+    tables = {name: torch.ones(rows, job.dim) for name, rows in found.tables.items()}
+    for table in tables.values():
+        use_huge_pages(table)
     ids, _, _, _ = next(_read(found, job.batch))
-    reads = []
-    for table, values in zip(found.sparse.values(), ids, strict=True):
-        assert values.max(initial=0) < largest
-        once = np.unique(values)
-        reads += [(tables[table], values), (tables[table], once), (tables[table], once)]
+    owners = list(found.sparse.values())
+    passes = [(tables[owner], values, 0) for owner, values in zip(owners, ids, strict=True)]
+    for owner in tables:
+        of_table = [values for name, values in zip(owners, ids, strict=True) if name == owner]
+        passes.append((tables[owner], np.unique(np.concatenate(of_table)), 1))
 
     def step() -> None:
         for product in work:
             product()
-        if gather is not None:
-            for table, values in reads:
-                gather(table.data_ptr(), 4 * job.dim, values.ctypes.data, len(values), 16, setting.threads)
+        if run_pass is not None:
+            for table, values, writes in passes:
+                first, count, threads = values.ctypes.data, len(values), torch.get_num_threads()
+                run_pass(table.data_ptr(), 4 * job.dim, first, count, 16, threads, writes, 0)
 
     _take(step, pipe)
 

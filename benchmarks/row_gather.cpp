@@ -1,5 +1,5 @@
 // How fast this machine reads random rows, and reads and writes them: every cache line of each row once. The yardstick of
-// `python -m benchmarks sparse-update`, compiled there.
+// `python -m benchmarks sparse-update` and `end-to-end`, compiled by row_pass.py.
 #include <cstdint>
 
 // Keeps nothing of what it reads; with `writes` each word is written back as it was (zero is 0).

@@ -14,8 +14,6 @@ import ctypes
 import gc
 import os
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.huge_pages import use_huge_pages
+from benchmarks.row_pass import compiled_pass
 from dlrm_mtl.embeddings.kernels import cpu
 from dlrm_mtl.embeddings.kernels.layout import RowGradients, TableGroup, Update
 
@@ -225,17 +224,42 @@ CONTESTANTS: dict[str, type[Contestant]] = {
 }
 
 
-def run(quick: bool) -> dict[str, Any]:
-    """Measure all cases, print tables, and return the figures."""
+def run(quick: bool, keep: Callable[[dict[str, Any]], None] = lambda figures: None) -> dict[str, Any]:
+    """Measure all cases, print tables, and return the figures.
+
+    Args:
+        quick: True for fewer and smaller cases.
+        keep: called with the figures so far, after each case.
+    """
     if reason := cpu.native_status():
         raise SystemExit(f"nothing to measure: {reason}")
     print(f"instruction set {cpu.isa()}")
     turns = 5 if quick else 21
-    threads = sorted({1, min(2, os.cpu_count() or 1)})
+    figures: dict[str, Any] = {"quick": quick, "turns": turns, "instruction_set": cpu.isa(), "targets": TARGETS}
+    for name, parts in (("steps", _steps), ("bandwidth", _bandwidth_share), ("memory", _memory_growth)):
+        figures[name] = []
+        for found in parts(quick, turns):
+            figures[name].append(found)
+            keep(figures)
+    return figures
+
+
+# ---- steps ----
+
+
+def _threads_to_try() -> list[int]:
+    return sorted({1, min(2, os.cpu_count() or 1)})
+
+
+def _rows(quick: bool) -> int:
+    return 100_000 if quick else 1_000_000
+
+
+def _steps(quick: bool, turns: int) -> Iterator[dict[str, Any]]:
+    """Figures of the steps, by shape, page size and threads."""
+    threads = _threads_to_try()
     print("\nForward, backward and update, against all others")
-    rows = 100_000 if quick else 1_000_000
-    main = [Case(ids, rows=rows) for ids in TARGETS]
-    compared = [*_compare(main, list(CONTESTANTS), threads, turns)]
+    yield from _compare([Case(ids, rows=_rows(quick)) for ids in TARGETS], list(CONTESTANTS), threads, turns)
     print("\nOther shapes, two threads")
     others = [
         Case("uniform", size=1e-3),
@@ -251,29 +275,7 @@ def run(quick: bool) -> dict[str, Any]:
         Case("zipf", tables=1, bags=16384),
     ]
     for case in others[:4] if quick else others:
-        compared += _compare([case], [OURS, BASELINE], threads[-1:], turns)
-    case = Case(rows=rows)
-    print(
-        f"\nShare of the bandwidth of random rows, {case.tables} x {case.rows:,} x {case.dim}, {case.lookups:,} lookups"
-    )
-    bandwidth = _bandwidth_share(threads, turns, rows)
-    memory = [
-        _memory(Case(ids, bags=bags, rows=rows))
-        for ids in TARGETS
-        for bags in ((512, 2048) if quick else (512, 2048, 8192))
-    ]
-    return {
-        "quick": quick,
-        "turns": turns,
-        "instruction_set": cpu.isa(),
-        "targets": TARGETS,
-        "steps": compared,
-        "bandwidth": bandwidth,
-        "memory": memory,
-    }
-
-
-# ---- steps ----
+        yield from _compare([case], [OURS, BASELINE], threads[-1:], turns)
 
 
 def _compare(cases: list[Case], names: list[str], threads: list[int], turns: int) -> Iterator[dict[str, Any]]:
@@ -367,7 +369,7 @@ def _show_steps(case: Case, figures: dict[str, Any]) -> None:
 # ---- share of the memory bandwidth ----
 
 
-def _bandwidth_share(threads: list[int], turns: int, rows: int) -> list[dict[str, Any]]:
+def _bandwidth_share(quick: bool, turns: int) -> Iterator[dict[str, Any]]:
     """Time of the lookup and of the step, beside loops that only read, or read and write, the same rows.
 
     The bound is a model. The lookup reads each row that occurs in the batch once, and further occurrences hit a cache; the
@@ -375,11 +377,15 @@ def _bandwidth_share(threads: list[int], turns: int, rows: int) -> list[dict[str
     cache from one batch to the next, as the most frequent ones of Zipf ids may, would allow a step to be faster than that.
     On the other hand, no lookup in the order of the batch reaches it with Zipf ids: reading again from a cache takes time, too.
     """
-    run_pass = _compiled_pass()
+    rows = _rows(quick)
+    case = Case(rows=rows)
+    print(
+        f"\nShare of the bandwidth of random rows, {case.tables} x {case.rows:,} x {case.dim}, {case.lookups:,} lookups"
+    )
+    run_pass = compiled_pass()
     if run_pass is None:
-        print("\nNo g++: the share of the bandwidth was not measured")
-        return []
-    results = []
+        print("no g++: not measured")
+        return
     tables = TwoPhase(Case(rows=rows))
     for pages in ("4 KiB", "2 MiB"):
         if pages == "2 MiB" and not use_huge_pages(tables.group.weights):
@@ -388,10 +394,9 @@ def _bandwidth_share(threads: list[int], turns: int, rows: int) -> list[dict[str
             case = Case(ids, rows=rows)
             _begin_anew(tables, case)
             stream = Stream(case)
-            for count in threads:
+            for count in _threads_to_try():
                 with _threads(count):
                     figures = _shares(tables, stream, case, run_pass, turns, count)
-                results.append({"ids": ids, "threads": count, "pages": pages, **figures})
                 print(
                     f"    {ids:8}{count} threads, {pages} pages: rows read {figures['read_M_rows']:6.2f} M/s "
                     f"({figures['read_M_rows'] * case.dim * 4 / 1e3:.1f} GB/s), read and written "
@@ -399,7 +404,7 @@ def _bandwidth_share(threads: list[int], turns: int, rows: int) -> list[dict[str
                     f"{figures['lookup_share']:.0%} and step {figures['step_share']:.0%} of the bound",
                     flush=True,
                 )
-    return results
+                yield {"ids": ids, "threads": count, "pages": pages, **figures}
 
 
 def _shares(
@@ -439,27 +444,14 @@ def _shares(
     }
 
 
-def _compiled_pass() -> Callable[..., int] | None:
-    source = Path(__file__).with_name("row_gather.cpp")
-    with tempfile.TemporaryDirectory() as folder:
-        # Two commands: linking with -fopenmp would add a second pool of threads to PyTorch's.
-        library, unlinked = f"{folder}/row_gather.so", f"{folder}/row_gather.o"
-        try:
-            subprocess.run(
-                ["g++", "-std=c++17", "-O3", "-fopenmp", "-fPIC", "-c", str(source), "-o", unlinked], check=True
-            )
-            subprocess.run(["g++", "-shared", unlinked, "-o", library], check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        function = ctypes.CDLL(library).pass_over_rows
-    number = ctypes.c_int64
-    address = ctypes.c_void_p
-    function.argtypes = [address, number, address, number, number, number, number, ctypes.c_uint64]
-    function.restype = ctypes.c_uint64
-    return function
-
-
 # ---- memory ----
+
+
+def _memory_growth(quick: bool, turns: int) -> Iterator[dict[str, Any]]:
+    """Growth of memory, for several sizes of the batch."""
+    for ids in TARGETS:
+        for bags in (512, 2048) if quick else (512, 2048, 8192):
+            yield _memory(Case(ids, bags=bags, rows=_rows(quick)))
 
 
 def _memory(case: Case) -> dict[str, Any]:
