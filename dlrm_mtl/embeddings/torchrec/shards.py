@@ -205,20 +205,22 @@ class ColumnPeers:
             for part in parts:
                 ranks[table, part.shard_offsets[0]].add(part.placement.rank())  # type: ignore[union-attr]
                 columns[table, part.shard_offsets[0]].add(part.shard_offsets[1])
-        split = sorted(key for key in ranks if len(columns[key]) > 1)
+        # In the order of the plan, which is the same on every process, as are the exchanges of ids.
+        split = [key for key in ranks if len(columns[key]) > 1]
         teams = sorted({tuple(sorted(ranks[key])) for key in split if len(ranks[key]) > 1})
         # Every process must take part in the creation of every group, in the same order.
-        groups = {team: dist.new_group(list(team), timeout=TIMEOUT) for team in teams}
-        self._local: dict[tuple[str, int], list[tuple[int, int]]] = {key: [] for key in split}
-        for number, local in enumerate(tables):
-            for index, shard in enumerate(local.shards):
-                if (shard.table, shard.row) in self._local:
-                    self._local[shard.table, shard.row].append((number, index))
-        self._rounds: dict[tuple[int, ...], list[tuple[str, int]]] = defaultdict(list)
+        self._groups = {team: dist.new_group(list(team), timeout=TIMEOUT) for team in teams}
+        local: dict[tuple[str, int], list[Parts]] = {key: [] for key in split}
+        for number, own in enumerate(tables):
+            for index, shard in enumerate(own.shards):
+                if (shard.table, shard.row) in local:
+                    local[shard.table, shard.row].append(Parts(number, index, index + 1))
+        self._rounds: dict[tuple[int, ...], list[list[Parts]]] = defaultdict(list)
+        """For each team, the local parts of the rows that it shares; the parts of a list have the same rows."""
         for key in split:
-            if self._local[key]:
-                self._rounds[tuple(sorted(ranks[key]))].append(key)
-        self._groups = groups
+            if local[key]:
+                self._rounds[tuple(sorted(ranks[key]))].append(local[key])
+        self._joined = {team: joined(rows) for team, rows in self._rounds.items()}
 
     @property
     def any(self) -> bool:
@@ -227,24 +229,30 @@ class ColumnPeers:
 
     def reduce(self, gradients: list[RowGradients], values: list[Tensor], minimum: bool = False) -> None:
         """Replace ``values`` [U] of split rows by their sums (or minima) over all columns, in place."""
+        offsets = [each.table_offsets.tolist() for each in gradients]
         for team in sorted(self._rounds):
-            combined = []
-            for key in self._rounds[team]:
-                parts = torch.stack([gradients[n].part(values[n], index) for n, index in self._local[key]])
-                combined.append(parts.amin(dim=0) if minimum else parts.sum(dim=0))
+            combined, views = [], []
+            for parts in self._joined[team]:
+                own = [values[part.number][part.rows(offsets)] for part in parts]
+                views.append(own)
+                if len(own) == 1:
+                    combined.append(own[0])
+                else:
+                    combined.append(torch.stack(own).amin(dim=0) if minimum else torch.stack(own).sum(dim=0))
             flat = torch.cat(combined)
             if team in self._groups:
                 dist.all_reduce(flat, dist.ReduceOp.MIN if minimum else dist.ReduceOp.SUM, group=self._groups[team])
-            for key, part in zip(self._rounds[team], flat.split([len(part) for part in combined]), strict=True):
-                for number, index in self._local[key]:
-                    gradients[number].part(values[number], index).copy_(part)
+            for own, total in zip(views, flat.split([len(part) for part in combined]), strict=True):
+                for view in own:
+                    view.copy_(total)
 
     def share_state(self, tables: list[LocalTables], spec: StateSpec) -> None:
         """Copy state per row from the part with the first columns to the others, after loading it."""
         for team in sorted(self._rounds):
-            for key in self._rounds[team]:
+            for parts in self._rounds[team]:
                 members = [
-                    (tables[n].shards[index].column, tables[n].state_of(spec, index)) for n, index in self._local[key]
+                    (tables[part.number].shards[part.first].column, tables[part.number].state_of(spec, part.first))
+                    for part in parts
                 ]
                 value = torch.zeros_like(members[0][1])
                 for column, state in members:
@@ -254,3 +262,30 @@ class ColumnPeers:
                     dist.all_reduce(value, group=self._groups[team])
                 for _, state in members:
                     state.copy_(value)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Consecutive shards ``first`` to ``end`` - 1 of the local tables ``number``."""
+
+    number: int
+    first: int
+    end: int
+
+    def rows(self, offsets: Sequence[Sequence[int]]) -> slice:
+        """Touched rows of the shards, by the offsets of the touched rows of all local tables."""
+        return slice(offsets[self.number][self.first], offsets[self.number][self.end])
+
+
+def joined(rows: Sequence[Sequence[Parts]]) -> list[list[Parts]]:
+    """``rows`` with neighbours joined whose every part follows that of the one before."""
+    found: list[list[Parts]] = []
+    for parts in rows:
+        last = found[-1] if found else []
+        if len(last) == len(parts) and all(
+            one.number == other.number and one.end == other.first for one, other in zip(last, parts, strict=True)
+        ):
+            found[-1] = [replace(one, end=other.end) for one, other in zip(last, parts, strict=True)]
+        else:
+            found.append(list(parts))
+    return found
