@@ -1,11 +1,11 @@
 """Scaling of training steps by sharding type and shape of the tables: measured on the processes there are, simulated beyond.
 
-Alone, it measures one and two processes of this machine, predicts the same steps from counted work, and simulates up to 1,024
-processes with the work of a process held equal (weak) and with a global batch held equal (strong). Exponents say what grows
-with the number of processes, the batch and the width of tables. Started by a launcher (torchrun, launchers/bench.py), it
-measures on the processes of the job.
+Alone, it measures one and two processes of this machine (or others, ``--processes``), predicts the same steps from counted
+work, and simulates up to 1,024 processes with the work of a process held equal (weak) and with a global batch held equal
+(strong). Exponents say what grows with the number of processes, the batch and the width of tables. Started by a launcher
+(torchrun, launchers/bench.py), it measures on the processes of the job.
 
-    python -m benchmarks scaling [--quick] [--network 100mbit] [--json FILE] [--html FILE] [--compare FILE]
+    python -m benchmarks scaling [--quick] [--processes 1x1 1x2 2x2] [--network 100mbit] [--json FILE] [--html FILE]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scaling_cases import SHAPES, TYPES, Shape, configure, draw_batch
-from benchmarks.scaling_measured import OTHER_PRECISIONS, measure_here, measure_processes
+from benchmarks.scaling_measured import OTHER_PRECISIONS, cases_of, measure_here, measure_processes
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import process_group
 from dlrm_mtl.embeddings.torchrec.plan import HOST_BASED, Processes
@@ -42,7 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark beside those of all."""
     parser.add_argument("--html", type=Path, metavar="FILE", help="where to write the page")
     parser.add_argument(
-        "--network", metavar="RATE", help="measure two processes over a link of this rate, such as 100mbit"
+        "--processes",
+        nargs="+",
+        metavar="NxM",
+        type=_layout,
+        default=[(1, 1), (1, 2)],
+        help="hosts, all on this machine, and processes on each, to measure one after the other (default: 1x1 1x2)",
+    )
+    parser.add_argument("--shapes", nargs="+", metavar="SHAPE", choices=SHAPES, help="only tables of these shapes")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of measured steps (default: 15; 7 with --quick)")
+    parser.add_argument(
+        "--network", metavar="RATE", help="measure two hosts of one process over a link of this rate, such as 100mbit"
     )
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="figures of a simulation to compare the measured with"
@@ -51,9 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-simulation", action="store_true", help="only measure and predict")
 
 
+def _layout(text: str) -> tuple[int, int]:
+    """Hosts and processes on each of a text such as 2x4."""
+    hosts, _, each = text.partition("x")
+    if not (hosts.isdecimal() and each.isdecimal() and int(hosts) and int(each)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not hosts and processes on each, such as 2x4")
+    return int(hosts), int(each)
+
+
 def run(
     quick: bool,
     html: Path | None = None,
+    processes: Sequence[tuple[int, int]] = ((1, 1), (1, 2)),
+    shapes: Sequence[str] | None = None,
+    steps: int | None = None,
     network: str | None = None,
     compare: Path | None = None,
     hardware: str = "h100x8",
@@ -61,23 +82,24 @@ def run(
 ) -> dict[str, Any]:
     """Measure, simulate, print tables, and return the figures."""
     known = json.loads(compare.read_text()) if compare is not None else None
-    shapes = ["many small", "skewed"] if quick else list(SHAPES)
-    steps = 7 if quick else 25
+    shapes = shapes or (["many small", "skewed"] if quick else list(SHAPES))
+    steps = steps or (7 if quick else 15)
+    predictions: list[dict[str, Any]] = []
+    simulated: list[dict[str, Any]] = []
+    laws: list[dict[str, Any]] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with process_group(patience=None) as process:
             measured = [measure_here(process, ROWS_EACH, steps, shapes)]
             if not process.is_main:
                 return {}
-        predictions: list[dict[str, Any]] = []
-        simulated: list[dict[str, Any]] = []
-        laws: list[dict[str, Any]] = []
     else:
+        layouts = processes if network is None else [(1, 1), (2, 1)]
         measured = [
-            measure_processes(1, ROWS_EACH, steps, shapes),
-            measure_processes(2, ROWS_EACH, steps, shapes, network),
+            measure_processes(hosts, each, ROWS_EACH, steps, shapes, network if hosts * each > 1 else None)
+            for hosts, each in layouts
         ]
         predictions = predict(measured)
-        simulated = [] if no_simulation else simulate(load_hardware(hardware), quick)
+        simulated = [] if no_simulation else simulate(load_hardware(hardware), shapes, quick)
         laws = [] if no_simulation else fit_laws(load_hardware(hardware))
     figures: dict[str, Any] = {
         "quick": quick,
@@ -101,24 +123,22 @@ def run(
 def predict(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Time of every measured step, from its counted work and from the probes that took their turns between the steps.
 
-    No time of a measured case enters: the fixed times of a step and a table are those of small models of one process. Both
-    the clock's and the processor's times are predicted, each from the probes by the same measure. Waiting for another process
-    takes no time of the processor.
+    No time of a measured case enters. Both the clock's and the processor's times are predicted, each from the probes by the
+    same measure. Waiting for another process takes no time of the processor.
     """
     found = []
-    fixed = measured[0]["probes"]
     for job in measured:
         world = job["processes"]
-        machines = {clock: machine_of(world, fixed[clock] | job["probes"][clock]) for clock in ("seconds", "processor")}
-        for case in job["cases"]:
-            each, shape = _key(case), SHAPES[case["shape"]]
-            some = machines["seconds"]
-            works = simulated_case(shape, case["rows"], world, job["hosts"], case["sharding"], some, True).works
-            for clock, machine in machines.items():
-                machine = machine.model_copy(update={"between_hosts": machine.within_host})
-                time = step_time(machine, works, job["hosts"])
-                each[clock] = {"measured": case[clock], "predicted": time.total, "parts": time.parts}
-            found.append(each)
+        for block in job["blocks"]:
+            machines = {clock: machine_of(world, probes) for clock, probes in block["probes"].items()}
+            for case in block["cases"]:
+                found.append({**_key(case), "hosts": job["hosts"]})
+                shape, some = SHAPES[case["shape"]], machines["seconds"]
+                works = simulated_case(shape, case["rows"], world, job["hosts"], case["sharding"], some, True).works
+                for clock, machine in machines.items():
+                    machine = machine.model_copy(update={"between_hosts": machine.within_host})
+                    time = step_time(machine, works, job["hosts"])
+                    found[-1][clock] = {"measured": case[clock], "predicted": time.total, "parts": time.parts}
     return found
 
 
@@ -137,11 +157,11 @@ def simulated_case(
     return simulate_type(config, spec, Processes(world, world // hosts), hardware, [batch], extremes=extremes)
 
 
-def simulate(hardware: Hardware, quick: bool) -> list[dict[str, Any]]:
+def simulate(hardware: Hardware, shapes: Sequence[str], quick: bool) -> list[dict[str, Any]]:
     """Steps of up to 1,024 processes, 64 with ``quick``."""
     worlds = (8, 64) if quick else (8, 32, 128, 1024)
     found = []
-    for name in ["many small", "skewed"] if quick else SHAPES:
+    for name in shapes:
         for mode in ("weak", "strong"):
             for world in worlds:
                 for sharding in TYPES:
@@ -212,10 +232,10 @@ def compare_bytes(measured: Sequence[dict[str, Any]], known: dict[str, Any]) -> 
     """Measured bytes and times over those of the simulation with the same tables, type, processes, hosts and rows."""
     of = {(*_key(case).values(), case["hosts"]): case for case in known.get("simulated", [])}
     for job in known.get("measured", []):
-        of |= {(*_key(case).values(), case["hosts"]): case for case in job["cases"]}
+        of |= {(*_key(case).values(), case["hosts"]): case for case in cases_of(job)}
     result = []
     for job in measured:
-        for case in job["cases"]:
+        for case in cases_of(job):
             other = of.get((*_key(case).values(), case["hosts"]))
             if other is not None:
                 ratios = {
@@ -234,19 +254,19 @@ def show(figures: dict[str, Any]) -> None:
     for job in figures["measured"]:
         print(f"\nmeasured: {job['processes']} process(es) on {job['hosts']} host(s)")
         print(f"  {'shape':12}{'sharding':20}{'ms a step':>10}{'processor':>10}{'MB sent':>9}{'MB received':>12}")
-        for case in job["cases"]:
+        for case in cases_of(job):
             times = f"{1e3 * case['seconds']:10.1f}{1e3 * case['processor']:10.1f}"
             sizes = f"{case['sent'] / 1e6:9.2f}{case['received'] / 1e6:12.2f}"
             print(f"  {case['shape']:12}{case['sharding']:20}{times}{sizes}")
     if figures["predictions"]:
         heading = "".join(f"{name:>14}{'predicted':>10}{'error':>8}" for name in ("ms a step", "of processor"))
-        print(f"\npredicted\n  {'shape':12}{'sharding':20}{'processes':>9}{heading}")
+        print(f"\npredicted\n  {'shape':12}{'sharding':20}{'processes':>10}{heading}")
         for each in figures["predictions"]:
-            times = ""
+            times, of = "", f"{each['hosts']}x{each['processes'] // each['hosts']}"
             for clock in ("seconds", "processor"):
                 measured, predicted = each[clock]["measured"], each[clock]["predicted"]
                 times += f"{1e3 * measured:14.1f}{1e3 * predicted:10.1f}{predicted / measured - 1:8.0%}"
-            print(f"  {each['shape']:12}{each['sharding']:20}{each['processes']:9}{times}")
+            print(f"  {each['shape']:12}{each['sharding']:20}{of:>10}{times}")
     if figures["simulated"]:
         heading = f"{'processes':>9}{'ids MB':>9}{'vectors MB':>11}{'held MB':>9}{'rows max/mean':>14}{'ms':>7}"
         print(f"\nsimulated on {figures['hardware']}\n  {'shape':12}{'scaling':8}{'sharding':20}{heading}")

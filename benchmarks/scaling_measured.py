@@ -15,22 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from benchmarks.scaling_cases import SHAPES, TYPES, configure, draw_batch
 from dlrm_mtl.core.phases import PhaseClock
 from dlrm_mtl.core.processes import Process, gather_objects, process_group
 from dlrm_mtl.embeddings.torchrec import compat
 from dlrm_mtl.embeddings.torchrec.plan import HOST_BASED
-from dlrm_mtl.scaling.probes import machine_probes
+from dlrm_mtl.scaling.probes import machine_probes, timed, turn
 from dlrm_mtl.scaling.record import CollectiveRecorder
 from dlrm_mtl.scaling.simulate_rows import FLOAT, empty, part_of
 from dlrm_mtl.scaling.step_probe import step_probes
@@ -57,74 +55,65 @@ class Case:
     phases: list[dict[str, float]] = field(default_factory=list)
 
     def turn(self, number: int) -> None:
-        """Take a step and keep its times."""
+        """Take a step so that caches hold what it needs, and then one whose times are kept."""
+        self.step(number)
         with self.clock:
-            self.times.append(timed(lambda: self.step(number)))
+            self.times.append(timed(lambda: self.step(number), CLOCKS))
         self.phases.append(self.clock.take())
-
-
-def timed(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds of ``work`` by each of :data:`CLOCKS`, begun by all processes at the same time."""
-    dist.barrier()
-    before = {name: clock() for name, clock in CLOCKS.items()}
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return {name: clock() - before[name] for name, clock in CLOCKS.items()}
 
 
 def measure_here(process: Process, rows_each: int, steps: int, shapes: Sequence[str]) -> dict[str, Any]:
     """Measure steps on the processes of this job; every process calls it, and all get the figures.
 
-    The sharding types of a shape take one step each in turns, and in every turn the probes of the machine run once, so that
-    other work on the machine slows all of them alike.
+    The sharding types of a shape take one step each in turns, and in every turn the probes of the machine run, so that other
+    work on the machine slows all of them alike.
     """
     quieten()
     torch.set_num_threads(1)
     world = process.world_size
     per_host = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     probes = [probe for probe in machine_probes(process.device, world) if probe.name not in OTHER_PRECISIONS]
-    probes += step_probes(process.device) if world == 1 else []
+    probes += step_probes(process)
     for number in range(WARM_UP):
         for probe in probes:
             probe.work(number)
-    probed: dict[str, list[dict[str, float]]] = {probe.name: [] for probe in probes}
     types = [
         sharding
         for sharding in TYPES
         if world != per_host
         or sharding not in (*HOST_BASED, "table_column_wise")  # the same as row_wise and column_wise
     ]
-    found = []
+    blocks = []
     for name in shapes:
         shape = SHAPES[name]
         small = shape.tables * shape.rows * shape.dim * FLOAT * len(types) <= TOGETHER
         for together in [types] if small else [[each] for each in types]:
             cases = [_case(process, name, sharding, rows_each, per_host) for sharding in together]
+            probed: dict[str, list[dict[str, float]]] = {probe.name: [] for probe in probes}
             for number in range(WARM_UP, WARM_UP + steps):
                 for case in cases:
                     case.turn(number)
                 for probe in probes:
-                    probed[probe.name].append(timed(partial(probe.work, number)))
-            found += [
-                {
-                    "shape": name,
-                    "sharding": case.sharding,
-                    "processes": world,
-                    "hosts": world // per_host,
-                    "rows": rows_each * world,
-                    **_figures(case, WARM_UP + steps, per_host),
-                }
-                for case in cases
-            ]
+                    probed[probe.name] += turn(probe, number, CLOCKS)
+            key = {"shape": name, "processes": world, "hosts": world // per_host, "rows": rows_each * world}
+            found = [{**key, "sharding": case.sharding, **_figures(case, WARM_UP + steps, per_host)} for case in cases]
+            blocks.append({"probes": _medians(probed), "cases": found})
             del cases
-    of_ranks = gather_objects(
-        {clock: {name: _median(times, clock) for name, times in probed.items()} for clock in CLOCKS}
-    )
-    medians = {
+    return {"processes": world, "hosts": world // per_host, "blocks": blocks}
+
+
+def _medians(probed: Mapping[str, Sequence[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Median times of the probes, of the median process, by clock and name."""
+    own = {clock: {name: _median(times, clock) for name, times in probed.items()} for clock in CLOCKS}
+    of_ranks = gather_objects(own)
+    return {
         clock: {name: statistics.median(each[clock][name] for each in of_ranks) for name in probed} for clock in CLOCKS
     }
-    return {"processes": world, "hosts": world // per_host, "probes": medians, "cases": found}
+
+
+def cases_of(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cases of a measured job."""
+    return [case for block in job["blocks"] for case in block["cases"]]
 
 
 def _case(process: Process, name: str, sharding: str, rows_each: int, per_host: int) -> Case:
@@ -163,9 +152,19 @@ def _median(times: Sequence[dict[str, float]], clock: str) -> float:
 
 
 def measure_processes(
-    count: int, rows_each: int, steps: int, shapes: Sequence[str], network: str | None = None
+    hosts: int, each: int, rows_each: int, steps: int, shapes: Sequence[str], network: str | None = None
 ) -> dict[str, Any]:
-    """Measure on ``count`` processes of this machine, joined by loopback or by a network of the rate ``network``."""
+    """Measure on processes of this machine.
+
+    Args:
+        hosts: number of hosts that the processes take themselves to be on.
+        each: number of processes on each of them.
+        rows_each: rows of a batch on each process.
+        steps: number of turns.
+        shapes: names of the tables' shapes.
+        network: rate of the network between two hosts of one process; all are joined by loopback without.
+    """
+    count = hosts * each
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         places: list[tuple[list[str], dict[str, str]]] = [([], {"MASTER_ADDR": "127.0.0.1"})] * count
         if network is not None:
@@ -179,8 +178,8 @@ def measure_processes(
                 **os.environ,
                 "RANK": str(rank),
                 "WORLD_SIZE": str(count),
-                "LOCAL_RANK": "0" if network else str(rank),
-                "LOCAL_WORLD_SIZE": "1" if network else str(count),
+                "LOCAL_RANK": str(rank % each),
+                "LOCAL_WORLD_SIZE": str(each),
                 "MASTER_PORT": port,
                 "OMP_NUM_THREADS": "1",
                 **variables,

@@ -8,18 +8,21 @@ because a collective follows:
 - ``ids``, ``pooled``, ``gradients``, ``step``, ``dense exchange``: the phase's collectives, one after the other.
 - ``lookup``: ``(row_bytes_read + LINE * rows_read) / random_rows`` + ``kernels * overhead.kernel``. A row at a random place
   costs a memory line more than its bytes, so narrow rows are not free.
-- ``dense part``: ``max(dense_flops / matrix_product, dense_bytes / streaming)``, forward and backward.
+- ``dense part``: ``dense_flops / matrix_product + (dense_bytes + FEATURE_PASSES * feature_bytes) / streaming``, forward,
+  backward and update. The looked-up vectors are read and written where their columns are put in order, read by the first
+  layer, read again for the gradient of its weights, and their gradients are written, read, and written in the tables' order.
 - ``overhead``: ``overhead.step + tables * overhead.table``, all of it the host's.
 - ``whole gradients``: backward writes the gradient of a data-parallel table, mostly zeros, to new memory, DDP copies it to
   its bucket, and the update searches it for touched rows: ``gradient_bytes_made * (1 / new_memory + 2 / streaming) +
   gradient_bytes_searched / search``.
-- ``row gradients``: in backward, the gradients of the rows read are read again and added up by row:
-  ``(row_bytes_read + row_bytes_updated) / streaming``.
+- ``row gradients``: in backward, the gradients of the rows read are gathered by row and added up:
+  ``(row_bytes_read + LINE * rows_read) / random_rows + row_bytes_updated / streaming``.
 - ``update``: the touched rows are read once for statistics, then read and written: ``3 * (row_bytes_updated + LINE *
   rows_updated) / random_rows`` + ``kernels * overhead.kernel``.
 
 A collective over n processes, P of them on each host, takes ``overhead.collective`` + the latency of the slowest link that it
-crosses + the larger of its two transfers, which run at the same time. With b = max(sent, received) bytes in the tensors of a
+crosses + the larger of its two transfers, which run at the same time + ``2 b / streaming`` for an all_to_all, as what is
+received, or what is sent back, is put in another order. With b = max(sent, received) bytes in the tensors of a
 process (Thakur, Rabenseifner, Gropp, "Optimization of collective communication operations in MPICH", 2005, section 3 and 4,
 without the cost of sums):
 
@@ -31,20 +34,27 @@ without the cost of sums):
     all_reduce         twice that of all_gather
     =================  ======================  ==============================
 
-The second group is hierarchical: what leaves a host is shared equally by its processes. A data loader that keeps up and the
-exchange of ids ahead of a step are not in the law; a step that overlaps its phases takes less.
+The second group is hierarchical: what leaves a host is shared equally by its processes. ``overhead.collective`` is the time
+of the process itself: TorchRec's and autograd's work for it, and the backend's threads. Gloo, the backend of CPUs, has no
+reduce_scatter: PyTorch copies the tensor to new memory, sums it by an all_reduce, and copies the own part from it.
+
+A data loader that keeps up and the exchange of ids ahead of a step are not in the law; a step that overlaps its phases takes
+less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlrm_mtl.scaling.hardware import Hardware, Precision
 from dlrm_mtl.scaling.work import PHASES, Collective, RankWork, Span
 
 LINE = 64
 """Bytes of a line of memory."""
+
+FEATURE_PASSES = 7
+"""Number of times that a step reads or writes the looked-up vectors or their gradients beside the exchange."""
 
 PARTS = (
     "overhead",
@@ -158,11 +168,14 @@ def rank_parts(
     parts = dict.fromkeys(PARTS, 0.0)
     parts["overhead"] = hardware.overhead.step + work.tables * hardware.overhead.table
     parts["lookup"] = (work.row_bytes_read + LINE * work.rows_read) / random + kernels
-    parts["dense part"] = max(work.dense_flops / hardware.matrix_product.rate(precision), work.dense_bytes / streaming)
+    parts["dense part"] = (
+        work.dense_flops / hardware.matrix_product.rate(precision)
+        + (work.dense_bytes + FEATURE_PASSES * work.feature_bytes) / streaming
+    )
     parts["whole gradients"] = (
         work.gradient_bytes_made * hardware.seconds_per_new_byte + work.gradient_bytes_searched / hardware.search_rate
     )
-    parts["row gradients"] = (work.row_bytes_read + work.row_bytes_updated) / streaming
+    parts["row gradients"] = (work.row_bytes_read + LINE * work.rows_read) / random + work.row_bytes_updated / streaming
     parts["update"] = 3 * (work.row_bytes_updated + LINE * work.rows_updated) / random + kernels
     for collective in work.collectives:
         parts[_OF_PHASE[collective.phase]] += collective_time(hardware, collective, hosts, per_host)
@@ -171,13 +184,23 @@ def rank_parts(
 
 def collective_time(hardware: Hardware, collective: Collective, hosts: int, per_host: int) -> float:
     """Seconds of one collective by the table above; nothing for a single process, whose own copy is not counted."""
-    inside, outside = traffic(collective, hosts, per_host)
     across, near = _extent(collective.span, hosts, per_host)
     if across * near == 1:
         return 0.0
+    copies = 2 * max(collective.sent, collective.received) / hardware.streaming.rate * (collective.kind == "all_to_all")
+    if collective.kind == "reduce_scatter" and hardware.device == "cpu":
+        collective = replace(collective, kind="all_reduce")
+        copies = collective.sent * scatter_copies(hardware, across * near)
+    inside, outside = traffic(collective, hosts, per_host)
     latency = hardware.between_hosts.latency if across > 1 else hardware.within_host.latency
     transfer = max(inside / hardware.within_host.bandwidth.rate, outside / hardware.between_hosts.bandwidth.rate)
-    return hardware.overhead.collective + latency + transfer
+    return hardware.overhead.collective + latency + copies + transfer
+
+
+def scatter_copies(hardware: Hardware, processes: int) -> float:
+    """Seconds for a byte of the input of a reduce_scatter by gloo: its copy to new memory, and that of the own part."""
+    new = hardware.streaming.rate if hardware.new_memory is None else hardware.new_memory.rate
+    return 1 / new + (1 + 2 / processes) / hardware.streaming.rate
 
 
 def traffic(collective: Collective, hosts: int, per_host: int) -> tuple[float, float]:

@@ -16,16 +16,15 @@ import torch.multiprocessing as mp
 
 from dlrm_mtl.core.cores import available_cores
 from dlrm_mtl.core.errors import UserError
-from dlrm_mtl.core.memory import memory_bytes
+from dlrm_mtl.core.memory import keep_freed_memory, memory_bytes
+from dlrm_mtl.core.processes import Process
 from dlrm_mtl.core.schema import validate
 from dlrm_mtl.scaling.hardware import Hardware
-from dlrm_mtl.scaling.probes import ROW, Probe, machine_figures, machine_probes
+from dlrm_mtl.scaling.probes import ROW, machine_figures, machine_probes, turn
 from dlrm_mtl.scaling.step_probe import WARM_UP, step_figures, step_probes
 
-REPEATS = 5
-"""Number of times that each figure is measured; the quickest counts."""
-STEPS = 20
-"""Number of steps that tell the fixed times; the quickest counts."""
+TURNS = 11
+"""Number of times that the probes take their turns, one after the other; medians count."""
 NETWORK = 1.25e9
 """Assumed bytes per second between hosts, 10 Gb/s Ethernet, which the processes of a host share."""
 NETWORK_LATENCY = 50e-6
@@ -76,7 +75,8 @@ def describe(name: str, device: str, processes: int, seconds: Mapping[str, float
         seconds: time of each of :func:`~dlrm_mtl.scaling.probes.machine_probes` and
             :func:`~dlrm_mtl.scaling.step_probe.step_probes`, by name.
     """
-    figures = machine_figures(seconds, torch.device(device), processes) | step_figures(seconds)
+    figures = machine_figures(seconds, torch.device(device), processes)
+    figures |= step_figures(seconds, figures["kernel"], figures["latency"], processes)
     host = memory_bytes()
     own = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host // processes
     content: dict[str, Any] = {
@@ -97,7 +97,7 @@ def describe(name: str, device: str, processes: int, seconds: Mapping[str, float
         },
         "overhead": {
             "step": _round(figures["step"]),
-            "collective": 0.0,
+            "collective": _round(figures["collective"]),
             "kernel": _round(figures["kernel"]),
             "table": _round(figures["table"]),
         },
@@ -135,7 +135,7 @@ random_rows: {hardware.random_rows.rate / 1e9:.3g}GB/s  # rows of {ROW} bytes
 between_hosts: {link(hardware.between_hosts)}  # not measured: 10 Gb/s Ethernet; write your network's
 overhead:
   step: {overhead.step * 1e3:.3g}ms  # of a small model: dlrm-mtl profile shows that of yours
-  collective: 0  # within the latencies above
+  collective: {overhead.collective * 1e6:.3g}us  # beyond the latencies above
   kernel: {overhead.kernel * 1e6:.3g}us
   table: {overhead.table * 1e6:.3g}us
 """
@@ -146,41 +146,27 @@ def _round(value: float) -> float:
 
 
 def _work(rank: int, processes: int, device: str, folder: str) -> None:
-    """Measure in one of the processes, and write the figures."""
+    """Measure in one of the processes, and write the median times of the probes."""
     torch.set_num_threads(max(available_cores() // processes, 1))
+    keep_freed_memory()  # as training does
     here = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(here)
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{folder}/alone{rank}", rank=0, world_size=1)
-    try:
-        steps = step_probes(here)
-        for number in range(WARM_UP):
-            for probe in steps:
-                probe.work(number)
-        fixed = {probe.name: min(_seconds(probe, here, number) for number in range(STEPS)) for probe in steps}
-    finally:
-        dist.destroy_process_group()
     dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
     try:
-        probes = machine_probes(here, processes)
-        for probe in probes:
-            probe.work(0)
-        found = {probe.name: min(_seconds(probe, here, number) for number in range(REPEATS)) for probe in probes}
-        torch.save(fixed | found, Path(folder) / f"{rank}.pt")
+        probes = machine_probes(here, processes) + step_probes(Process(rank, processes, here))
+        clocks = {"seconds": time.perf_counter}
+        for number in range(WARM_UP):
+            for probe in probes:
+                probe.work(number)
+        times = {probe.name: [] for probe in probes}
+        for number in range(WARM_UP, WARM_UP + TURNS):
+            for probe in probes:
+                times[probe.name] += [each["seconds"] for each in turn(probe, number, clocks)]
+        torch.save({name: median(own) for name, own in times.items()}, Path(folder) / f"{rank}.pt")
         dist.barrier()
     finally:
         dist.destroy_process_group()
-
-
-def _seconds(probe: Probe, device: torch.device, number: int) -> float:
-    """Time of one turn of a probe, begun by all processes of the group at the same time."""
-    dist.barrier()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    probe.work(number)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

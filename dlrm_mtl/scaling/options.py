@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.embeddings.torchrec.plan import HOST_BASED
-from dlrm_mtl.scaling.cost import LINE
+from dlrm_mtl.scaling.cost import LINE, scatter_copies
 from dlrm_mtl.scaling.hardware import Hardware
 from dlrm_mtl.scaling.placement import row_edges
 from dlrm_mtl.scaling.tables import FLOAT, Load, TableLoad
@@ -82,10 +82,17 @@ class CutCosts:
         self._known: dict[tuple[str, int], tuple[Array, Array]] = {}
         inside, outside = hardware.within_host.bandwidth.rate, hardware.between_hosts.bandwidth.rate
         # Seconds per byte of the larger tensor, as in the law of the cost model.
+        order = 2 / hardware.streaming.rate
         self._exchange = max((per_host - 1) / world_size / inside, (world_size - per_host) / world_size / outside)
+        self._exchange += order * (world_size > 1)
         self._scatter = max((per_host - 1) / per_host / inside, (self.hosts - 1) / world_size / outside)
         self._scatter_host = (per_host - 1) / per_host / inside
-        self._exchange_hosts = (self.hosts - 1) / self.hosts / outside
+        self._exchange_hosts = (self.hosts - 1) / self.hosts / outside + order * (self.hosts > 1)
+        # A reduce_scatter and the all_gather that answers it.
+        self._sums, self._sums_host = 2 * self._scatter, 2 * self._scatter_host
+        if hardware.device == "cpu":
+            self._sums += self._scatter + scatter_copies(hardware, world_size) * (world_size > 1)
+            self._sums_host += self._scatter_host + scatter_copies(hardware, per_host) * (per_host > 1)
         single = world_size == 1
         self._far = (
             0.0
@@ -126,12 +133,12 @@ class CutCosts:
         if not table.pooled:
             seconds[:, 2] = 2 * FLOAT * lookups * width * self._exchange
         elif cut.type == "row_wise":
-            shared = 2 * output * self._scatter
+            shared = output * self._sums
         elif cut.type in HOST_BASED:
-            seconds[:, 2] = 2 * output * (self._scatter_host + self._exchange_hosts / self.per_host)
+            seconds[:, 2] = output * (self._sums_host + 2 * self._exchange_hosts / self.per_host)
         else:
             seconds[:, 2] = 2 * output * self._exchange
-        seconds[:, 3] = (lookups * width * FLOAT + distinct * row_bytes) / streaming
+        seconds[:, 3] = lookups * (width * FLOAT + LINE) / random + distinct * row_bytes / streaming
         seconds[:, 4] = 3 * distinct * (row_bytes + LINE) / random
         if cut.columns > 1 and self.world_size > 1:
             numbers = 2 * FLOAT * distinct * (self._scatter_host if cut.type == "table_column_wise" else self._scatter)
@@ -151,9 +158,9 @@ class CutCosts:
         distinct = table.popularity.distinct(lookups)
         own = lookups / self.world_size * table.dim * FLOAT
         updated = distinct * float(self.load.state.row_bytes(table.dim))
-        lines = LINE * (lookups / self.world_size + 3 * distinct)
+        lines = LINE * (2 * lookups / self.world_size + 3 * distinct)
         random, streaming = self.hardware.random_rows.rate, self.hardware.streaming.rate
-        seconds = (own + 3 * updated + lines) / random + (own + updated) / streaming
+        seconds = (2 * own + 3 * updated + lines) / random + updated / streaming
         made = table.weight_bytes * self.load.micro_batches
         seconds += made * self.hardware.seconds_per_new_byte + table.weight_bytes / self.hardware.search_rate
         seconds += 2 * table.weight_bytes * self._scatter * self.load.micro_batches

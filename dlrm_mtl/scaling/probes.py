@@ -33,6 +33,39 @@ class Probe:
     work: Callable[[int], object]
 
 
+REPEATS = 2
+"""Timed repetitions of a turn."""
+
+Clocks = Mapping[str, Callable[[], float]]
+
+
+def turn(probe: Probe, number: int, clocks: Clocks, repeats: int = REPEATS) -> list[dict[str, float]]:
+    """Do the work of a probe once so that caches hold what it needs, and then ``repeats`` times; the seconds of the latter.
+
+    All processes of the group begin each repetition at the same time.
+
+    Args:
+        probe: the probe.
+        number: number of the turn.
+        clocks: what is read before and after the work, by name.
+        repeats: number of timed repetitions.
+    """
+    probe.work(number)
+    return [timed(lambda: probe.work(number), clocks) for _ in range(repeats)]
+
+
+def timed(work: Callable[[], object], clocks: Clocks) -> dict[str, float]:
+    """Seconds of ``work`` by each of ``clocks``, begun by all processes of the group at the same time."""
+    dist.barrier()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    before = {name: clock() for name, clock in clocks.items()}
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {name: clock() - before[name] for name, clock in clocks.items()}
+
+
 def machine_probes(device: torch.device, processes: int) -> list[Probe]:
     """Probes of arithmetic, memory and collectives; for the latter, all processes of the group take their turns together."""
     probes = []

@@ -125,6 +125,7 @@ def rank_works(load: Load, placement: Placement, world_size: int, per_host: int)
                 collectives=own + shared + tuple(of_teams[rank]),
                 kernels=int(kernels[rank]),
                 tables=len(load.tables),
+                feature_bytes=round(load.rows / world_size * load.row_width * FLOAT),
                 gradient_bytes_made=replicated * load.micro_batches,
                 gradient_bytes_searched=replicated,
             )

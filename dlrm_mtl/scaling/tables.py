@@ -165,3 +165,8 @@ class Load:
     def __post_init__(self) -> None:
         """Index the tables by name."""
         object.__setattr__(self, "by_name", {table.name: table for table in self.tables})
+
+    @property
+    def row_width(self) -> float:
+        """Numbers that are looked up for a row of the batch: those of sums, or of all ids of unpooled features."""
+        return sum((table.features if table.pooled else table.ids) * table.dim for table in self.tables)

@@ -62,6 +62,8 @@ class RankWork:
     """Groups of tables that are looked up and updated together."""
     tables: int = 0
     """Tables of the model, wherever they are: the host's work for their ids and vectors is the same on every process."""
+    feature_bytes: int = 0
+    """Bytes of the looked-up vectors of this process's rows, which are the input of the dense part."""
     gradient_bytes_made: int = 0
     """Bytes of gradients of whole data-parallel tables that backward writes to new memory and copies to DDP's buckets."""
     gradient_bytes_searched: int = 0

@@ -19,7 +19,7 @@ HARDWARE = Hardware.model_validate({
 
 WORK = RankWork(
     rows_read=10, row_bytes_read=400, rows_updated=5, row_bytes_updated=100, dense_flops=5000, dense_bytes=300,
-    table_bytes=1000, state_bytes=100, collectives=(), kernels=2,
+    table_bytes=1000, state_bytes=100, collectives=(), kernels=2, feature_bytes=40,
 )  # fmt: skip
 
 
@@ -45,24 +45,38 @@ def test_traffic(kind: str, span: str, inside: float, outside: float) -> None:
 
 
 def test_collectives() -> None:
-    assert collective_time(HARDWARE, collective("all_to_all", "world", 600, 600), 3, 2) == pytest.approx(0.5 + 3 + 200)
-    assert collective_time(HARDWARE, collective("all_to_all", "host", 600, 600), 3, 2) == pytest.approx(
+    ordered = 2 * 600 / 100
+    assert collective_time(HARDWARE, collective("all_to_all", "world", 600, 60), 3, 2) == pytest.approx(
+        0.5 + 3 + ordered + 200
+    )
+    assert collective_time(HARDWARE, collective("all_to_all", "host", 60, 600), 3, 2) == pytest.approx(
+        0.5 + 1 + ordered + 300 / 8
+    )
+    assert collective_time(HARDWARE, collective("all_gather", "host", 60, 600), 3, 2) == pytest.approx(
         0.5 + 1 + 300 / 8
     )
     assert collective_time(HARDWARE, collective("all_reduce", "world", 600, 600), 1, 1) == 0.0
     assert collective_time(HARDWARE, collective("all_reduce", "across_hosts", 600, 600), 1, 4) == 0.0
 
 
+def test_gloo_sums_whole_tensors_to_scatter_them() -> None:
+    scatter, sum_ = collective("reduce_scatter", "host", 600, 300), collective("all_reduce", "host", 600, 600)
+    assert collective_time(HARDWARE, scatter, 3, 2) == pytest.approx(0.5 + 1 + 300 / 8)
+    gloo = HARDWARE.model_copy(update={"device": "cpu", "new_memory": Bandwidth(peak=20)})
+    copies = 600 / 100 + 600 / 20 + 2 * 300 / 100
+    assert collective_time(gloo, scatter, 3, 2) == pytest.approx(collective_time(gloo, sum_, 3, 2) + copies)
+
+
 def test_parts_of_one_process() -> None:
     time = step_time(HARDWARE, [WORK])
     assert time.parts == pytest.approx({
-        "overhead": 5, "ids": 0, "lookup": 104.5, "pooled": 0, "dense part": 5, "dense exchange": 0, "gradients": 0,
-        "whole gradients": 0, "row gradients": 5, "update": 126.5, "step": 0,
+        "overhead": 5, "ids": 0, "lookup": 104.5, "pooled": 0, "dense part": 10.8, "dense exchange": 0, "gradients": 0,
+        "whole gradients": 0, "row gradients": 105, "update": 126.5, "step": 0,
     })  # fmt: skip
-    assert time.total == pytest.approx(246)
+    assert time.total == pytest.approx(351.8)
     assert time.bound == "update"
     assert time.waiting == pytest.approx(0)
-    assert step_time(HARDWARE, [WORK], precision="bfloat16").parts["dense part"] == 3, "bound by memory"
+    assert step_time(HARDWARE, [WORK], precision="bfloat16").parts["dense part"] == pytest.approx(5000 / 4000 + 5.8)
 
 
 def test_whole_gradients_of_replicated_tables() -> None:

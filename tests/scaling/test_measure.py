@@ -39,7 +39,10 @@ def test_rates_of_known_times() -> None:
     size = 1 << 26
     seconds = {"float32": 2.0, "tf32": 1.0, "bfloat16": 1.0, "streaming": 0.5, "random_rows": 0.25, "kernel": 1e-5}
     seconds |= {"new_memory": 0.125, "search": 0.25, "small": 1e-4, "large": 1e-4 + 2.0}
-    seconds |= {"step of few tables": 4e-3, "step of more tables": 4e-3 + 32 * 5e-5}
+    # 8 tables take 50 us each, 8 collectives 200 us each beyond 100 us of latency, and two lookups and updates 10 us each.
+    few = 4e-3 + 8 * 5e-5 + 8 * 3e-4
+    seconds |= {"step of few tables": few, "step of more tables": few + 64 * 5e-5}
+    seconds |= {"step of two types": few + 5 * 3e-4 + 2 * 1e-5}
     hardware = measure.describe("mine", "cpu", 4, seconds)
     assert hardware.matrix_product.rate("float32") == pytest.approx(2 * 1024**3 / 2, rel=0.01)
     assert hardware.streaming.rate == pytest.approx(4 * size, rel=0.01)
@@ -48,7 +51,13 @@ def test_rates_of_known_times() -> None:
     assert hardware.search_rate == pytest.approx(4 * size, rel=0.01)
     assert hardware.within_host.bandwidth.rate == pytest.approx((8 << 20) * 3 / 4 / 2, rel=0.01)
     assert hardware.overhead.table == pytest.approx(5e-5)
-    assert hardware.overhead.step == pytest.approx(4e-3 - 2 * 5e-5, rel=0.01)
+    assert hardware.overhead.collective == pytest.approx(2e-4)
+    assert hardware.overhead.step == pytest.approx(4e-3)
+    alone = measure.describe("mine", "cpu", 1, seconds)
+    assert alone.overhead.collective == 0.0
+    assert alone.overhead.step == pytest.approx(few - 2 * 5e-5, rel=0.01)
+    noise = seconds | {"step of more tables": 1e-3, "step of two types": 1e-3}
+    assert measure.describe("mine", "cpu", 4, noise).overhead.table == 0.0
 
 
 def test_mistakes(call: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
