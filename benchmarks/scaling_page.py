@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from benchmarks.scaling_cases import SHAPES, TYPES
+from benchmarks.scaling_measured import cases_of
 from dlrm_mtl.reports.page import Figure, Page, PageTable, Section
-from dlrm_mtl.reports.plots import COLOURS, Line, line_plot
+from dlrm_mtl.scaling.simulate_page import COLOUR, Series, plot_by_processes
 
 QUANTITIES = {
     "vectors": ("vectors and gradients, MB", 1e-6),
@@ -17,7 +16,6 @@ QUANTITIES = {
     "seconds": ("predicted step, ms", 1e3),
     "rows_imbalance": ("rows read, largest / mean", 1.0),
 }
-COLOUR = dict(zip(TYPES, COLOURS, strict=False))
 
 
 def page(figures: dict[str, Any]) -> Page:
@@ -46,7 +44,7 @@ def page(figures: dict[str, Any]) -> Page:
                 f"{case['sent'] / 1e6:.2f}",
                 f"{case['received'] / 1e6:.2f}",
             ]
-            for case in job["cases"]
+            for case in cases_of(job)
         ]
         columns = ["shape", "sharding", "ms a step", "middle half", "MB sent", "MB received"]
         title = f"Measured: {job['processes']} process(es) on {job['hosts']} host(s)"
@@ -78,14 +76,10 @@ def page(figures: dict[str, Any]) -> Page:
 
 
 def _plot(title: str, cases: Sequence[dict[str, Any]], key: str, scale: float) -> Figure:
-    lines = []
-    for name in TYPES:
-        own = [each for each in cases if each["sharding"] == name and each[key] > 0]
-        if own:
-            worlds = np.array([each["processes"] for each in own], dtype=np.float64)
-            lines.append(Line(worlds, np.array([scale * each[key] for each in own]), COLOUR[name]))
-    svg = line_plot(title, lines, "processes", logarithmic=True, logarithmic_x=True)
-    return Figure(svg, f"{title} by the number of processes, a line for each sharding type")
+    series: Series = {}
+    for case in cases:
+        series.setdefault(case["sharding"], []).append((case["processes"], scale * case[key]))
+    return plot_by_processes(title, series)
 
 
 def _text(value: Any) -> str:

@@ -33,6 +33,9 @@ def simulate(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a self-contained page to this file, too.")
+    ] = None,
     overrides: Overrides = None,
     plugins: Plugins = None,
 ) -> None:
@@ -42,4 +45,4 @@ def simulate(
     """
     from dlrm_mtl.scaling.report import show_simulation
 
-    show_simulation(config, overrides, plugins, worlds or [8], sharding or [], hardware, per_host, json_file)
+    show_simulation(config, overrides, plugins, worlds or [8], sharding or [], hardware, per_host, json_file, html)

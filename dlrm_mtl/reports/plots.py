@@ -67,8 +67,12 @@ def line_plot(
     logarithmic: bool = False,
     logarithmic_x: bool = False,
     from_zero: bool = False,
+    x_ticks: Sequence[float] = (),
 ) -> str:
-    """Lines over a common axis; bands may exceed the plot, as intervals of few values are very wide."""
+    """Lines over a common axis; bands may exceed the plot, as intervals of few values are very wide.
+
+    ``x_ticks`` are the labelled places of the axis, chosen by matplotlib by default.
+    """
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -81,6 +85,9 @@ def line_plot(
         if logarithmic_x:
             axes.set_xscale("log")
             _plain_logarithms(axes.xaxis)
+        if x_ticks:
+            axes.set_xticks(x_ticks, [f"{place:g}" for place in x_ticks])
+            axes.set_xticks([], minor=True)
         limits = axes.get_ylim()
         for line in lines:
             if line.low is not None and line.high is not None:
@@ -109,6 +116,31 @@ def grouped_bars(title: str, names: Sequence[str], groups: Mapping[str, Sequence
         axes.legend(frameon=False, ncols=len(groups), fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
 
     return svg_of(title, draw, width=10.0, height=3.0)
+
+
+def stacked_bars(title: str, names: Sequence[str], parts: Mapping[str, Sequence[float]], x_label: str = "") -> str:
+    """A horizontal bar for each of ``names``, the first at the top, of the values of ``parts`` one after the other.
+
+    The smallest parts are drawn as one where there are more than colours.
+    """
+    shown = dict(parts)
+    if len(shown) > len(COLOURS):
+        kept = sorted(shown, key=lambda part: -sum(shown[part]))[: len(COLOURS) - 1]
+        rest = [sum(shown[part][n] for part in shown if part not in kept) for n in range(len(names))]
+        shown = {part: shown[part] for part in shown if part in kept} | {"others": rest}
+
+    def draw(axes: Axes) -> None:
+        places, left = -np.arange(len(names)), np.zeros(len(names))
+        for colour, (part, values) in zip(COLOURS, shown.items(), strict=False):
+            axes.barh(places, values, 0.72, left=left, color=colour, label=part)
+            left = left + np.array(values)
+        axes.set_yticks(places, [_short(name, 24) for name in names])
+        axes.grid(visible=False, axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(x_label)
+        axes.legend(frameon=False, ncols=min(len(shown), 5), fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12))
+
+    return _svg(title, draw, width=10.0, height=1.5 + 0.24 * len(names))
 
 
 def histogram_plot(title: str, edges: Floats, counts: Floats, x_label: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Simulations on one screen, and as JSON."""
+"""Simulations on one screen, as JSON, and as a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from dlrm_mtl.config.check import check_tasks
 from dlrm_mtl.config.load import load_config
@@ -18,11 +17,12 @@ from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.processes import Process
 from dlrm_mtl.data.batch import Batch
 from dlrm_mtl.data.dataset import Dataset, open_dataset
-from dlrm_mtl.embeddings.torchrec.plan import MIB
 from dlrm_mtl.embeddings.torchrec.sharders import SHARDING_TYPES
 from dlrm_mtl.reports.page import write_text
+from dlrm_mtl.reports.terminal import rich_table
 from dlrm_mtl.scaling.hardware import Hardware, load_hardware
 from dlrm_mtl.scaling.simulate_group import simulated_processes
+from dlrm_mtl.scaling.simulate_page import simulation_page, time_table, work_table
 from dlrm_mtl.scaling.simulate_types import CONFIGURED, TypeResult, check_types, layout_for, simulate_type
 from dlrm_mtl.scaling.work import PHASES
 from dlrm_mtl.training.build import quieten
@@ -38,6 +38,7 @@ def show_simulation(
     hardware_name: str,
     per_host: int | None,
     as_json: Path | None,
+    html: Path | None,
 ) -> None:
     """Simulate the configuration in the file ``path``; the other arguments are those of `dlrm-mtl simulate`.
 
@@ -78,13 +79,15 @@ def show_simulation(
                 results.append(result)
     for layout in layouts:
         own = [result for result in results if result.layout is layout]
-        for table in tables_of(config, hardware, own):
-            console().print(table)
+        if own:
+            show_tables(config, hardware, own)
     for text in left_out:
         say(text)
-    content = as_dictionary(config, hardware, results)
     if as_json is not None:
-        write_text(as_json, json.dumps(content, indent=2) + "\n")
+        write_text(as_json, json.dumps(as_dictionary(config, hardware, results), indent=2) + "\n")
+    if html is not None:
+        simulation_page(config, hardware, results, left_out).write(html)
+        say(f"{html}: written; open it in a browser")
 
 
 def global_batch(config: RunConfig, dataset: Dataset) -> list[Batch]:
@@ -104,38 +107,14 @@ def global_batch(config: RunConfig, dataset: Dataset) -> list[Batch]:
         return [batch for batch, _ in zip(batches, range(config.training.micro_batches), strict=False)]
 
 
-def tables_of(config: RunConfig, hardware: Hardware, results: list[TypeResult]) -> list[Table]:
-    """Tables of one number of processes: work of a step, and its time; none without results."""
-    if not results:
-        return []
+def show_tables(config: RunConfig, hardware: Hardware, results: list[TypeResult]) -> None:
+    """Print the work of a step on one number of processes, and its time."""
     layout = results[0].layout
     where = f"{layout.world_size} processes on {layout.hosts} host(s) of {hardware.name}"
-    work = Table(title=f"{config.name}: a step of {config.data.training_rows:,} rows, {where}", title_justify="left")
-    time = Table(title="Predicted time of the step in ms", title_justify="left")
-    for heading in (
-        "sharding",
-        *(f"{phase} MiB" for phase in PHASES),
-        "memory MiB",
-        "rows",
-        "updates",
-        "bytes",
-        "memory",
-    ):
-        work.add_column(heading, justify="left" if heading == "sharding" else "right", no_wrap=heading == "sharding")
-    parts = [part for part in results[0].time.parts if any(result.time.parts[part] for result in results)]
-    for heading in ("sharding", *parts, "all", "waiting"):
-        time.add_column(heading, justify="left" if heading == "sharding" else "right", no_wrap=heading == "sharding")
-    for result in results:
-        name = result.sharding if result.fits else f"{result.sharding} (does not fit)"
-        moved = [f"{max(result.sent(phase), result.received(phase)) / MIB:,.2f}" for phase in PHASES]
-        balance = [f"{result.imbalance(quantity):.2f}" for quantity in ("rows", "updates", "bytes", "memory")]
-        work.add_row(name, *moved, f"{max(result.held) / MIB:,.1f}", *balance)
-        milliseconds = [f"{1e3 * result.time.parts[part]:.2f}" for part in parts]
-        time.add_row(name, *milliseconds, f"{1e3 * result.time.total:.2f}", f"{result.time.waiting:.0%}")
-    work.caption = (
-        "MiB that the busiest process sends or receives, whichever is more; then largest over mean of all processes"
-    )
-    return [work, time]
+    work = work_table(results, f"{config.name}: a step of {config.data.training_rows:,} rows, {where}")
+    console().print(rich_table(work))
+    say("MiB that the busiest process sends or receives, whichever is more; then largest over mean of all processes")
+    console().print(rich_table(time_table(results, "Predicted time of the step in ms")))
 
 
 def as_dictionary(config: RunConfig, hardware: Hardware, results: list[TypeResult]) -> dict[str, Any]:
