@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from dlrm_mtl.metrics import ALL_METRICS, METRICS
+from dlrm_mtl.metrics import METRICS, in_order
 
 if TYPE_CHECKING:
     from dlrm_mtl.tasks.config import TaskConfig  # it needs PyTorch
@@ -154,11 +154,8 @@ def clock(seconds: float) -> str:
 
 def metrics_table(title: str, metrics: dict[str, float], tasks: list[str]) -> Table:
     """A table of metrics with one row per task; `-` means that a metric is not defined for a task."""
-    columns = {
-        name: metric
-        for name, metric in ALL_METRICS.items()
-        if not metric.detail and any(f"{task}/{name}" in metrics for task in tasks)
-    }
+    names = [key.partition("/")[2] for key in metrics if key.partition("/")[0] in tasks]
+    columns = {name: metric for name, metric in in_order(names).items() if not metric.detail}
     table = Table(title=title, title_justify="left")
     table.add_column("task")
     for metric in columns.values():

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dlrm_mtl.config.metric_columns import check_metric_columns
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.errors import UserError
 from dlrm_mtl.core.parts import Misfit
@@ -19,7 +20,7 @@ from dlrm_mtl.data.negatives.check import check_negatives
 from dlrm_mtl.data.spec import DATASET_FILE, DatasetSpec
 from dlrm_mtl.data.vectors import VectorFiles
 from dlrm_mtl.embeddings.config import EmbeddingsConfig
-from dlrm_mtl.metrics import METRICS
+from dlrm_mtl.metrics import task_metrics
 from dlrm_mtl.tasks.check import check_labels
 from dlrm_mtl.tasks.products import product_mistake
 from dlrm_mtl.tasks.targets import label_columns
@@ -36,6 +37,7 @@ def check_run(config: RunConfig, place: str) -> None:
         check_compile(config)
         check_negatives_count(config)
         check_items_are_drawn(config)
+        check_groups(config)
         if config.data.negatives is None:  # with negatives, missing labels of the data set are reported first
             check_watched_metric(config)
     except UserError as error:
@@ -113,11 +115,28 @@ def check_watched_metric(config: RunConfig) -> None:
         UserError: there is no such metric.
     """
     watched = config.training.early_stopping.metric
+    columns = config.metrics.gauc
     known = {
-        f"{name}/{metric}" for task in config.tasks for name in ("mean", task.name) for metric in METRICS[task.kind]
+        f"{name}/{metric}"
+        for task in config.tasks
+        for name in ("mean", task.name)
+        for metric in task_metrics(task.kind, columns)
     }
     if watched not in known:
         raise UserError(f"training.early_stopping.metric: there is no metric {watched!r}; {suggest(watched, known)}.")
+
+
+def check_groups(config: RunConfig) -> None:
+    """Refuse groups for GAUC if no task has a binary label.
+
+    Raises:
+        UserError: there are groups and no such task.
+    """
+    if config.metrics.gauc and not any(task.kind == "binary" for task in config.tasks):
+        raise UserError(
+            f"metrics.gauc: {config.metrics.gauc[0]!r} groups the rows of tasks with a binary label, and no task has one; "
+            "remove the key."
+        )
 
 
 def check_growing(config: RunConfig) -> None:
@@ -165,10 +184,11 @@ def check_against_data_set(config: RunConfig, place: str) -> None:
     """
     if "://" in config.data.path or not Path(config.data.path, DATASET_FILE).is_file():
         return
-    spec = open_dataset(config.data.path).spec
+    dataset = open_dataset(config.data.path)
     try:
-        select(spec, config.data, [])
-        check_tasks(config, spec)
+        select(dataset.spec, config.data, [])
+        check_tasks(config, dataset.spec)
+        check_metric_columns(config.metrics, dataset, ("validation", "test"))
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 

@@ -51,7 +51,7 @@ class RunConfig(Strict):
     optimizer_state: true}`."""
 
     metrics: MetricsConfig = MetricsConfig()
-    """Metrics by slice."""
+    """Metrics beyond those that every task has by its loss: AUC within groups, metrics by slice."""
     serving: ServingConfig = ServingConfig()
     """Use of the predictions by an exported bundle."""
 

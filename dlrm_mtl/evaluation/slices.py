@@ -8,12 +8,15 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.processes import gather_objects
 from dlrm_mtl.data.carried_columns import NONE, ColumnEncoder, Numbers, ValueCodes
+from dlrm_mtl.evaluation.exchange import gather_arrays, sort_over_processes
 from dlrm_mtl.evaluation.results import PartKind
 from dlrm_mtl.metrics.config import SliceConfig
+from dlrm_mtl.metrics.sorted_rows import number_keys, numbers_of
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -138,8 +141,17 @@ def shared_slices(config: SliceConfig, encoder: ColumnEncoder, codes: Ids) -> tu
 def quantile_edges(numbers: Floats, count: int) -> list[float]:
     """Edges between ``count`` ranges with about equally many of the numbers of all processes; fewer if many are equal.
 
-    Edge j is the number with N j / count smaller ones, of N numbers. Every process must call this.
+    Edge j is the number with N j / count smaller or equal ones before it, of N numbers. Every process must call this.
     """
-    ordered = np.sort(np.concatenate(gather_objects(numbers[~np.isnan(numbers)])))
-    picked = ordered[len(ordered) * np.arange(1, count) // count] if len(ordered) else ordered
-    return [float(edge) for edge in np.unique(picked) if edge > ordered[0]]
+    known = numbers[~np.isnan(numbers)]
+    rows = sort_over_processes(number_keys(known)[:, None], np.ones((len(known), 1)))
+    reached = np.cumsum(rows.values[:, 0])
+    totals = gather_arrays(reached[-1:] if len(reached) else np.zeros(1))[:, 0]
+    before, whole = float(totals[: dist.get_rank()].sum()), float(totals.sum())
+    wanted = whole * np.arange(count) // count  # the first is the smallest number
+    places = np.searchsorted(reached, wanted - before, side="right")
+    own = (wanted >= before) & (places < len(reached))
+    found = np.full(count, -np.inf)
+    found[own] = numbers_of(rows.keys[places[own], 0])
+    edges = gather_arrays(found).max(axis=0)
+    return [float(edge) for edge in np.unique(edges[1:]) if edge > edges[0]]

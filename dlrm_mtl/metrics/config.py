@@ -51,9 +51,19 @@ class SliceConfig(Strict):
 class MetricsConfig(Strict):
     """Metrics beyond those that every task has by its loss."""
 
+    gauc: list[str] = Field(default_factory=list)
+    """Columns by which rows are grouped for `gauc@COLUMN` of binary tasks, such as `[user_id]`: a sparse feature, or a
+    Parquet column of integers or strings, such as that of the request. GAUC is the mean AUC of the groups, weighted by their
+    rows."""
     slices: list[SliceConfig] = Field(default_factory=list)
     """Columns by which a split is cut to show every metric by slice, such as `[tab, {column: age, edges: [18, 65]}]`. They
     are computed on the test split and by `evaluate`, not while training goes on."""
+
+    @field_validator("gauc")
+    @classmethod
+    def _groups_once(cls, columns: list[str]) -> list[str]:
+        _refuse_twice(columns)
+        return columns
 
     @field_validator("slices")
     @classmethod

@@ -80,7 +80,11 @@ class ScoreBins:
 
 
 def score_bins(
-    scores: NDArray[np.float32], labels: Array, weights: Array, kinds: Sequence[str], total: Total = lambda array: array
+    scores: NDArray[np.float32],
+    labels: NDArray[Any],
+    weights: NDArray[Any],
+    kinds: Sequence[str],
+    total: Total = lambda array: array,
 ) -> list[ScoreBins]:
     """Put the scores of every task into at most three times :data:`QUANTILES` bins.
 

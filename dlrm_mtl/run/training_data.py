@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from dlrm_mtl.config.metric_columns import check_metric_columns
 from dlrm_mtl.config.run import RunConfig
 from dlrm_mtl.core.processes import Process, first_process_only
 from dlrm_mtl.data.contract import Contract, read_through
@@ -52,6 +53,7 @@ def open_training_data(
     if known is not None and split is not None:
         first_process_only(partial(check_same_files, known, dataset, split, folder))
     train = training_loader(config, split, process) if split else None
+    first_process_only(partial(check_metric_columns, config.metrics, dataset, ("validation", "test")))
     validation = None
     if "validation" in dataset.spec.splits:
         validation = Evaluator(config, dataset, "validation", process, sliced=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 import dlrm_mtl
 from dlrm_mtl.data.carried_columns import NONE
 from dlrm_mtl.evaluation.slices import slices_of_numbers, slices_of_values
-from dlrm_mtl.metrics import METRICS
+from dlrm_mtl.metrics import METRICS, task_metrics
+from dlrm_mtl.metrics.group_auc import gauc, group_aucs
 from tests import commands, synthetic
 
 SLICES: list[Any] = [
@@ -42,7 +44,9 @@ def with_cities(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dlrm_mtl.Run]:
     folder = with_cities(synthetic.write_dataset(tmp_path_factory.mktemp("data"), rows=1200))
-    content = synthetic.config(folder, training={"epochs": 1, "max_steps": 4}, metrics={"slices": SLICES})
+    content = synthetic.config(
+        folder, training={"epochs": 1, "max_steps": 4}, metrics={"slices": SLICES, "gauc": ["user", "city"]}
+    )
     path = commands.write_config(folder / "run.yaml", content)
     run = dlrm_mtl.train(dlrm_mtl.load_config(path), output=tmp_path_factory.mktemp("runs") / "sliced", progress=False)
     return folder, run
@@ -80,6 +84,29 @@ def test_every_slice_has_the_metrics_of_its_rows(trained: tuple[Path, dlrm_mtl.R
         check(each, mask, rows, predicted)
 
 
+def test_auc_within_groups(trained: tuple[Path, dlrm_mtl.Run]) -> None:
+    folder, run = trained
+    rows = pq.read_table(folder / "test").to_pydict()
+    predicted = run.predict(folder / "test")
+    cities = sorted({city for city in rows["city"] if city})
+    groups = {
+        "user": [user or None for user in rows["user"]],  # 0 is unknown
+        "city": [None if city is None else cities.index(city) for city in rows["city"]],
+    }
+    for task, (column, group) in itertools.product(("click", "buy"), groups.items()):
+        there = [one is not None and label is not None for one, label in zip(group, rows[task], strict=True)]
+        labels = np.array([label or 0 for label in rows[task]], float)[there]
+        ids = np.array([one or 0 for one in group])[there]
+        found = group_aucs(predicted[task].to_numpy()[there], labels, np.ones(len(labels)), ids)
+        assert run.metrics[f"{task}/gauc@{column}"] == pytest.approx(gauc(found))
+        assert run.metrics[f"{task}/gauc_groups@{column}"] == found.groups
+        assert run.metrics[f"{task}/gauc_left_out@{column}"] == found.left_out
+        assert found.groups > 2
+    mean = (run.metrics["click/gauc@user"] + run.metrics["buy/gauc@user"]) / 2
+    assert run.metrics["mean/gauc@user"] == pytest.approx(mean)
+    assert any("click/gauc@user" in entry for entry in run.history)
+
+
 def sorted_by_rows(values: list[str | None]) -> list[str]:
     known = [value for value in values if value is not None]
     return sorted(set(known), key=lambda value: (-known.count(value), value))
@@ -94,7 +121,7 @@ def check(found: dict[str, Any], mask: np.ndarray, rows: dict[str, list[Any]], p
         logits = np.log(p / (1 - p))
         of_task = found["tasks"][task]
         assert (of_task["rows"], of_task["positives"]) == (len(labels), labels.sum())
-        assert of_task["metrics"].keys() == METRICS["binary"].keys()
+        assert of_task["metrics"].keys() == task_metrics("binary", ["user", "city"]).keys()
         for name in ("auc", "log_loss", "ece", "ks"):
             expected = METRICS["binary"][name](logits, labels, np.ones(len(labels)))
             assert of_task["metrics"][name] == (None if math.isnan(expected) else pytest.approx(expected, abs=1e-5)), (
@@ -105,7 +132,9 @@ def check(found: dict[str, Any], mask: np.ndarray, rows: dict[str, list[Any]], p
 
 def test_two_processes_and_another_batch_size_give_the_same(trained: tuple[Path, dlrm_mtl.Run]) -> None:
     folder, run = trained
-    content = synthetic.config(folder, training={"epochs": 1, "max_steps": 4}, metrics={"slices": SLICES})
+    content = synthetic.config(
+        folder, training={"epochs": 1, "max_steps": 4}, metrics={"slices": SLICES, "gauc": ["user"]}
+    )
     path = commands.write_config(folder / "two.yaml", content)
     done = commands.run(
         "train", path, "--output", folder / "two", "--set", "data.evaluation_batch_size=128", processes=2
@@ -151,9 +180,36 @@ def strip(slicing: dict[str, Any]) -> list[Any]:
     ],
 )
 def test_mistakes_are_sentences(trained: tuple[Path, dlrm_mtl.Run], slices: list[Any], said: str) -> None:
-    _, run = trained
+    refuse(trained[1], f"metrics.slices={json.dumps(slices)}", said)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        (["session"], "column 'session', which metrics.gauc.0 reads, is missing; there are: age, buy, city"),
+        (["user", "price"], "column 'price' has type float, and metrics.gauc.1 needs integers or strings"),
+        (["history"], "metrics.gauc.0: 'history' holds lists of ids, where a row needs one value"),
+    ],
+)
+def test_groups_that_cannot_be(trained: tuple[Path, dlrm_mtl.Run], groups: list[str], said: str) -> None:
+    refuse(trained[1], f"metrics.gauc={json.dumps(groups)}", said)
+
+
+def test_a_run_begins_only_with_all_columns_of_the_test_split(
+    trained: tuple[Path, dlrm_mtl.Run], tmp_path: Path
+) -> None:
+    content = synthetic.config(trained[0], metrics={"slices": ["town"]})
+    path = commands.write_config(tmp_path / "run.yaml", content)
+    for command in (["config", "check", path], ["train", path, "--output", tmp_path / "run"]):
+        done = commands.run(*command)
+        assert done.returncode == 2
+        assert "column 'town', which metrics.slices.0.column reads, is missing" in done.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def refuse(run: dlrm_mtl.Run, override: str, said: str) -> None:
     with pytest.raises(dlrm_mtl.UserError) as caught:
-        run.evaluate(overrides=[f"metrics.slices={json.dumps(slices)}"])
+        run.evaluate(overrides=[override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
