@@ -134,13 +134,13 @@ def stacked_bars(title: str, names: Sequence[str], parts: Mapping[str, Sequence[
         for colour, (part, values) in zip(COLOURS, shown.items(), strict=False):
             axes.barh(places, values, 0.72, left=left, color=colour, label=part)
             left = left + np.array(values)
-        axes.set_yticks(places, [_short(name, 24) for name in names])
+        axes.set_yticks(places, [short(name, 24) for name in names])
         axes.grid(visible=False, axis="y")
         axes.set_axisbelow(True)
         axes.set_xlabel(x_label)
         axes.legend(frameon=False, ncols=min(len(shown), 5), fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12))
 
-    return _svg(title, draw, width=10.0, height=1.5 + 0.24 * len(names))
+    return svg_of(title, draw, width=10.0, height=1.5 + 0.24 * len(names))
 
 
 def histogram_plot(title: str, edges: Floats, counts: Floats, x_label: str = "") -> str:

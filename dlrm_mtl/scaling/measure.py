@@ -162,7 +162,7 @@ def _work(rank: int, processes: int, device: str, folder: str) -> None:
         for number in range(WARM_UP):
             for probe in probes:
                 probe.work(number)
-        times = {probe.name: [] for probe in probes}
+        times: dict[str, list[float]] = {probe.name: [] for probe in probes}
         for number in range(WARM_UP, WARM_UP + TURNS):
             for probe in probes:
                 times[probe.name] += [each["seconds"] for each in turn(probe, number, clocks)]

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from torchx.components.component_test_base import ComponentTestCase
 
+from benchmarks.scaling_measured import cases_of
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENT = f"{ROOT / 'launchers' / 'bench.py'}:scaling"
 
@@ -40,5 +42,5 @@ def test_a_job_measures_its_processes(tmp_path: Path, hosts: str) -> None:
     assert done.returncode == 0, done.stderr
     [job] = json.loads(figures.read_text())["measured"]
     assert (job["processes"], job["hosts"]) == (2, int(hosts[0]))
-    assert {case["sharding"] for case in job["cases"]} >= {"data_parallel", "table_wise", "row_wise", "column_wise"}
+    assert {case["sharding"] for case in cases_of(job)} >= {"data_parallel", "table_wise", "row_wise", "column_wise"}
     assert "table_wise" in page.read_text()
