@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dlrm_mtl.evaluation.exchange import gather_arrays, sort_over_processes
 from dlrm_mtl.metrics import Metric
-from dlrm_mtl.metrics.forms import CHUNK, OverScores, ScoreRange, Sums, bincount
+from dlrm_mtl.metrics.forms import CHUNK, OverScores, RowSums, ScoreRange, bincount
 from dlrm_mtl.metrics.sorted_rows import score_keys
 
 Ids = NDArray[np.int64]
@@ -64,7 +64,7 @@ def metrics_of_rows(
         For every grouping, the metrics [G] by name; nan where undefined.
     """
     result: list[dict[str, Floats]] = [{} for _ in groupings]
-    sums = {name: metric.over for name, metric in metrics.items() if isinstance(metric.over, Sums)}
+    sums = {name: metric.over for name, metric in metrics.items() if isinstance(metric.over, RowSums)}
     scores = {name: metric.over for name, metric in metrics.items() if isinstance(metric.over, OverScores)}
     others = {name: metric for name, metric in metrics.items() if metric.over is None}
     for found, of_grouping in zip(_sums(rows, groupings, sums), result, strict=True):
@@ -78,7 +78,7 @@ def metrics_of_rows(
     return result
 
 
-def _sums(rows: TaskRows, groupings: Sequence[Grouping], metrics: Mapping[str, Sums]) -> list[dict[str, Floats]]:
+def _sums(rows: TaskRows, groupings: Sequence[Grouping], metrics: Mapping[str, RowSums]) -> list[dict[str, Floats]]:
     """Metrics of sums: terms are computed once for all groupings."""
     parts: list[dict[str, list[Floats]]] = [{name: [] for name in metrics} for _ in groupings]
     for start in range(0, max(len(rows.scores), 1), CHUNK):

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.registry import Entry, home
-from dlrm_mtl.metrics.forms import OverScores, Sums
+from dlrm_mtl.metrics.forms import OverScores, RowSums
 
 Array = NDArray[np.float64]
 Kind = Literal["binary", "real", "ranking"]
@@ -48,7 +48,7 @@ class Metric:
     """True if ``function`` takes the positions of targets among all items instead."""
     detail: bool = False
     """True if tables of a training's output leave the metric out."""
-    over: Sums | OverScores | None = None
+    over: RowSums | OverScores | None = None
     """Form for several processes; None if it needs all rows in one place."""
     of_groups: bool = False
     """True if ``function`` takes the AUC of groups instead."""

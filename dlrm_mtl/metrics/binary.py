@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.registry import register
-from dlrm_mtl.metrics.forms import OverScores, ScoreRange, Sums, mean
+from dlrm_mtl.metrics.forms import OverScores, RowSums, ScoreRange, mean
 
 Array = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def _losses(logits: Array, labels: Array, weights: Array) -> Array:
     return np.stack([weights * (np.logaddexp(0.0, logits) - labels * logits), weights])
 
 
-_log_loss = Sums(_losses, mean)
+_log_loss = RowSums(_losses, mean)
 
 
 @register("metric", "log_loss", kinds={"binary": 20}, heading="log loss", lower_is_better=True, over=_log_loss)
@@ -60,7 +60,7 @@ def _relative_to_the_rate(sums: Array) -> float:
     return float(loss / weight / -(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate)))
 
 
-_normalized_entropy = Sums(_losses_and_positives, _relative_to_the_rate)
+_normalized_entropy = RowSums(_losses_and_positives, _relative_to_the_rate)
 
 
 @register(
@@ -80,7 +80,7 @@ def _predicted_and_observed(logits: Array, labels: Array, weights: Array) -> Arr
     return np.stack([weights * np.exp(-np.logaddexp(0.0, -logits)), weights * labels])
 
 
-_calibration = Sums(_predicted_and_observed, mean)
+_calibration = RowSums(_predicted_and_observed, mean)
 
 
 @register("metric", "calibration", kinds={"binary": 40}, heading="calibration", form="{:.3f}", over=_calibration)
@@ -93,7 +93,7 @@ def _observed(logits: Array, labels: Array, weights: Array) -> Array:
     return (weights * labels)[None]
 
 
-_positives = Sums(_observed, lambda sums: float(sums[0]))
+_positives = RowSums(_observed, lambda sums: float(sums[0]))
 
 
 @register("metric", "positives", kinds={"binary": 50}, heading="positives", form="{:,.0f}", over=_positives)

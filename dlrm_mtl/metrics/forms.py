@@ -22,7 +22,7 @@ CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Sums:
+class RowSums:
     """A metric that is a function of sums over rows; call it with scores, labels and weights, each [N]."""
 
     terms: Callable[[Array, Array, Array], Array]

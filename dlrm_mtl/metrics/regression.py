@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.registry import register
-from dlrm_mtl.metrics.forms import Sums, mean
+from dlrm_mtl.metrics.forms import RowSums, mean
 
 Array = NDArray[np.float64]
 
@@ -23,9 +23,9 @@ def _distances(predictions: Array, labels: Array, weights: Array) -> Array:
     return np.stack([weights * np.abs(predictions - labels), weights])
 
 
-_mse = Sums(_squares, mean)
-_rmse = Sums(_squares, lambda sums: float(np.sqrt(mean(sums))))
-_mae = Sums(_distances, mean)
+_mse = RowSums(_squares, mean)
+_rmse = RowSums(_squares, lambda sums: float(np.sqrt(mean(sums))))
+_mae = RowSums(_distances, mean)
 
 
 @register("metric", "mse", kinds={"real": 20}, heading="MSE", lower_is_better=True, over=_mse)

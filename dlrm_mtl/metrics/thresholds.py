@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_mtl.core.registry import register
-from dlrm_mtl.metrics.forms import OverScores, ScoreRange, Sums, mean
+from dlrm_mtl.metrics.forms import OverScores, RowSums, ScoreRange, mean
 
 Array = NDArray[np.float64]
 
@@ -64,9 +64,9 @@ def _decisions(logits: Array, labels: Array, weights: Array) -> Array:
     return np.stack([predicted * labels, predicted, weights * labels])
 
 
-_precision = Sums(_decisions, lambda sums: _share(sums[0], sums[1]))
-_recall = Sums(_decisions, lambda sums: _share(sums[0], sums[2]))
-_f1 = Sums(_decisions, lambda sums: _share(2 * sums[0], sums[1] + sums[2]))
+_precision = RowSums(_decisions, lambda sums: _share(sums[0], sums[1]))
+_recall = RowSums(_decisions, lambda sums: _share(sums[0], sums[2]))
+_f1 = RowSums(_decisions, lambda sums: _share(2 * sums[0], sums[1] + sums[2]))
 
 
 @register("metric", "precision", kinds={"binary": 80}, heading="precision", detail=True, over=_precision)
@@ -97,7 +97,7 @@ def _gaps(logits: Array, labels: Array, weights: Array) -> Array:
     return terms
 
 
-_ece = Sums(_gaps, lambda sums: mean(np.array([np.abs(sums[:BINS]).sum(), sums[BINS]])))
+_ece = RowSums(_gaps, lambda sums: mean(np.array([np.abs(sums[:BINS]).sum(), sums[BINS]])))
 
 
 @register(

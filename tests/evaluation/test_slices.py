@@ -133,7 +133,7 @@ def check(found: dict[str, Any], mask: np.ndarray, rows: dict[str, list[Any]], p
 def test_two_processes_and_another_batch_size_give_the_same(trained: tuple[Path, dlrm_mtl.Run]) -> None:
     folder, run = trained
     content = synthetic.config(
-        folder, training={"epochs": 1, "max_steps": 4}, metrics={"slices": SLICES, "gauc": ["user"]}
+        folder, training={"epochs": 1, "max_steps": 4}, metrics={"slices": SLICES, "gauc": ["user", "city"]}
     )
     path = commands.write_config(folder / "two.yaml", content)
     done = commands.run(
