@@ -42,7 +42,7 @@ def to_yaml(value: object) -> str:
     text = yaml.dump(
         value, Dumper=_OneLine, default_flow_style=True, allow_unicode=True, width=1_000_000, sort_keys=False
     )
-    return text.removesuffix("...\n").strip()
+    return text.removesuffix("...\n").strip("\n")
 
 
 class _OneLine(yaml.SafeDumper):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
@@ -298,6 +298,7 @@ TEXTS = st.text(min_size=1, max_size=8)
 @given(
     TEXTS, st.lists(TEXTS, max_size=3), st.one_of(st.none(), st.sampled_from("'|")), st.sampled_from([0, 1e-7, -3.5e30])
 )
+@example(":\xa0", ["\xa0"], None, 0)
 @settings(max_examples=60, deadline=None)
 def test_what_is_kept_of_a_description_is_all_of_it(
     name: str, nulls: list[str], quote: str | None, fill: float
